@@ -1,0 +1,1 @@
+"""Weight files of every published layout to canonical state dicts, and back."""

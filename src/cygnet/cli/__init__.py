@@ -1,0 +1,1 @@
+"""The cygnet command: argv to one call per verb."""

@@ -1,0 +1,103 @@
+"""Every error that cygnet raises on purpose.
+
+    CygnetError                     something cygnet can explain; carries a stable code and an exit code
+    ├── RequestError                a field of a request is wrong (also a ValueError)
+    ├── WeightFileError             a weight file or model folder cannot be used
+    │   ├── UnknownLayoutError      the keys belong to no layout that cygnet knows
+    │   └── StateMismatchError      right layout, but tensors are missing, unexpected or of the wrong shape
+    ├── MediaError                  a picture or video given as input cannot be used
+    ├── ModelNotFoundError          a model name or a component of it is not on this machine
+    ├── DownloadError               fetching weights failed
+    ├── OutputError                 a result could not be written (disk full, no permission)
+    ├── UnsupportedError            this machine or installation lacks something; the message names the remedy
+    ├── NumericalError              NaN or infinity appeared while sampling or decoding
+    └── Cancelled                   the caller asked to stop
+
+A message says what was given, what is allowed and what to do next. It never holds a secret.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CygnetError(Exception):
+    """Base class. ``code`` is stable and machine-readable; ``exit_code`` is what the command returns."""
+
+    code: ClassVar[str] = "failed"
+    exit_code: ClassVar[int] = 1
+
+
+class RequestError(CygnetError, ValueError):
+    """A field of a request has a value that is not allowed."""
+
+    code = "bad_request"
+    exit_code = 2
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class WeightFileError(CygnetError):
+    """A weight file or model folder is damaged, unsafe or not what was asked for."""
+
+    code = "bad_weights"
+    exit_code = 2
+
+
+class UnknownLayoutError(WeightFileError):
+    """The tensor names belong to no layout that cygnet knows."""
+
+    code = "unknown_layout"
+
+
+class StateMismatchError(WeightFileError):
+    """The layout is known, but tensors are missing, unexpected or of the wrong shape."""
+
+    code = "state_mismatch"
+
+
+class MediaError(CygnetError):
+    """A picture or video given as input cannot be used."""
+
+    code = "bad_media"
+    exit_code = 2
+
+
+class ModelNotFoundError(CygnetError):
+    """A named model, or a component of it, is not on this machine."""
+
+    code = "model_missing"
+    exit_code = 2
+
+
+class DownloadError(CygnetError):
+    """Fetching weights failed; what was fetched so far is kept for the next try."""
+
+    code = "download_failed"
+
+
+class OutputError(CygnetError):
+    """A result could not be written."""
+
+    code = "output_failed"
+
+
+class UnsupportedError(CygnetError):
+    """This machine or installation lacks something that the request needs."""
+
+    code = "unsupported"
+
+
+class NumericalError(CygnetError):
+    """NaN or infinity appeared in the latents or frames."""
+
+    code = "not_finite"
+
+
+class Cancelled(CygnetError):
+    """The caller asked to stop; nothing was written."""
+
+    code = "cancelled"
+    exit_code = 130

@@ -1,0 +1,1 @@
+"""CLIP visual tower and its preprocessing."""

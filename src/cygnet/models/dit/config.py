@@ -1,0 +1,60 @@
+"""Architecture of the diffusion transformer, and the published variants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Variant = Literal["t2v", "i2v", "flf2v"]
+
+HEAD_WIDTH = 128
+"""Every published Wan DiT has heads of this width, so head count follows from ``dim``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig:
+    """Shape of a Wan diffusion transformer; no device, path or speed option."""
+
+    variant: Variant
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    in_channels: int
+    """Latent channels, plus the 20 channels of the image condition (4 mask + 16 latent) for image-to-video."""
+    out_channels: int = 16
+    text_dim: int = 4096
+    text_length: int = 512
+    """Rows that cross-attention sees; shorter prompts are padded with zero rows, which count."""
+    freq_dim: int = 256
+    """Width of the sinusoidal timestep embedding."""
+    image_dim: int | None = None
+    """Width of the CLIP tokens; None for text-to-video."""
+    image_positions: int | None = None
+    """Rows of the learned positions added to the CLIP tokens (514 in FLF2V); None elsewhere."""
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+            raise ValueError(f"dim {self.dim} does not split into {self.num_heads} heads of even width")
+        if (self.variant == "t2v") != (self.image_dim is None):
+            raise ValueError("image_dim is given for image variants, and only for them")
+        if (self.variant == "flf2v") != (self.image_positions is not None):
+            raise ValueError("image_positions is given for flf2v, and only for it")
+        if min(self.dim, self.ffn_dim, self.num_layers, self.in_channels, self.out_channels, self.text_dim) < 1:
+            raise ValueError("widths and layer counts must be positive")
+        if self.freq_dim % 2 or self.freq_dim < 2:
+            raise ValueError("freq_dim must be even")
+
+    @property
+    def condition_channels(self) -> int:
+        """Channels that the image condition adds to the noisy latents (0 or 20)."""
+        return self.in_channels - self.out_channels
+
+
+T2V_1_3B = DiTConfig(variant="t2v", dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, in_channels=16)
+T2V_14B = DiTConfig(variant="t2v", dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_channels=16)
+I2V_14B = replace(T2V_14B, variant="i2v", in_channels=36, image_dim=1280)
+"""480P and 720P share this architecture; their weights differ."""
+FLF2V_14B = replace(I2V_14B, variant="flf2v", image_positions=514)

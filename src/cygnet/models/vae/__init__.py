@@ -1,0 +1,1 @@
+"""Wan-VAE: causal 3-D video autoencoder."""

@@ -1,0 +1,1 @@
+"""Sigma schedules and steppers, shared by sampling and training."""

@@ -1,0 +1,84 @@
+"""Small values and protocols that every layer may use. Nothing here imports torch at run time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from cygnet.errors import Cancelled
+
+if TYPE_CHECKING:
+    import torch
+
+ComponentName = Literal["dit", "vae", "text_encoder", "image_encoder"]
+Phase = Literal["load", "text", "image", "encode", "denoise", "decode", "write"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One report: ``step`` of ``total`` units of ``phase`` are done (0 <= step <= total)."""
+
+    phase: Phase
+    step: int
+    total: int
+    message: str = ""
+
+
+ProgressSink = Callable[[Progress], None]
+
+
+def ignore_progress(_: Progress) -> None:
+    """The sink for callers who do not watch."""
+
+
+class CancelToken:
+    """Set from any thread or signal handler; long work calls :meth:`check` between units."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def cancel(self) -> None:
+        """Ask the work to stop at its next check."""
+        self._event.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """True once :meth:`cancel` was called."""
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raise :class:`~cygnet.errors.Cancelled` if a stop was asked for."""
+        if self._event.is_set():
+            raise Cancelled("stopped on request; nothing was written")
+
+
+class Residency(Protocol):
+    """Decides where a component's weights are while it works; pipelines depend on this alone."""
+
+    def use(self, name: ComponentName) -> AbstractContextManager[torch.nn.Module]:
+        """The component, ready on its device for the length of a ``with`` block."""
+        ...
+
+    def release(self, name: ComponentName) -> None:
+        """The component is not needed again in this request."""
+        ...
+
+
+class Attention(Protocol):
+    """Scaled dot-product attention as models expect it; kernels and parallel forms are passed in.
+
+    q ``[B, N, Lq, K]``, k and v ``[B, N, Lk, K]``, one floating dtype; ``bias`` broadcasts to ``[B, N, Lq, Lk]`` and
+    is added to the scores; ``scale`` defaults to ``1/sqrt(K)``. Returns ``[B, N, Lq, K]``.
+    """
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        scale: float | None = None,
+    ) -> torch.Tensor: ...
