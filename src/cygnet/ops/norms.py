@@ -1,0 +1,34 @@
+"""Normalisation whose statistics are taken in float32 whatever the input's type."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Divide by the root mean square over the last dimension, then scale.
+
+    x ``[..., D]``, any floating dtype; weight ``[D]``. The mean of squares and the division are float32; the quotient
+    is cast back to ``x.dtype`` before it is multiplied by ``weight``, so the result has the promoted type of the two.
+    """
+    x_fp32 = x.float()
+    normed = x_fp32 * torch.rsqrt(x_fp32.square().mean(dim=-1, keepdim=True) + eps)
+    return normed.to(x.dtype) * weight
+
+
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None, *, eps: float
+) -> torch.Tensor:
+    """Subtract the mean and divide by the standard deviation over the last dimension, then scale and add.
+
+    x ``[..., D]``, any floating dtype; weight and bias ``[D]`` or None. Everything is computed in float32 and the
+    result cast back to ``x.dtype``.
+    """
+    return F.layer_norm(
+        x.float(),
+        x.shape[-1:],
+        None if weight is None else weight.float(),
+        None if bias is None else bias.float(),
+        eps,
+    ).to(x.dtype)
