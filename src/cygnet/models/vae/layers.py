@@ -1,0 +1,210 @@
+"""Building blocks of Wan-VAE, written for chunks of frames that arrive one after another.
+
+Legend: B batch, C channels, T H W frames/height/width of the tensor at hand.
+
+Every layer takes ``stream``: None when the whole video is given at once (training, short clips), else the
+:class:`Stream` of this pass. The two are the same function (Wan-Video/Wan2.1: wan/modules/vae.py caches the same
+frames under slot numbers; here each convolution owns its history by identity).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cygnet.ops.attention import sdpa
+from cygnet.ops.conv import conv3d
+
+
+class Stream:
+    """What one pass over one video remembers between chunks: the last frames that each convolution has seen.
+
+    Made by the caller, handed to every call, dropped at the end; never stored on a module. Its size does not depend
+    on how many frames have passed.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
+        self._history: dict[nn.Module, torch.Tensor] = {}
+
+    def window(self, layer: nn.Module, x: torch.Tensor, frames: int) -> torch.Tensor:
+        """Uninitialised room for ``frames`` of history and ``x.shape[2]`` new frames; the history is filled in."""
+        batch, channels, new, height, width = x.shape
+        shape = (batch, channels, frames + new, height, width)
+        window = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+        past = self._history.get(layer)
+        if past is None:
+            window[:, :, :frames].zero_()
+        else:
+            window[:, :, :frames] = past
+        return window
+
+    def remember(self, layer: nn.Module, x: torch.Tensor, frames: int) -> None:
+        """Keep the last ``frames`` frames of ``x`` as the layer's history."""
+        self._history[layer] = x[:, :, -frames:].clone()
+
+
+class CausalConv3d(nn.Conv3d):
+    """3-D convolution that never sees the future: all temporal padding is in front."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int]) -> None:
+        super().__init__(in_channels, out_channels, kernel)
+        self.history = kernel[0] - 1
+        self.spatial_padding = kernel[1] // 2
+
+    def convolve(self, window: torch.Tensor) -> torch.Tensor:
+        """Convolve frames that already carry their history in front."""
+        return conv3d(window, self.weight, self.bias, spatial_padding=self.spatial_padding)
+
+    def forward(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
+        """``x [B, C, T, H, W]`` -> ``[B, C', T, H, W]``."""
+        if self.history == 0:
+            return self.convolve(x)
+        if stream is None:
+            return self.convolve(F.pad(x, (0, 0, 0, 0, self.history, 0)))
+        window = stream.window(self, x, self.history)
+        window[:, :, self.history :] = x
+        stream.remember(self, window, self.history)
+        return self.convolve(window)
+
+
+class ChannelRMSNorm(nn.Module):
+    """Scale each voxel's channel vector to root-mean-square 1, then by ``gamma``; statistics in float32."""
+
+    def __init__(self, channels: int, dims: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *(1,) * dims))
+
+    def scale(self, x: torch.Tensor) -> torch.Tensor:
+        """The factor per voxel, before ``gamma``: ``sqrt(C) / max(|x|, 1e-12)``."""
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
+        return (math.sqrt(x.shape[1]) / norm).to(x.dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x [B, C, ...]`` -> the same shape."""
+        return x * self.scale(x) * self.gamma
+
+
+def norm_silu_conv(norm: ChannelRMSNorm, conv: CausalConv3d, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
+    """``conv(silu(norm(x)))``. While streaming, the activation is written straight behind the history."""
+    if stream is None:
+        return conv(F.silu(norm(x)), None)  # type: ignore[no-any-return]
+    window = stream.window(conv, x, conv.history)
+    fresh = window[:, :, conv.history :]
+    torch.mul(x, norm.scale(x), out=fresh)
+    fresh.mul_(norm.gamma)
+    F.silu(fresh, inplace=True)
+    stream.remember(conv, window, conv.history)
+    return conv.convolve(window)
+
+
+class ResidualBlock(nn.Module):
+    """Two causal 3x3x3 convolutions with norm and SiLU before each, plus a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        # Indices follow the published keys: 0 norm, 2 conv, 3 norm, 6 conv (1 and 4 SiLU, 5 dropout hold no weights).
+        self.residual = nn.ModuleDict(
+            {
+                "0": ChannelRMSNorm(in_channels, 3),
+                "2": CausalConv3d(in_channels, out_channels, (3, 3, 3)),
+                "3": ChannelRMSNorm(out_channels, 3),
+                "6": CausalConv3d(out_channels, out_channels, (3, 3, 3)),
+            }
+        )
+        self.shortcut = (
+            CausalConv3d(in_channels, out_channels, (1, 1, 1)) if in_channels != out_channels else nn.Identity()
+        )
+
+    def forward(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
+        """``x [B, C, T, H, W]`` -> ``[B, C', T, H, W]``."""
+        norm1, conv1, norm2, conv2 = (self.residual[key] for key in ("0", "2", "3", "6"))
+        h = norm_silu_conv(norm1, conv1, x, stream)  # type: ignore[arg-type]
+        h = norm_silu_conv(norm2, conv2, h, stream)  # type: ignore[arg-type]
+        skip = self.shortcut(x, stream) if isinstance(self.shortcut, CausalConv3d) else x
+        return h + skip
+
+
+class SpatialAttention(nn.Module):
+    """One head of attention over the positions of each frame."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = ChannelRMSNorm(channels, 2)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
+        """``x [B, C, T, H, W]`` -> the same shape; frames do not see each other."""
+        frames, batch = fold_time(x)  # [B*T, C, H, W]
+        qkv = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2).unsqueeze(1)  # [B*T, 1, H*W, 3C]
+        q, k, v = qkv.chunk(3, dim=-1)
+        out = sdpa(q, k, v).squeeze(1).transpose(1, 2).reshape(frames.shape)
+        return x + unfold_time(self.proj(out), batch)
+
+
+class Downsample(nn.Module):
+    """Halve height and width, and with ``temporal`` the frame rate."""
+
+    def __init__(self, channels: int, *, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels, 3, stride=2)})
+        self.time_conv = CausalConv3d(channels, channels, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
+        """``[B, C, T, H, W]`` -> ``[B, C, T', H/2, W/2]``; T' is (T+1)/2 for a first chunk, T/2 after it, or T."""
+        frames, batch = fold_time(x)
+        x = unfold_time(self.resample["1"](F.pad(frames, (0, 1, 0, 1))), batch)
+        if self.time_conv is None:
+            return x
+        # The first frame of a video passes alone; every later output sees its last input and the two before it.
+        if stream is None or not stream.started:
+            if stream is not None:
+                stream.remember(self, x, 1)
+            return x if x.shape[2] == 1 else torch.cat([x[:, :, :1], self._halve(x)], dim=2)
+        window = stream.window(self, x, 1)
+        window[:, :, 1:] = x
+        stream.remember(self, window, 1)
+        return self._halve(window)
+
+    def _halve(self, window: torch.Tensor) -> torch.Tensor:
+        assert self.time_conv is not None
+        return conv3d(window, self.time_conv.weight, self.time_conv.bias, temporal_stride=2)
+
+
+class Upsample(nn.Module):
+    """Double height and width while halving channels, and with ``temporal`` double the frame rate."""
+
+    def __init__(self, channels: int, *, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels // 2, 3, padding=1)})
+        self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
+        """``[B, C, T, H, W]`` -> ``[B, C/2, T', 2H, 2W]``; T' is 2T-1 for a first chunk, 2T after it, or T."""
+        if self.time_conv is not None:
+            if stream is not None and stream.started:
+                x = self._double(x, stream)
+            elif x.shape[2] > 1:
+                # The first frame is not context for the second: the network was trained with zeros there.
+                x = torch.cat([x[:, :, :1], self._double(x[:, :, 1:], stream)], dim=2)
+        frames, batch = fold_time(x)
+        return unfold_time(self.resample["1"](F.interpolate(frames, scale_factor=2.0, mode="nearest-exact")), batch)
+
+    def _double(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
+        assert self.time_conv is not None
+        pairs = self.time_conv(x, stream).unflatten(1, (2, -1))  # [B, 2, C, T, H, W]: first half is the earlier frame
+        return pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)  # type: ignore[no-any-return]
+
+
+def fold_time(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """``[B, C, T, H, W]`` -> ``[B*T, C, H, W]`` and B."""
+    return x.transpose(1, 2).flatten(0, 1), x.shape[0]
+
+
+def unfold_time(frames: torch.Tensor, batch: int) -> torch.Tensor:
+    """``[B*T, C, H, W]`` -> ``[B, C, T, H, W]``."""
+    return frames.unflatten(0, (batch, -1)).transpose(1, 2)

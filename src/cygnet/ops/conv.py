@@ -1,0 +1,45 @@
+"""Convolution over time with history in front, and a form of it whose gradients are safe on every CPU.
+
+Legend: B batch, C channels, T frames, H W height and width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def conv3d(
+    window: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    spatial_padding: int = 0,
+    temporal_stride: int = 1,
+) -> torch.Tensor:
+    """Convolve ``window [B, C, T, H, W]`` without temporal padding: -> ``[B, C', (T - kt) // stride + 1, H, W]``.
+
+    oneDNN's bfloat16 weight gradient of 3-D convolutions crashes or corrupts memory on some CPUs (seen with a batch
+    above 1 or a single output frame, torch 2.13). Wherever that gradient could be asked for, the same sum is computed
+    as one 2-D convolution over frames whose temporal taps are stacked on channels; its gradients are sound.
+    """
+    half = torch.is_autocast_enabled("cpu") or window.dtype in (torch.bfloat16, torch.float16)
+    if torch.is_grad_enabled() and weight.requires_grad and window.device.type == "cpu" and half:
+        return _stacked_taps(window, weight, bias, spatial_padding, temporal_stride)
+    padding = (0, spatial_padding, spatial_padding)
+    return F.conv3d(window, weight, bias, stride=(temporal_stride, 1, 1), padding=padding)
+
+
+def _stacked_taps(
+    window: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: int, stride: int
+) -> torch.Tensor:
+    batch, channels, frames, height, width = window.shape
+    out_channels, _, taps, kh, kw = weight.shape
+    count = (frames - taps) // stride + 1
+    by_frame = window.transpose(1, 2)  # [B, T, C, H, W]
+    shifted = [by_frame[:, tap : tap + stride * (count - 1) + 1 : stride] for tap in range(taps)]
+    stacked = torch.cat(shifted, dim=2).reshape(batch * count, taps * channels, height, width)
+    kernel = weight.transpose(1, 2).reshape(out_channels, taps * channels, kh, kw)
+    stacked = stacked.contiguous(memory_format=torch.channels_last)
+    out = F.conv2d(stacked, kernel, bias, padding=padding)
+    return out.unflatten(0, (batch, count)).transpose(1, 2)
