@@ -36,11 +36,15 @@ class Stream:
         shape = (batch, channels, frames + new, height, width)
         window = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
         past = self._history.get(layer)
-        if past is None:
-            window[:, :, :frames].zero_()
-        else:
-            window[:, :, :frames] = past
+        known = 0 if past is None else past.shape[2]
+        window[:, :, : frames - known].zero_()
+        if past is not None:
+            window[:, :, frames - known : frames] = past
         return window
+
+    def is_new(self, layer: nn.Module) -> bool:
+        """Whether the layer has seen no frame of this video yet."""
+        return layer not in self._history
 
     def remember(self, layer: nn.Module, x: torch.Tensor, frames: int) -> None:
         """Keep the last ``frames`` frames of ``x`` as the layer's history."""
@@ -59,10 +63,23 @@ class CausalConv3d(nn.Conv3d):
         """Convolve frames that already carry their history in front."""
         return conv3d(window, self.weight, self.bias, spatial_padding=self.spatial_padding)
 
+    def is_alone(self, x: torch.Tensor, stream: Stream | None) -> bool:
+        """Whether ``x`` is one frame before which there is nothing: only the last temporal tap then meets data."""
+        return x.shape[2] == 1 and (stream is None or stream.is_new(self))
+
+    def convolve_alone(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
+        """The convolution of such a frame, without the taps that would meet zeros: three times less work."""
+        if stream is not None:
+            stream.remember(self, x, 1)
+        frames, batch = fold_time(x)
+        return unfold_time(F.conv2d(frames, self.weight[:, :, -1], self.bias, padding=self.spatial_padding), batch)
+
     def forward(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
         """``x [B, C, T, H, W]`` -> ``[B, C', T, H, W]``."""
         if self.history == 0:
             return self.convolve(x)
+        if self.is_alone(x, stream):
+            return self.convolve_alone(x, stream)
         if stream is None:
             return self.convolve(F.pad(x, (0, 0, 0, 0, self.history, 0)))
         window = stream.window(self, x, self.history)
@@ -90,8 +107,8 @@ class ChannelRMSNorm(nn.Module):
 
 def norm_silu_conv(norm: ChannelRMSNorm, conv: CausalConv3d, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
     """``conv(silu(norm(x)))``. While streaming, the activation is written straight behind the history."""
-    if stream is None:
-        return conv(F.silu(norm(x)), None)  # type: ignore[no-any-return]
+    if stream is None or conv.is_alone(x, stream):
+        return conv(F.silu(norm(x)), stream)  # type: ignore[no-any-return]
     window = stream.window(conv, x, conv.history)
     fresh = window[:, :, conv.history :]
     torch.mul(x, norm.scale(x), out=fresh)

@@ -8,7 +8,7 @@ ever see normalised latents.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
@@ -119,6 +119,14 @@ class WanVAE(nn.Module):
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.conv2.weight.device
+
+    def channels_last(self) -> Self:
+        """Lay the kernels out channels-last, in place: the layout in which every backend convolves fastest."""
+        for parameter in self.parameters():
+            if parameter.ndim in (4, 5):
+                layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
+                parameter.data = parameter.data.contiguous(memory_format=layout)
+        return self
 
     def encode(self, video: torch.Tensor, *, chunk: int = 1) -> torch.Tensor:
         """``video [B, 3, T, H, W]`` in [-1, 1], T = 4n + 1 -> normalised latents ``[B, 16, t, h, w]``, float32.

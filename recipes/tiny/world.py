@@ -1,0 +1,255 @@
+"""A procedural world of moving shapes: what a scene is, how it moves, how it is drawn.
+
+Distances are in units of the frame's height; x grows to the right and y downwards; time t runs from 0 to 1 over a
+clip. Everything is drawn from a NumPy generator that the caller seeds, so a seed names a clip for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "green": (40, 190, 70),
+    "blue": (45, 90, 235),
+    "yellow": (240, 215, 40),
+    "purple": (150, 60, 200),
+    "orange": (245, 135, 30),
+    "white": (245, 245, 245),
+    "cyan": (50, 215, 225),
+}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "black": (10, 10, 12),
+    "grey": (128, 128, 128),
+    "navy": (15, 25, 80),
+    "dark green": (12, 70, 30),
+    "brown": (95, 60, 30),
+}
+SHAPES = ("ball", "square", "triangle", "star")
+MOTIONS = (
+    "moves left",
+    "moves right",
+    "moves up",
+    "moves down",
+    "bounces",
+    "spins",
+    "grows",
+    "shrinks",
+    "circles",
+)
+FRAMES = 17
+FPS = 16
+SIZE = 128
+
+Triple = tuple[str, str, str]
+
+
+def _held_out() -> frozenset[Triple]:
+    triples = list(product(COLOURS, SHAPES, MOTIONS))
+    chosen = np.random.default_rng(20261122).permutation(len(triples))[: round(0.1 * len(triples))]
+    return frozenset(triples[i] for i in chosen)
+
+
+HELD_OUT: frozenset[Triple] = _held_out()
+"""Tenth of the (colour, shape, motion) triples; no training clip contains one."""
+
+
+@dataclass(frozen=True)
+class Entity:
+    """One thing in a scene."""
+
+    colour: str
+    shape: str
+    motion: str
+
+    @property
+    def triple(self) -> Triple:
+        """What :data:`HELD_OUT` lists."""
+        return (self.colour, self.shape, self.motion)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a caption says: one or two entities before a plain background."""
+
+    entities: tuple[Entity, ...]
+    background: str
+
+
+@dataclass(frozen=True)
+class Track:
+    """Where an entity is in each frame: centre ``[T, 2]`` (x, y), radius ``[T]``, clockwise angle ``[T]`` in radians."""
+
+    centre: Array
+    radius: Array
+    angle: Array
+
+
+def random_scene(rng: np.random.Generator, *, two: float = 0.4, held_out: bool = False) -> Scene:
+    """A scene of training triples, or with ``held_out`` of held-out ones only; ``two`` is the chance of two entities.
+
+    Two entities always differ in colour, and in shape or motion, so that a caption names each without doubt.
+    """
+    count = 2 if rng.random() < two else 1
+    entities: list[Entity] = []
+    while len(entities) < count:
+        entity = Entity(
+            str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), str(rng.choice(MOTIONS))
+        )
+        if (entity.triple in HELD_OUT) != held_out:
+            continue
+        if entities and entity.colour == entities[0].colour:
+            continue
+        entities.append(entity)
+    return Scene(tuple(entities), str(rng.choice(list(BACKGROUNDS))))
+
+
+def random_tracks(
+    scene: Scene, rng: np.random.Generator, *, frames: int = FRAMES, aspect: float = 1.0
+) -> tuple[Track, ...]:
+    """Motion for each entity: everything stays inside the frame (``aspect`` = width / height) and nothing overlaps."""
+    while True:
+        crowd = len(scene.entities) > 1
+        tracks = tuple(_track(entity.motion, rng, frames, aspect, crowd) for entity in scene.entities)
+        if not crowd or _apart(*tracks):
+            return tracks
+
+
+def _apart(a: Track, b: Track) -> bool:
+    gap = np.linalg.norm(a.centre - b.centre, axis=1) - (a.radius + b.radius) * 1.12
+    return bool(gap.min() > 0)
+
+
+def _track(motion: str, rng: np.random.Generator, frames: int, aspect: float, crowd: bool) -> Track:
+    t = np.linspace(0.0, 1.0, frames, dtype=np.float32)
+    still = np.zeros(frames, np.float32)
+    r = float(rng.uniform(0.11, 0.145) if crowd else rng.uniform(0.14, 0.2))
+    radius = np.full(frames, r, np.float32)
+    angle = np.full(frames, rng.uniform(-0.15, 0.15), np.float32)
+    dx, dy = still, still
+    if motion in ("moves left", "moves right"):
+        dx = (t - 0.5) * float(rng.uniform(0.38, 0.5 if crowd else 0.56)) * (-1 if motion == "moves left" else 1)
+    elif motion in ("moves up", "moves down"):
+        dy = (t - 0.5) * float(rng.uniform(0.38, 0.5 if crowd else 0.56)) * (-1 if motion == "moves up" else 1)
+    elif motion == "bounces":
+        # Two equal hops under gravity, from the top of one arc to the top of the third.
+        hop = (2.0 * t + 0.5) % 1.0
+        dy = float(rng.uniform(0.3, 0.4)) * (0.5 - 4.0 * hop * (1.0 - hop))
+    elif motion == "circles":
+        phase = rng.uniform(0, 2 * math.pi) + 2 * math.pi * t
+        orbit = float(rng.uniform(0.15, 0.19) if crowd else rng.uniform(0.18, 0.24))
+        dx, dy = orbit * np.cos(phase), orbit * np.sin(phase)
+    elif motion == "spins":
+        angle = angle + 2 * math.pi * float(rng.uniform(0.8, 1.1)) * t
+    elif motion in ("grows", "shrinks"):
+        span = np.linspace(0.5, 1.4, frames, dtype=np.float32)
+        radius = r * (span if motion == "grows" else span[::-1])
+    else:
+        raise ValueError(f"unknown motion {motion!r}")
+    margin = float(radius.max()) + 0.02
+    cx = rng.uniform(margin - dx.min(), aspect - margin - dx.max())
+    cy = rng.uniform(margin - dy.min(), 1.0 - margin - dy.max())
+    centre = np.stack([cx + dx, cy + dy], axis=1).astype(np.float32)
+    return Track(centre, radius.astype(np.float32), angle.astype(np.float32))
+
+
+def render(
+    scene: Scene, tracks: tuple[Track, ...], *, size: int = SIZE, viewport: tuple[int, int, int, int] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Draw a clip: uint8 ``[T, H, W, 3]``.
+
+    ``size`` is the height of the whole frame in pixels; ``viewport`` (left, top, width, height) draws only that
+    part, which is how training crops are made cheaply. The default is the square frame.
+    """
+    left, top, width, height = viewport or (0, 0, size, size)
+    frames = len(tracks[0].radius)
+    canvas = np.empty((frames, height, width, 3), np.float32)
+    canvas[:] = BACKGROUNDS[scene.background]
+    for i in range(frames):
+        for track in tracks:
+            _cast_shadow(canvas[i], scene, track, i, size, left, top)
+        for entity, track in zip(scene.entities, tracks, strict=True):
+            _draw(canvas[i], entity, track, i, size, left, top)
+    return (np.clip(canvas, 0, 255) + 0.5).astype(np.uint8)
+
+
+def _window(
+    canvas: Array, x: float, y: float, reach: float
+) -> tuple[Array, Array, Array] | None:
+    """The part of the canvas within ``reach`` pixels of (x, y), and its pixel centres relative to that point."""
+    height, width = canvas.shape[:2]
+    x0, x1 = max(0, math.floor(x - reach)), min(width, math.ceil(x + reach))
+    y0, y1 = max(0, math.floor(y - reach)), min(height, math.ceil(y + reach))
+    if x0 >= x1 or y0 >= y1:
+        return None
+    px = (np.arange(x0, x1, dtype=np.float32) + 0.5 - x)[None, :]
+    py = (np.arange(y0, y1, dtype=np.float32) + 0.5 - y)[:, None]
+    return canvas[y0:y1, x0:x1], px, py
+
+
+def _cast_shadow(canvas: Array, scene: Scene, track: Track, i: int, size: int, left: int, top: int) -> None:
+    r = float(track.radius[i]) * size
+    x = float(track.centre[i, 0]) * size - left + 0.22 * r
+    y = float(track.centre[i, 1]) * size - top + 0.28 * r
+    found = _window(canvas, x, y, 1.2 * r)
+    if found is None:
+        return
+    part, px, py = found
+    dark = 0.4 * np.clip(1.15 - np.sqrt(px * px + py * py) / r, 0.0, 0.3) / 0.3
+    part *= (1.0 - dark)[..., None]
+
+
+def _draw(canvas: Array, entity: Entity, track: Track, i: int, size: int, left: int, top: int) -> None:
+    r = float(track.radius[i]) * size
+    x = float(track.centre[i, 0]) * size - left
+    y = float(track.centre[i, 1]) * size - top
+    found = _window(canvas, x, y, r + 2.0)
+    if found is None:
+        return
+    part, px, py = found
+    cos, sin = math.cos(float(track.angle[i])), math.sin(float(track.angle[i]))
+    u, v = px * cos + py * sin, py * cos - px * sin  # body coordinates
+    light = 1.04 - 0.17 * (px + py) / r  # from the upper left, fixed to the world
+    if entity.shape == "ball":
+        distance = np.sqrt(px * px + py * py) - r
+        stripe = np.clip(0.5 + 0.17 * r - np.abs(v), 0.0, 1.0)
+        light = light * (1.0 - 0.45 * stripe)
+    else:
+        distance = _polygon_distance(u, v, OUTLINES[entity.shape] * r)
+    cover = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
+    paint = np.asarray(COLOURS[entity.colour], np.float32) * light[..., None]
+    part += cover * (np.minimum(paint, 255.0) - part)
+
+
+def _outline(radii: tuple[float, ...], turn: float) -> Array:
+    angles = turn + 2 * math.pi * np.arange(len(radii)) / len(radii)
+    return np.stack([np.sin(angles) * radii, -np.cos(angles) * radii], axis=1).astype(np.float32)
+
+
+OUTLINES: dict[str, Array] = {
+    "square": _outline((1.1,) * 4, math.pi / 4),
+    "triangle": _outline((1.12,) * 3, 0.0),
+    "star": _outline((1.12, 0.5) * 5, 0.0),
+}
+"""Corners of each outline for radius 1, clockwise from the top."""
+
+
+def _polygon_distance(u: Array, v: Array, corners: Array) -> Array:
+    """Signed distance of the points (u, v) to a closed polygon; negative inside (even-odd rule)."""
+    squared = np.full(np.broadcast_shapes(u.shape, v.shape), np.inf, np.float32)
+    inside = np.zeros(squared.shape, bool)
+    for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        ex, ey = bx - ax, by - ay
+        wx, wy = u - ax, v - ay
+        along = np.clip((wx * ex + wy * ey) / (ex * ex + ey * ey), 0.0, 1.0)
+        squared = np.minimum(squared, (wx - along * ex) ** 2 + (wy - along * ey) ** 2)
+        if ay != by:
+            inside ^= ((ay <= v) != (by <= v)) & (u < ax + (v - ay) * ex / ey)
+    return np.where(inside, -1.0, 1.0).astype(np.float32) * np.sqrt(squared)
