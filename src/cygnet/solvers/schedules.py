@@ -8,7 +8,6 @@ Source: Wan-Video/Wan2.1 revision 9737cba, ``wan/utils/fm_solvers.py`` and ``fm_
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args, overload
@@ -22,6 +21,8 @@ SOLVER_NAMES: tuple[SolverName, ...] = get_args(SolverName)
 
 NUM_TRAIN_TIMESTEPS = 1000
 MAX_STEPS = 1000
+MIN_SHIFT, MAX_SHIFT = 1e-9, 1e9
+"""Beyond them, neighbouring levels of a long schedule coincide in float64."""
 
 # The reference keeps its largest level, 1 - 1/1000, in float32 before it builds the float64 grid from it. The excess of
 # 1e-8 decides on which side of an integer a timestep falls when the exact product is one.
@@ -80,8 +81,8 @@ def shift_sigma(sigma: float | torch.Tensor, shift: float) -> float | torch.Tens
 def make_schedule(name: SolverName, num_steps: int, shift: float) -> Schedule:
     """The schedule that the reference uses with a solver.
 
-    ``num_steps`` is 1..1000 and ``shift`` positive and finite, else :class:`~cygnet.errors.RequestError`. UniPC starts
-    at 0.999 before the shift, DPM++ and Euler at 1. UniPC and DPM++ feed the network whole timesteps, cut (not
+    ``num_steps`` is 1..1000 and ``shift`` 1e-9..1e9, else :class:`~cygnet.errors.RequestError`. UniPC starts at 0.999
+    before the shift, DPM++ and Euler at 1. UniPC and DPM++ feed the network whole timesteps, cut (not
     rounded) from the float64 product, while their update uses the exact sigma; Euler, which the reference lacks, feeds
     the exact product. Large shifts repeat whole timesteps: nothing may look a step up by its timestep.
     """
@@ -90,17 +91,15 @@ def make_schedule(name: SolverName, num_steps: int, shift: float) -> Schedule:
         raise RequestError(
             f"num_steps is {num_steps!r}; allowed are whole numbers from 1 to {MAX_STEPS}", field="num_steps"
         )
-    if not _is_number(shift) or not math.isfinite(shift) or shift <= 0:
-        raise RequestError(f"shift is {shift!r}; it must be a finite number above 0 (Wan uses 3 to 16)", field="shift")
-    first = _UNIPC_FIRST_LEVEL if name == "unipc" else 1.0
-    stride = -first / num_steps
-    levels = [shift_sigma(first + i * stride, shift) for i in range(num_steps)]
-    # Shifts of either extreme make neighbouring levels coincide in float64.
-    if levels[0] > 1 or any(high <= low for high, low in itertools.pairwise([*levels, 0.0])):
+    if not _is_number(shift) or not MIN_SHIFT <= shift <= MAX_SHIFT:
         raise RequestError(
-            f"shift is {shift!r}; with {num_steps} steps the levels can no longer be told apart (Wan uses 3 to 16)",
+            f"shift is {shift!r}; it must be a number from {MIN_SHIFT:g} to {MAX_SHIFT:g} (Wan uses 3 to 16)",
             field="shift",
         )
+    first = _UNIPC_FIRST_LEVEL if name == "unipc" else 1.0
+    stride = -first / num_steps
+    # Rounding in the shift map can put its fixed point 1 a little above 1.
+    levels = [min(1.0, shift_sigma(first + i * stride, shift)) for i in range(num_steps)]
     exact = [level * NUM_TRAIN_TIMESTEPS for level in levels]
     timesteps = exact if name == "euler" else [float(int(t)) for t in exact]
     return Schedule(sigmas=(*levels, 0.0), timesteps=tuple(timesteps))
@@ -113,18 +112,17 @@ def custom_schedule(sigmas: Sequence[float]) -> Schedule:
     cut. Raises :class:`~cygnet.errors.RequestError` otherwise.
     """
     given = list(sigmas)
-    if not all(_is_number(level) and math.isfinite(level) for level in given):
-        raise RequestError("sigmas holds something that is not a finite number", field="sigmas")
+    if not all(_is_number(level) and 0 <= level <= 1 for level in given):
+        raise RequestError(f"sigmas is {given!r}; every level must be a number from 0 to 1", field="sigmas")
     levels = [float(level) for level in given]
     if levels and levels[-1] == 0:
         levels.pop()
     if not 1 <= len(levels) <= MAX_STEPS:
         raise RequestError(f"sigmas holds {len(levels)} levels above 0; allowed are 1 to {MAX_STEPS}", field="sigmas")
     falling = all(high > low for high, low in itertools.pairwise(levels))
-    if not (falling and levels[0] <= 1 and levels[-1] > 0):
+    if not (falling and levels[-1] > 0):
         raise RequestError(
-            f"sigmas is {given}; levels must fall strictly from at most 1 and stay above 0 (a closing 0 is optional), "
-            "as in [1.0, 0.94, 0.83, 0.62]",
+            f"sigmas is {given}; levels must fall strictly and 0 may only close them, as in [1.0, 0.94, 0.83, 0.62]",
             field="sigmas",
         )
     return Schedule(sigmas=(*levels, 0.0), timesteps=tuple(level * NUM_TRAIN_TIMESTEPS for level in levels))
