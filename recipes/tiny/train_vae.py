@@ -1,0 +1,127 @@
+"""Train the tiny VAE: pictures first, then short crops, then whole clips.
+
+    python -m recipes.tiny.train_vae --out runs/vae
+
+Stops and resumes at any time: run the same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cygnet.models.vae.config import VAEConfig
+from cygnet.models.vae.model import WanVAE
+from cygnet.training.state import Average, Run, warmup_cosine
+from cygnet.training.vae import VAELoss, initialise
+from recipes.tiny.world import FRAMES, SIZE, random_scene, random_tracks, render
+
+TINY_VAE = VAEConfig(base_width=16)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``steps`` updates on batches of ``batch`` crops of ``frames`` frames, ``crop`` pixels a side."""
+
+    name: str
+    steps: int
+    batch: int
+    frames: int
+    crop: int
+    rate: float
+
+
+STAGES = (
+    Stage("pictures", 3000, 16, 1, 64, 2e-3),
+    Stage("crops", 2600, 4, 9, 64, 1.2e-3),
+    Stage("clips", 120, 2, 17, 128, 2e-4),
+)
+
+
+def random_crop(rng: np.random.Generator, frames: int, crop: int) -> np.ndarray:
+    """A crop of a training clip around one of its entities: uint8 ``[frames, crop, crop, 3]``."""
+    scene = random_scene(rng)
+    tracks = random_tracks(scene, rng)
+    first = int(rng.integers(0, FRAMES - frames + 1))
+    part = tuple(type(t)(t.centre[first:][:frames], t.radius[first:][:frames], t.angle[first:][:frames]) for t in tracks)
+    aim = part[int(rng.integers(len(part)))].centre[int(rng.integers(frames))] * SIZE
+    corner = np.clip(aim + rng.normal(0, 12, 2) - crop / 2, 0, SIZE - crop).astype(int)
+    return render(scene, part, viewport=(int(corner[0]), int(corner[1]), crop, crop))
+
+
+def batch_of(rng: np.random.Generator, stage: Stage) -> torch.Tensor:
+    """``[B, 3, T, H, W]`` float32 in [-1, 1]."""
+    clips = np.stack([random_crop(rng, stage.frames, stage.crop) for _ in range(stage.batch)])
+    return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def psnr(vae: WanVAE, clips: int = 8, seed: int = 999) -> float:
+    """Peak signal-to-noise ratio in dB over whole clips that training never sees, streaming, 8-bit scale."""
+    rng = np.random.default_rng(seed)
+    error = 0.0
+    for _ in range(clips):
+        scene = random_scene(rng)
+        pixels = render(scene, random_tracks(scene, rng))
+        video = torch.from_numpy(pixels).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        back = vae.decode(vae.encode(video, chunk=4), chunk=4)
+        error += float((back - video).square().mean())
+    return 10 * math.log10(4.0 / (error / clips))
+
+
+def train(folder: Path, *, seconds: float, stages: tuple[Stage, ...] = STAGES) -> None:
+    """Run (or go on with) all stages, stopping cleanly after ``seconds``."""
+    torch.manual_seed(0)
+    vae = WanVAE(TINY_VAE)
+    initialise(vae)
+    vae.channels_last()
+    average = Average(vae, decay=0.998)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=1e-4)
+    run = Run(folder)
+    parts = {"vae": vae, "average": average, "optimizer": optimizer}
+    run.resume(parts)
+    loss_of = VAELoss()
+    begun, deadline = 0, time.monotonic() + seconds
+    for stage in stages:
+        while run.step < begun + stage.steps:
+            # Batches depend on the step alone, so a resumed run sees what an unbroken one would have seen.
+            rng = np.random.default_rng([7, run.step])
+            factor = warmup_cosine(run.step - begun, warmup=50, total=stage.steps, floor=0.1)
+            for group in optimizer.param_groups:
+                group["lr"] = stage.rate * factor
+            loss, parts_of_loss = loss_of(vae, batch_of(rng, stage))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            if not torch.isfinite(norm):
+                raise FloatingPointError(f"the gradient is not finite at step {run.step}; the last state is intact")
+            optimizer.step()
+            average.update(vae)
+            run.step += 1
+            if run.step % 50 == 0:
+                run.log(loss=loss.item(), norm=norm.item(), **{k: float(v) for k, v in parts_of_loss.items()})
+            if run.step % 250 == 0 or run.step == begun + stage.steps:
+                shown = WanVAE(TINY_VAE)
+                average.copy_to(shown)
+                run.log(psnr=psnr(shown.channels_last()))
+                run.save(parts)
+            if time.monotonic() > deadline:
+                run.save(parts)
+                return
+        begun += stage.steps
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--hours", type=float, default=24.0)
+    options = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    train(options.out, seconds=options.hours * 3600)
