@@ -1,0 +1,168 @@
+"""The Wan 2.1 diffusion transformer: noisy latents, a timestep and a prompt to velocity.
+
+Legend: B batch, C latent channels, t h w latent grid, L = t*(h/2)*(w/2) tokens, D width, n text rows, m image rows.
+Source: Wan-Video/Wan2.1: wan/modules/model.py; parameter names are the published ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from cygnet.models.dit.config import DiTConfig
+from cygnet.models.dit.layers import Block, Head, ImageEmbedding, TextKeys, timestep_embedding
+from cygnet.ops.attention import sdpa
+from cygnet.ops.rope import rotary_table
+from cygnet.types import Attention
+
+
+@dataclass(frozen=True)
+class PreparedContext:
+    """Everything that the prompt (and picture) contribute, computed once: keys and values of every block."""
+
+    blocks: tuple[TextKeys, ...]
+
+
+class DiT(nn.Module):
+    """Predicts ``velocity = noise - data`` for latents on the straight path between the two."""
+
+    fp32_parameters: ClassVar[tuple[str, ...]] = (
+        "patch_embedding.",
+        "time_embedding.",
+        "time_projection.",
+        "modulation",
+        "norm",
+        "head.",
+        "img_emb.proj.0.",
+        "img_emb.proj.4.",
+        "img_emb.emb_pos",
+    )
+
+    def __init__(self, config: DiTConfig, attention: Attention = sdpa) -> None:
+        super().__init__()
+        self.config = config
+        d = config.dim
+        self.patch_embedding = nn.Conv3d(config.in_channels, d, config.patch_size, stride=config.patch_size)
+        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, d), nn.GELU(approximate="tanh"), nn.Linear(d, d))
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, d), nn.SiLU(), nn.Linear(d, d))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(d, 6 * d))
+        self.blocks = nn.ModuleList(Block(config, attention) for _ in range(config.num_layers))
+        self.head = Head(config)
+        if config.image_dim is not None:
+            self.img_emb = ImageEmbedding(config.image_dim, d, config.image_positions)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the blocks' matrix products run."""
+        return self.text_embedding[0].weight.dtype  # type: ignore[union-attr, return-value]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.head.modulation.device
+
+    def prepare(self, context: torch.Tensor, image_context: torch.Tensor | None = None) -> PreparedContext:
+        """Turn ``context [B, n <= 512, text_dim]`` and ``image_context [B, m, image_dim]`` into keys and values.
+
+        The network was trained with the text padded to 512 zero rows that cross-attention sees. All of them embed to
+        the same vector, so one row stands for them with its score raised by the log of their number: the same result
+        without computing 512 rows. Rows of zeros inside ``context`` count as the padding they are.
+        """
+        config = self.config
+        rows = context.shape[1]
+        if context.ndim != 3 or context.shape[2] != config.text_dim or not 0 <= rows <= config.text_length:
+            want = f"[B, n <= {config.text_length}, {config.text_dim}]"
+            raise ValueError(f"context must be {want}, not {list(context.shape)}")
+        context = context.to(self.device, self.dtype)
+        if rows < config.text_length:
+            context = torch.cat((context, context.new_zeros(context.shape[0], 1, config.text_dim)), dim=1)
+        text = self.text_embedding(context)
+        image = self._embed_image(image_context)
+        keys = (block.cross_attn.keys(text, config.text_length, image) for block in self.blocks)  # type: ignore[union-attr, operator]
+        return PreparedContext(tuple(keys))
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor | PreparedContext,
+        image_context: torch.Tensor | None = None,
+        image_condition: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Velocity ``[B, 16, t, h, w]`` float32.
+
+        ``latents [B, 16, t, h, w]`` with even h and w; ``timestep [B]`` in 0..1000 (1000 is pure noise); ``context``
+        as for :meth:`prepare`, or its result; ``image_condition [B, 20, t, h, w]`` (4 of mask, 16 of latents) and
+        ``image_context`` for the image variants only. Raises ValueError on any other shape.
+        """
+        self._check(latents, timestep, image_condition)
+        if not isinstance(context, PreparedContext):
+            context = self.prepare(context, image_context)
+        x = latents.to(self.device, torch.float32)
+        if image_condition is not None:
+            x = torch.cat((x, image_condition.to(x)), dim=1)  # [B, C + 20, t, h, w]
+        x = self.patch_embedding(x.to(self.patch_embedding.weight.dtype))  # [B, D, t, h/2, w/2]
+        grid = (x.shape[2], x.shape[3], x.shape[4])
+        x = x.flatten(2).transpose(1, 2).to(self.dtype)  # [B, L, D]
+        time = self.time_embedding(timestep_embedding(timestep.to(self.device), self.config.freq_dim))  # [B, D]
+        time_modulation = self.time_projection(time).unflatten(1, (6, -1)).float()  # [B, 6, D]
+        rope = rotary_table(grid, self.config.dim // self.config.num_heads, self.device)
+        for block, keys in zip(self.blocks, context.blocks, strict=True):
+            x = block(x, time_modulation, rope, keys)
+        return self.unpatchify(self.head(x, time), grid)
+
+    def unpatchify(self, patches: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+        """``[B, L, 4 * C]`` (row, column, channel; channel fastest) -> ``[B, C, t, h, w]``."""
+        pt, ph, pw = self.config.patch_size
+        x = patches.float().view(patches.shape[0], *grid, pt, ph, pw, self.config.out_channels)
+        x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)
+        return x.reshape(x.shape[0], x.shape[1], grid[0] * pt, grid[1] * ph, grid[2] * pw)
+
+    def _embed_image(self, image_context: torch.Tensor | None) -> torch.Tensor | None:
+        config = self.config
+        if config.image_dim is None:
+            if image_context is not None:
+                raise ValueError(f"this is a {config.variant} transformer; it takes no image_context")
+            return None
+        if image_context is None or image_context.ndim != 3 or image_context.shape[2] != config.image_dim:
+            given = None if image_context is None else list(image_context.shape)
+            raise ValueError(f"image_context must be [B, m, {config.image_dim}] for {config.variant}, not {given}")
+        if config.image_positions is not None and image_context.shape[1] > config.image_positions:
+            raise ValueError(f"image_context has {image_context.shape[1]} rows; at most {config.image_positions} fit")
+        return self.img_emb(image_context.to(self.device, self.dtype))  # type: ignore[no-any-return]
+
+    def _check(self, latents: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor | None) -> None:
+        config = self.config
+        if latents.ndim != 5 or latents.shape[1] != config.out_channels:
+            raise ValueError(f"latents must be [B, {config.out_channels}, t, h, w], not {list(latents.shape)}")
+        if any(size % patch for size, patch in zip(latents.shape[2:], config.patch_size, strict=True)):
+            raise ValueError(f"latents are {list(latents.shape[2:])}; t, h, w must be multiples of {config.patch_size}")
+        if timestep.shape != latents.shape[:1]:
+            raise ValueError(f"timestep must be [{latents.shape[0]}], not {list(timestep.shape)}")
+        want = [latents.shape[0], config.condition_channels, *latents.shape[2:]] if config.condition_channels else None
+        given = None if condition is None else list(condition.shape)
+        if given != want:
+            raise ValueError(f"image_condition must be {want} for {config.variant}, not {given}")
+
+
+@torch.no_grad()
+def initialise(dit: DiT) -> None:
+    """Initialise a fresh transformer for training (Wan-Video/Wan2.1: wan/modules/model.py, ``init_weights``)."""
+    for module in dit.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    nn.init.xavier_uniform_(dit.patch_embedding.weight.flatten(1))
+    for stack in (dit.text_embedding, dit.time_embedding):
+        for layer in stack:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+    for name, parameter in dit.named_parameters():
+        if name.endswith("modulation"):
+            nn.init.normal_(parameter, std=1 / math.sqrt(dit.config.dim))
+    nn.init.zeros_(dit.head.head.weight)
