@@ -29,6 +29,11 @@ Frames = npt.NDArray[np.uint8]
 # Where a WebP or PNG reader of ComfyUI's looks for a graph: EXIF Model and Make, as "key:value".
 EXIF_PROMPT, EXIF_WORKFLOW = 0x0110, 0x010F
 EXIF_OTHERS = 0x010E  # ImageDescription: a JSON object with every other key
+FPS_KEY = "fps"  # written by the formats that cannot state their rate exactly
+# What containers write about themselves under these names; never ours.
+RESERVED_KEYS = frozenset(
+    {FPS_KEY, "major_brand", "minor_version", "compatible_brands", "encoder", "creation_time", "duration"}
+)
 GIF_COMMENT_MARK = "cygnet metadata "
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cygnet.errors import OutputError, RequestError, UnsupportedError
-from cygnet.media.encoders import AVEncoder, Encoder, GifEncoder, PngEncoder, WebPEncoder
+from cygnet.media.encoders import FPS_KEY, RESERVED_KEYS, AVEncoder, Encoder, GifEncoder, PngEncoder, WebPEncoder
 from cygnet.media.files import (
     discard,
     new_part,
@@ -185,9 +185,10 @@ def check_output(
 def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """Return a copy of ``metadata`` if every format can hold it; RequestError otherwise."""
     for key, value in metadata.items():
-        if not _KEY.fullmatch(key):
+        if not _KEY.fullmatch(key) or key in RESERVED_KEYS:
             raise RequestError(
-                f"metadata key {printable(key)!r} is not allowed: use lower-case letters, digits and '_', at most 64",
+                f"metadata key {printable(key)!r} is not allowed: use at most 64 lower-case letters, digits and '_', "
+                f"but none of {', '.join(sorted(RESERVED_KEYS))}",
                 field="metadata",
             )
         try:
@@ -319,10 +320,12 @@ def _drop_reservation(target: Path) -> None:
 
 def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str]) -> Encoder:
     size = (plan.width, plan.height)
+    if plan.format not in _CODECS:  # these have no exact rate, or none at all
+        metadata = {FPS_KEY: f"{float(plan.fps):.6g}", **metadata}
     if plan.format == "gif":
         return GifEncoder(part, size=size, fps=plan.fps, metadata=metadata)
     if plan.format == "png":
-        return PngEncoder(part, metadata={"fps": f"{float(plan.fps):g}", **metadata})
+        return PngEncoder(part, metadata=metadata)
     if plan.format == "webp":
         quality = None if plan.quality == 10 else round(plan.quality * 10)
         return WebPEncoder(part, size=size, fps=plan.fps, quality=quality, metadata=metadata)

@@ -1,0 +1,103 @@
+"""Receipts: what a file was made from, stored inside it and beside it.
+
+A receipt is a JSON object whose ``cygnet_receipt`` is the version of its form; what else it says is decided where it is
+made. Inside a file it is one metadata value under the same key; beside it, it is ``<file name>.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cygnet.errors import MediaError, RequestError
+from cygnet.media.files import open_regular, printable, whole_file
+from cygnet.media.video_read import read_metadata
+
+RECEIPT_KEY = "cygnet_receipt"
+MAX_RECEIPT_BYTES = 16 * 2**20
+
+
+def embed(receipt: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata that puts ``receipt`` inside a file: pass it to :func:`cygnet.media.video.open_writer`.
+
+    Raises RequestError if it is no receipt or holds what JSON cannot (NaN, infinity, objects).
+    """
+    return {RECEIPT_KEY: _to_json(receipt, indent=None)}
+
+
+def sidecar_path(path: str | os.PathLike[str]) -> Path:
+    """Where the receipt of ``path`` lies: ``x.mp4.json`` for ``x.mp4``, ``x.json`` for a folder ``x`` of frames."""
+    place = Path(path)
+    return place.with_name(place.name + ".json")
+
+
+def write_sidecar(path: str | os.PathLike[str], receipt: Mapping[str, Any], *, overwrite: bool = False) -> Path:
+    """Write the receipt of the file at ``path`` beside it, whole or not at all; returns where.
+
+    Raises RequestError as :func:`embed` does and if the sidecar exists and ``overwrite`` is off, OutputError if it
+    cannot be written.
+    """
+    target = sidecar_path(path)
+    text = _to_json(receipt, indent=2) + "\n"
+    with whole_file(target, overwrite=overwrite) as file:
+        file.write(text.encode("ascii"))
+    return target
+
+
+def read_receipt(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The receipt of a file that cygnet made: from inside it, or from the sidecar if there is none inside.
+
+    ``path`` may also be the sidecar itself. Raises MediaError if there is no receipt or it cannot be read; a receipt
+    that is there but damaged is never passed over for another.
+    """
+    place = Path(path)
+    name = printable(place.name)
+    if place.suffix.lower() == ".json" and place.is_file():
+        return _from_sidecar(place)
+    beside = sidecar_path(place)
+    if not place.exists() and beside.is_file():
+        return _from_sidecar(beside)
+    inside = read_metadata(place).get(RECEIPT_KEY)
+    if inside is not None:
+        return _from_json(inside, f"the receipt in {name!r}")
+    if beside.is_file():
+        return _from_sidecar(beside)
+    raise MediaError(
+        f"{name!r} carries no receipt and there is no {printable(beside.name)!r} beside it; "
+        "it was not made by cygnet, or another program rewrote it"
+    )
+
+
+def _from_sidecar(place: Path) -> dict[str, Any]:
+    with open_regular(place, max_bytes=MAX_RECEIPT_BYTES) as file:
+        data = file.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MediaError(f"the receipt {printable(place.name)!r} is damaged: it is not UTF-8 text") from error
+    return _from_json(text, f"the receipt {printable(place.name)!r}")
+
+
+def _from_json(text: str, what: str) -> dict[str, Any]:
+    try:
+        receipt = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MediaError(f"{what} is damaged: it is not JSON that can be read") from error
+    if not isinstance(receipt, dict) or RECEIPT_KEY not in receipt:
+        raise MediaError(f"{what} is no receipt of cygnet: it has no {RECEIPT_KEY!r}")
+    return receipt
+
+
+def _to_json(receipt: Mapping[str, Any], *, indent: int | None) -> str:
+    if RECEIPT_KEY not in receipt:
+        raise RequestError(f"a receipt needs {RECEIPT_KEY!r}, the version of its form", field="receipt")
+    try:
+        text = json.dumps(dict(receipt), allow_nan=False, indent=indent)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(f"the receipt cannot be written as JSON: {error}", field="receipt") from error
+    if len(text) > MAX_RECEIPT_BYTES:
+        raise RequestError(f"the receipt has {len(text):,} bytes; at most {MAX_RECEIPT_BYTES:,}", field="receipt")
+    return text
