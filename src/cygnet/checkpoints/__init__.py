@@ -1,1 +1,27 @@
 """Weight files of every published layout to canonical state dicts, and back."""
+
+from __future__ import annotations
+
+from cygnet.checkpoints.detect import ComponentConfig, detect_config, variant_name
+from cygnet.checkpoints.folders import PipelineFolder, resolve_pipeline_folder
+from cygnet.checkpoints.layouts import recognise
+from cygnet.checkpoints.loading import ComponentWeights, check_state, materialise, read_component, verify_finite
+from cygnet.checkpoints.open import open_weights
+from cygnet.checkpoints.weight_file import TensorInfo, WeightFile
+
+__all__ = [
+    "ComponentConfig",
+    "ComponentWeights",
+    "PipelineFolder",
+    "TensorInfo",
+    "WeightFile",
+    "check_state",
+    "detect_config",
+    "materialise",
+    "open_weights",
+    "read_component",
+    "recognise",
+    "resolve_pipeline_folder",
+    "variant_name",
+    "verify_finite",
+]
