@@ -341,6 +341,7 @@ def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str]) -> E
         part,
         container=plan.format,
         codec=_CODECS[plan.format],
+        chroma_left=plan.format == "mp4",
         size=size,
         fps=plan.fps,
         codec_options=codec_options,
