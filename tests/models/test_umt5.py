@@ -153,7 +153,7 @@ def test_half_precision_stays_close_to_float32(dtype: torch.dtype) -> None:
 def test_float16_clips_what_would_overflow() -> None:
     encoder = UMT5Encoder(TINY)
     encoder.load_state_dict(filled_weights(parameter_shapes(encoder)))
-    encoder.blocks[0].ffn.fc2.weight.data *= 2000
+    encoder.get_parameter("blocks.0.ffn.fc2.weight").data.mul_(2000)
     ids = torch.arange(3, 13)[None]
     assert torch.isfinite(encoder.half()(ids)).all()
 
@@ -169,5 +169,5 @@ def test_a_fresh_encoder_starts_near_unit_scale() -> None:
     config = UMT5Config(vocab_size=64, dim=128, attention_dim=128, ffn_dim=256, num_heads=2, num_layers=2)
     encoder = UMT5Encoder(config).requires_grad_(False)
     x = fill("in", (1, 32, 128)) * 3**0.5
-    scores = encoder.blocks[0].attn.q(x).view(32, 2, 64)[:, 0] @ encoder.blocks[0].attn.k(x).view(32, 2, 64)[:, 0].T
-    assert 0.5 < float(scores.std()) < 2
+    q, k = (x @ encoder.get_parameter(f"blocks.0.attn.{name}.weight")[:64].T for name in "qk")
+    assert 0.5 < float((q @ k.transpose(1, 2)).std()) < 2
