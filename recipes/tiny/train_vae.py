@@ -17,13 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cygnet.models.vae.config import VAEConfig
+from cygnet.models.vae.config import TINY_VAE
 from cygnet.models.vae.model import WanVAE
 from cygnet.training.state import Average, Run, warmup_cosine
 from cygnet.training.vae import VAELoss, initialise
 from recipes.tiny.world import FRAMES, SIZE, random_scene, random_tracks, render
-
-TINY_VAE = VAEConfig(base_width=16)
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,9 @@ class Stage:
 
 
 STAGES = (
-    Stage("pictures", 3000, 16, 1, 64, 2e-3),
-    Stage("crops", 2600, 4, 9, 64, 1.2e-3),
-    Stage("clips", 120, 2, 17, 128, 2e-4),
+    Stage("pictures", 2500, 8, 1, 64, 6e-4),
+    Stage("crops", 4000, 3, 9, 64, 6e-4),
+    Stage("clips", 120, 2, 17, 128, 5e-5),
 )
 
 
@@ -50,7 +48,9 @@ def random_crop(rng: np.random.Generator, frames: int, crop: int) -> np.ndarray:
     scene = random_scene(rng)
     tracks = random_tracks(scene, rng)
     first = int(rng.integers(0, FRAMES - frames + 1))
-    part = tuple(type(t)(t.centre[first:][:frames], t.radius[first:][:frames], t.angle[first:][:frames]) for t in tracks)
+    part = tuple(
+        type(t)(t.centre[first:][:frames], t.radius[first:][:frames], t.angle[first:][:frames]) for t in tracks
+    )
     aim = part[int(rng.integers(len(part)))].centre[int(rng.integers(frames))] * SIZE
     corner = np.clip(aim + rng.normal(0, 12, 2) - crop / 2, 0, SIZE - crop).astype(int)
     return render(scene, part, viewport=(int(corner[0]), int(corner[1]), crop, crop))
@@ -87,7 +87,7 @@ def train(folder: Path, *, seconds: float, stages: tuple[Stage, ...] = STAGES) -
     run = Run(folder)
     parts = {"vae": vae, "average": average, "optimizer": optimizer}
     run.resume(parts)
-    loss_of = VAELoss()
+    loss_of = VAELoss(kl=1e-5)
     begun, deadline = 0, time.monotonic() + seconds
     for stage in stages:
         while run.step < begun + stage.steps:

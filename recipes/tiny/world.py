@@ -100,9 +100,7 @@ def random_scene(rng: np.random.Generator, *, two: float = 0.4, held_out: bool =
     count = 2 if rng.random() < two else 1
     entities: list[Entity] = []
     while len(entities) < count:
-        entity = Entity(
-            str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), str(rng.choice(MOTIONS))
-        )
+        entity = Entity(str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), str(rng.choice(MOTIONS)))
         if (entity.triple in HELD_OUT) != held_out:
             continue
         if entities and entity.colour == entities[0].colour:
@@ -180,9 +178,7 @@ def render(
     return (np.clip(canvas, 0, 255) + 0.5).astype(np.uint8)
 
 
-def _window(
-    canvas: Array, x: float, y: float, reach: float
-) -> tuple[Array, Array, Array] | None:
+def _window(canvas: Array, x: float, y: float, reach: float) -> tuple[Array, Array, Array] | None:
     """The part of the canvas within ``reach`` pixels of (x, y), and its pixel centres relative to that point."""
     height, width = canvas.shape[:2]
     x0, x1 = max(0, math.floor(x - reach)), min(width, math.ceil(x + reach))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cygnet.models.vae.layers import Downsample, SpatialAttention, Upsample
+from cygnet.models.vae.layers import Downsample, ResidualBlock, SpatialAttention, Upsample
 from cygnet.models.vae.model import WanVAE
 
 
@@ -31,6 +31,8 @@ def initialise(vae: WanVAE) -> None:
     for module in vae.modules():
         if isinstance(module, SpatialAttention):
             nn.init.zeros_(module.proj.weight)
+        elif isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.residual["6"].weight)  # type: ignore[arg-type]
         elif isinstance(module, Downsample) and module.time_conv is not None:
             _identity(module.time_conv, tap=1)
         elif isinstance(module, Upsample) and module.time_conv is not None:

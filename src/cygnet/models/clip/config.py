@@ -37,3 +37,7 @@ class CLIPVisionConfig:
 
 
 CLIP_VIT_H = CLIPVisionConfig(image_size=224, patch_size=14, dim=1280, mlp_dim=5120, num_heads=16, num_layers=32)
+TINY_CLIP = CLIPVisionConfig(
+    image_size=224, patch_size=14, dim=160, mlp_dim=640, num_heads=2, num_layers=5, output_dim=None
+)
+"""The embedded model's tower."""

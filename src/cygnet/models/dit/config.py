@@ -58,3 +58,7 @@ T2V_14B = DiTConfig(variant="t2v", dim=5120, ffn_dim=13824, num_heads=40, num_la
 I2V_14B = replace(T2V_14B, variant="i2v", in_channels=36, image_dim=1280)
 """480P and 720P share this architecture; their weights differ."""
 FLF2V_14B = replace(I2V_14B, variant="flf2v", image_positions=514)
+
+TINY_T2V = DiTConfig(variant="t2v", dim=256, ffn_dim=1024, num_heads=2, num_layers=8, in_channels=16, text_dim=192)
+"""The embedded model; same structure as the published ones, trained by ``recipes/tiny``."""
+TINY_I2V = replace(TINY_T2V, variant="i2v", in_channels=36, image_dim=160)

@@ -28,6 +28,6 @@ class UMT5Config:
             raise ValueError("num_buckets must be a positive multiple of 4")
 
 
-UMT5_XXL = UMT5Config(
-    vocab_size=256384, dim=4096, attention_dim=4096, ffn_dim=10240, num_heads=64, num_layers=24
-)
+UMT5_XXL = UMT5Config(vocab_size=256384, dim=4096, attention_dim=4096, ffn_dim=10240, num_heads=64, num_layers=24)
+TINY_UMT5 = UMT5Config(vocab_size=768, dim=192, attention_dim=192, ffn_dim=512, num_heads=3, num_layers=4)
+"""The embedded model's encoder, with its own vocabulary."""

@@ -49,3 +49,5 @@ class VAEConfig:
 
 
 WAN_VAE = VAEConfig(base_width=96)
+TINY_VAE = VAEConfig(base_width=16)
+"""The embedded model's autoencoder."""
