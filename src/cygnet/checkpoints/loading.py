@@ -70,6 +70,10 @@ class ComponentWeights:
             raise WeightFileError(f"the embedded tokenizer {stored!r} is not a row of at most 32 MiB")
         return self.file.tensor(stored).numpy().tobytes()
 
+    def lazy_state(self) -> Mapping[str, torch.Tensor]:
+        """The tensors as a read-only mapping that reads each one anew when asked for it."""
+        return _LazyState(self)
+
     def names(self) -> tuple[str, ...]:
         """The official names present."""
         return tuple(self.infos)
@@ -91,6 +95,20 @@ class ComponentWeights:
                 part = quantised.dequantise(part, scale, dtype or torch.bfloat16)
             parts.append(part if dtype is None else part.to(dtype))
         return _rearranged(parts, source.how)
+
+
+class _LazyState(Mapping[str, "torch.Tensor"]):
+    def __init__(self, weights: ComponentWeights) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._weights.tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights.infos)
+
+    def __len__(self) -> int:
+        return len(self._weights.infos)
 
 
 def _rearranged(parts: list[torch.Tensor], how: str) -> torch.Tensor:
