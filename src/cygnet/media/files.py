@@ -28,7 +28,7 @@ class DiskFullError(OutputError):
 
 def output_error(error: BaseException, path: Path) -> OutputError:
     """Explain why writing ``path`` failed; ``error`` is an OSError or anything else with an ``errno``."""
-    name = printable(path.name)
+    name = shorten(path.name)
     number = getattr(error, "errno", None)
     if number in _FULL:
         return DiskFullError(f"the disk is full: {name!r} was not written; free some space or choose another folder")
@@ -48,10 +48,14 @@ def output_error(error: BaseException, path: Path) -> OutputError:
     return OutputError(f"{name!r} was not written: {reason}")
 
 
-def printable(name: str, limit: int = 80) -> str:
-    """``name`` with control characters escaped and shortened, fit for a message or a terminal."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def shorten(name: str, limit: int = 80) -> str:
+    """At most ``limit`` characters of ``name``; messages show it with ``!r``, which escapes control characters."""
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """Text from a library or a file with control characters escaped and shortened, fit for a message."""
+    return shorten(repr(text)[1:-1], 200)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -65,9 +69,9 @@ def open_regular(path: str | os.PathLike[str], *, max_bytes: int) -> Iterator[Bi
     path leads to is looked at before it is opened, and again on the open handle.
     """
     given = os.fspath(path)
-    name = printable(os.path.basename(given) or given)
+    name = shorten(os.path.basename(given) or given)
     if "://" in given:
-        raise MediaError(f"{printable(given)!r} is an address; download it first and give the file")
+        raise MediaError(f"{shorten(given)!r} is an address; download it first and give the file")
     try:
         if not stat.S_ISREG(os.stat(given).st_mode):
             raise MediaError(f"{name!r} is not a regular file; give the path of a picture or video file")
@@ -164,7 +168,7 @@ def whole_file(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
 
 def refuse_taken(target: Path, *, overwrite: bool) -> None:
     """Raise RequestError if a file may not be made at ``target``."""
-    name = printable(target.name)
+    name = shorten(target.name)
     if not os.path.lexists(target):
         return
     if target.is_dir():

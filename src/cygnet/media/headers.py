@@ -27,6 +27,8 @@ MAX_EXIF_BYTES = 2**16
 MAX_CHUNKS = 100_000
 MAX_SCANS = 200  # a progressive JPEG has about 10; each further one costs a pass over all pixels
 
+_PIECE = 2**18
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -134,6 +136,23 @@ def truncated(name: str, has: int, needs: int | None = None) -> MediaError:
     return MediaError(f"{name!r} is cut short{wanted}; copy or download it again")
 
 
+def exif_orientation(exif: bytes) -> int | None:
+    """The orientation (1 to 8) in a TIFF block, None if there is none or the block is damaged."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None or len(exif) < 8:
+        return None
+    (start,) = struct.unpack_from(order + "I", exif, 4)
+    if start + 2 > len(exif):
+        return None
+    (count,) = struct.unpack_from(order + "H", exif, start)
+    for at in range(start + 2, min(start + 2 + 12 * count, len(exif) - 11), 12):
+        tag, kind, number = struct.unpack_from(order + "HHI", exif, at)
+        if (tag, kind, number) == (0x0112, 3, 1):
+            value = int(struct.unpack_from(order + "H", exif, at + 8)[0])
+            return value if 1 <= value <= 8 else None
+    return None
+
+
 # --- PNG -------------------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +168,8 @@ def _png(data: bytes, name: str) -> PictureHeader:
                 raise MediaError(f"{name!r} is damaged: a PNG must begin with its header")
             width, height = struct.unpack_from(">II", body)
         if kind in _PNG_PIXELS:
+            if zlib.crc32(data[start + 4 : end - 4]).to_bytes(4, "big") != data[end - 4 : end]:
+                raise MediaError(f"{name!r} is damaged: a checksum is wrong; copy or download it again")
             kept.append(data[start:end])
         elif kind == b"acTL":
             animated = True
@@ -171,6 +192,48 @@ def _png(data: bytes, name: str) -> PictureHeader:
         pixels=b"".join(kept),
         notes=tuple(notes),
     )
+
+
+def check_png_data(data: bytes, name: str) -> None:
+    """Raise MediaError unless the compressed rows are sound and all there; the decoder fills what is missing in black.
+
+    Unpacks everything once in small pieces, so call it after the size was checked.
+    """
+    missing = 0
+    worker = zlib.decompressobj()
+    try:
+        for kind, body, _ in png_chunks(data, name):
+            if kind == b"IHDR":
+                missing = _unpacked_size(body)
+            if kind != b"IDAT":
+                continue
+            while missing > 0:  # bounded pieces, and no more than is due: the rest may be a bomb
+                piece = worker.decompress(body, _PIECE)
+                body = worker.unconsumed_tail
+                missing -= len(piece)
+                if not body and len(piece) < _PIECE:
+                    break
+    except zlib.error as error:
+        raise MediaError(f"{name!r} is damaged: its pixels cannot be unpacked; copy or download it again") from error
+    if missing > 0:
+        raise MediaError(f"{name!r} is damaged: {missing:,} bytes of its pixels are missing; copy or download it again")
+
+
+def _unpacked_size(ihdr: bytes) -> int:
+    """Bytes of all rows with their filter bytes; 0 for a colour type that the decoder will refuse."""
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", ihdr)
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0)
+    if not bits:
+        return 0
+    passes = [(0, 0, 1, 1)]
+    if interlace:  # Adam7: first column, first row, column step, row step
+        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    total = 0
+    for left, top, across, down in passes:
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + (columns * bits + 7) // 8)
+    return total
 
 
 # --- JPEG ------------------------------------------------------------------------------------------------------------
@@ -224,10 +287,10 @@ def _jpeg(data: bytes, name: str) -> PictureHeader:
         position = end
     else:
         raise MediaError(f"{name!r} has more than {MAX_CHUNKS:,} segments; save it anew with a picture editor")
-    trailer = data[position:].strip(b"\0\xff")
+    trailer = data[position:]
     if _MARKUP.search(trailer):
         raise _trailer(name, len(trailer))
-    if trailer:  # cameras append a film clip or a second picture here
+    if trailer.strip(b"\0\xff"):  # cameras append a film clip or a second picture here
         notes.append(f"{len(trailer):,} bytes after the end of the picture were ignored")
     profile = b"".join(part for _, part in sorted(profile_parts.items())) or None
     if profile is not None and len(profile) > MAX_PROFILE_BYTES:

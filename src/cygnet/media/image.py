@@ -28,8 +28,8 @@ import numpy.typing as npt
 from PIL import Image, ImageCms
 
 from cygnet.errors import MediaError
-from cygnet.media.files import open_regular, printable
-from cygnet.media.headers import PictureFormat, PictureHeader, read_header
+from cygnet.media.files import open_regular, printable, shorten
+from cygnet.media.headers import PictureFormat, PictureHeader, check_png_data, exif_orientation, read_header
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -44,7 +44,6 @@ _SUFFIXES: dict[PictureFormat, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "WebP": (".webp",),
 }
-_ORIENTATION = 0x0112
 _TURNS = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT, "mirrored"),
     3: (Image.Transpose.ROTATE_180, "turned by 180 degrees"),
@@ -105,7 +104,7 @@ def load_image(
             raise MediaError(f"the picture has {len(data):,} bytes; at most {MAX_FILE_BYTES:,} are accepted")
     else:
         given = os.fspath(path_or_bytes)
-        name = printable(os.path.basename(given) or given)
+        name = shorten(os.path.basename(given) or given)
         with open_regular(given, max_bytes=MAX_FILE_BYTES) as file:
             data = file.read()
     header = read_header(data, name)
@@ -158,6 +157,8 @@ def _decode(header: PictureHeader, name: str) -> Picture:
     notes = list(header.notes)
     if header.animated:
         notes.append(f"the {header.format} file is animated: only its first picture was used")
+    if header.format == "PNG":
+        check_png_data(header.pixels, name)
     try:
         with Image.open(io.BytesIO(header.pixels), formats=[header.format.upper()]) as image:
             if image.size != (header.width, header.height):
@@ -176,7 +177,9 @@ def _decode(header: PictureHeader, name: str) -> Picture:
                 notes += done
             pixels = np.array(picture)
     except _DECODER_ERRORS as error:
-        raise MediaError(f"{name!r} is damaged and cannot be decoded ({error}); copy or save it again") from error
+        raise MediaError(
+            f"{name!r} is damaged and cannot be decoded ({printable(str(error))}); copy or save it again"
+        ) from error
     return Picture(pixels=pixels, notes=tuple(notes), format=header.format)
 
 
@@ -250,15 +253,8 @@ def _over_white(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
 
 
 def _upright(image: Image.Image, exif: bytes | None) -> tuple[Image.Image, tuple[str, ...]]:
-    if exif is None:
-        return image, ()
-    tags = Image.Exif()
-    try:
-        tags.load(exif)
-        orientation = tags.get(_ORIENTATION)
-    except _DECODER_ERRORS:
-        return image, ("the EXIF data is damaged and was ignored",)
-    if not isinstance(orientation, int) or orientation not in _TURNS:
+    orientation = None if exif is None else exif_orientation(exif)
+    if orientation not in _TURNS:
         return image, ()
     how, words = _TURNS[orientation]
     return image.transpose(how), (f"{words}, as its EXIF orientation asks",)

@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path
 
 from cygnet.errors import OutputError, RequestError
-from cygnet.media.files import output_error, printable
+from cygnet.media.files import output_error, shorten
 
 MAX_LABEL_CHARACTERS = 80
 MAX_LABEL_BYTES = 120  # leaves room for a counter, a suffix and ".json" below the usual limit of 255 bytes
@@ -53,7 +53,7 @@ def unused_path(folder: str | os.PathLike[str], stem: str, suffix: str) -> Path:
     the folder cannot be written to.
     """
     if not stem or stem in {".", ".."} or any(c in "/\\\0" for c in stem + suffix):
-        raise RequestError(f"{printable(stem)!r} is not a plain file name; clean it with safe_label", field="stem")
+        raise RequestError(f"{shorten(stem)!r} is not a plain file name; clean it with safe_label", field="stem")
     place = Path(folder)
     for count in range(1, _MAX_TRIES):
         name = stem if count == 1 else f"{stem}-{count}"
@@ -67,7 +67,7 @@ def unused_path(folder: str | os.PathLike[str], stem: str, suffix: str) -> Path:
         except OSError as error:
             raise output_error(error, path) from error
         return path
-    raise OutputError(f"{_MAX_TRIES} files named {printable(stem)!r} exist already; choose another label or folder")
+    raise OutputError(f"{_MAX_TRIES} files named {shorten(stem)!r} exist already; choose another label or folder")
 
 
 def release(path: str | os.PathLike[str]) -> None:

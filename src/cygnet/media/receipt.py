@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cygnet.errors import MediaError, RequestError
-from cygnet.media.files import open_regular, printable, whole_file
+from cygnet.media.files import open_regular, shorten, whole_file
 from cygnet.media.video_read import read_metadata
 
 RECEIPT_KEY = "cygnet_receipt"
@@ -54,7 +54,7 @@ def read_receipt(path: str | os.PathLike[str]) -> dict[str, Any]:
     that is there but damaged is never passed over for another.
     """
     place = Path(path)
-    name = printable(place.name)
+    name = shorten(place.name)
     if place.suffix.lower() == ".json" and place.is_file():
         return _from_sidecar(place)
     beside = sidecar_path(place)
@@ -66,7 +66,7 @@ def read_receipt(path: str | os.PathLike[str]) -> dict[str, Any]:
     if beside.is_file():
         return _from_sidecar(beside)
     raise MediaError(
-        f"{name!r} carries no receipt and there is no {printable(beside.name)!r} beside it; "
+        f"{name!r} carries no receipt and there is no {shorten(beside.name)!r} beside it; "
         "it was not made by cygnet, or another program rewrote it"
     )
 
@@ -77,8 +77,8 @@ def _from_sidecar(place: Path) -> dict[str, Any]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise MediaError(f"the receipt {printable(place.name)!r} is damaged: it is not UTF-8 text") from error
-    return _from_json(text, f"the receipt {printable(place.name)!r}")
+        raise MediaError(f"the receipt {shorten(place.name)!r} is damaged: it is not UTF-8 text") from error
+    return _from_json(text, f"the receipt {shorten(place.name)!r}")
 
 
 def _from_json(text: str, what: str) -> dict[str, Any]:

@@ -30,10 +30,10 @@ from cygnet.media.files import (
     new_part,
     new_part_folder,
     output_error,
-    printable,
     publish,
     publish_folder,
     refuse_taken,
+    shorten,
 )
 
 Frames = npt.NDArray[np.uint8]
@@ -150,7 +150,7 @@ def check_output(
     target = Path(path)
     kind = _format_of(target, format)
     if "\0" in str(target):
-        raise RequestError(f"the output name {printable(target.name)!r} holds a NUL character", field="path")
+        raise RequestError(f"the output name {shorten(target.name)!r} holds a NUL character", field="path")
     _check_size(kind, width, height)
     if num_frames is not None and num_frames < 1:
         raise RequestError(f"num_frames is {num_frames}; a video has at least 1", field="num_frames")
@@ -187,7 +187,7 @@ def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     for key, value in metadata.items():
         if not _KEY.fullmatch(key) or key in RESERVED_KEYS:
             raise RequestError(
-                f"metadata key {printable(key)!r} is not allowed: use at most 64 lower-case letters, digits and '_', "
+                f"metadata key {shorten(key)!r} is not allowed: use at most 64 lower-case letters, digits and '_', "
                 f"but none of {', '.join(sorted(RESERVED_KEYS))}",
                 field="metadata",
             )
@@ -364,7 +364,7 @@ def _format_of(path: Path, given: str | None) -> VideoFormat:
         if name == kind:
             return kind
     raise RequestError(
-        f"the output {printable(path.name)!r} names no known format"
+        f"the output {shorten(path.name)!r} names no known format"
         + (f" ({given!r})" if given is not None else "")
         + f"; end it in one of {', '.join('.' + kind for kind in FORMATS)}",
         field="format" if given is not None else "path",
@@ -403,14 +403,14 @@ def _check_place(plan: OutputPlan) -> None:
         _refuse_taken_folder(frames_folder(path), overwrite=plan.overwrite)
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise OutputError(f"the folder for {printable(path.name)!r} does not exist; create it first or choose another")
+        raise OutputError(f"the folder for {shorten(path.name)!r} does not exist; create it first or choose another")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"no permission to write {printable(path.name)!r} there; choose another folder")
+        raise OutputError(f"no permission to write {shorten(path.name)!r} there; choose another folder")
 
 
 def _refuse_taken_folder(folder: Path, *, overwrite: bool) -> None:
     """Only a folder of numbered frames may be replaced: removing anything else would be a disaster."""
-    name = printable(folder.name)
+    name = shorten(folder.name)
     if not os.path.lexists(folder):
         return
     if not folder.is_dir() or folder.is_symlink():
@@ -418,7 +418,7 @@ def _refuse_taken_folder(folder: Path, *, overwrite: bool) -> None:
     strangers = [entry.name for entry in folder.iterdir() if not _FRAME_NAME.fullmatch(entry.name)]
     if strangers:
         raise RequestError(
-            f"the folder {name!r} holds other files ({printable(strangers[0])!r}); choose another name", field="path"
+            f"the folder {name!r} holds other files ({shorten(strangers[0])!r}); choose another name", field="path"
         )
     if not overwrite and any(folder.iterdir()):
         raise RequestError(f"the folder {name!r} holds frames already; choose another name or overwrite", field="path")

@@ -27,7 +27,7 @@ from PIL import Image
 
 from cygnet.errors import MediaError, UnsupportedError
 from cygnet.media.encoders import EXIF_OTHERS, EXIF_PROMPT, EXIF_WORKFLOW, FPS_KEY, GIF_COMMENT_MARK, RESERVED_KEYS
-from cygnet.media.files import open_regular, printable
+from cygnet.media.files import open_regular, printable, shorten
 from cygnet.media.headers import PNG_SIGNATURE, inflate, png_chunks, riff_chunks, truncated
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def read_video(
     if place.is_dir():
         return _read_frame_folder(place, limits)
     with open_regular(place, max_bytes=MAX_FILE_BYTES) as file:
-        name = printable(place.name)
+        name = shorten(place.name)
         kind = _kind_of(file, name)
         if kind in {"mp4", "matroska"}:
             return _read_with_ffmpeg(file, kind, name, limits)
@@ -103,7 +103,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     if place.is_dir():
         place = _numbered_frames(place)[0]
     with open_regular(place, max_bytes=MAX_FILE_BYTES) as file:
-        name = printable(place.name)
+        name = shorten(place.name)
         kind = _kind_of(file, name)
         if kind in {"mp4", "matroska"}:
             with _opened(file, kind, name) as container:
@@ -332,12 +332,12 @@ def _still_rate(count: int, shown_ms: float, metadata: dict[str, str], *, unit: 
 def _numbered_frames(folder: Path) -> list[Path]:
     frames = sorted(entry for entry in folder.iterdir() if _FRAME_NAME.fullmatch(entry.name))
     if not frames:
-        raise MediaError(f"the folder {printable(folder.name)!r} holds no frames named 00000.png, 00001.png, …")
+        raise MediaError(f"the folder {shorten(folder.name)!r} holds no frames named 00000.png, 00001.png, …")
     return frames
 
 
 def _read_frame_folder(folder: Path, limits: _Limits) -> Clip:
-    name = printable(folder.name)
+    name = shorten(folder.name)
     paths = _numbered_frames(folder)
     numbers = [int(path.stem) for path in paths]
     if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
