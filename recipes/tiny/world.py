@@ -85,7 +85,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Track:
-    """Where an entity is in each frame: centre ``[T, 2]`` (x, y), radius ``[T]``, clockwise angle ``[T]`` in radians."""
+    """Where an entity is in each frame: centre ``[T, 2]`` (x, y), radius and clockwise angle (radians) ``[T]``."""
 
     centre: Array
     radius: Array
