@@ -9,6 +9,9 @@ from typing import Any
 from cygnet.checkpoints.weight_file import printable
 from cygnet.errors import WeightFileError
 
+MAX_ESCAPES = 500_000
+"""Each escaped character costs the parser as much as a value."""
+
 # The closing quote is optional so that an unterminated string is consumed once, not once per quote inside it.
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"{}[]")))
@@ -23,6 +26,8 @@ def parse_object(data: bytes, what: str, *, max_depth: int, max_values: int) -> 
     # Each value is followed by at most one comma, or opens a bracket.
     if data.count(b",") + data.count(b"{") + data.count(b"[") > max_values:
         raise WeightFileError(f"{what} holds more than {max_values:,} values, far more than it needs")
+    if data.count(b"\\") > MAX_ESCAPES:
+        raise WeightFileError(f"{what} holds more than {MAX_ESCAPES:,} escaped characters, far more than it needs")
     brackets = _STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
     for _ in range(max_depth):
         brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
