@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cygnet.errors import OutputError, RequestError
@@ -59,6 +59,7 @@ def test_long_labels_are_cut_to_what_every_disk_takes(label: str) -> None:
     assert 1 <= len(name.encode("utf-8")) <= 120
 
 
+@settings(deadline=None, database=None)
 @given(st.text(max_size=200) | st.text(alphabet="./\\-_ \0ac%:", max_size=30))
 def test_no_text_escapes(label: str) -> None:
     name = safe_label(label)

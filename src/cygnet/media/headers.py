@@ -138,19 +138,35 @@ def truncated(name: str, has: int, needs: int | None = None) -> MediaError:
 
 def exif_orientation(exif: bytes) -> int | None:
     """The orientation (1 to 8) in a TIFF block, None if there is none or the block is damaged."""
+    for tag, kind, value in _exif_entries(exif):
+        if (tag, kind, len(value)) == (0x0112, 3, 2):
+            orientation = int.from_bytes(value, "little" if exif[:2] == b"II" else "big")
+            return orientation if 1 <= orientation <= 8 else None
+    return None
+
+
+def exif_texts(exif: bytes) -> dict[int, str]:
+    """The texts of the first directory of a TIFF block by tag. EXIF states no encoding; they are read as UTF-8."""
+    return {
+        tag: value.rstrip(b"\0").decode("utf-8", "replace") for tag, kind, value in _exif_entries(exif) if kind == 2
+    }
+
+
+def _exif_entries(exif: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield (tag, type, value) of texts and 16-bit numbers in the first directory that lie within bounds."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None or len(exif) < 8:
-        return None
+        return
     (start,) = struct.unpack_from(order + "I", exif, 4)
     if start + 2 > len(exif):
-        return None
+        return
     (count,) = struct.unpack_from(order + "H", exif, start)
     for at in range(start + 2, min(start + 2 + 12 * count, len(exif) - 11), 12):
         tag, kind, number = struct.unpack_from(order + "HHI", exif, at)
-        if (tag, kind, number) == (0x0112, 3, 1):
-            value = int(struct.unpack_from(order + "H", exif, at + 8)[0])
-            return value if 1 <= value <= 8 else None
-    return None
+        length = number * {2: 1, 3: 2}.get(kind, 0)
+        where = at + 8 if length <= 4 else int(struct.unpack_from(order + "I", exif, at + 8)[0])
+        if length and where + length <= len(exif):
+            yield tag, kind, exif[where : where + length]
 
 
 # --- PNG -------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, Literal, NoReturn, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from PIL import Image
 from cygnet.errors import MediaError, UnsupportedError
 from cygnet.media.encoders import EXIF_OTHERS, EXIF_PROMPT, EXIF_WORKFLOW, FPS_KEY, GIF_COMMENT_MARK, RESERVED_KEYS
 from cygnet.media.files import open_regular, printable, shorten
-from cygnet.media.headers import PNG_SIGNATURE, inflate, png_chunks, riff_chunks, truncated
+from cygnet.media.headers import PNG_SIGNATURE, exif_texts, inflate, png_chunks, riff_chunks, truncated
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -51,7 +51,17 @@ WAN_FPS = 16.0
 
 _CODECS = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg", "prores", "ffv1"}
 _FRAME_NAME = re.compile(r"\d{5,}\.png")
-_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error)
+_PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +150,10 @@ def _kind_of(file: BinaryIO, name: str) -> VideoKind:
     head = file.read(32)
     file.seek(0)
     if head[4:8] == b"ftyp":
+        _check_boxes(file, name)
         return "mp4"
     if head.startswith(b"\x1aE\xdf\xa3"):
+        _check_segment(file, name)
         return "matroska"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "webp"
@@ -150,6 +162,42 @@ def _kind_of(file: BinaryIO, name: str) -> VideoKind:
     if head.startswith(PNG_SIGNATURE):
         return "png"
     raise MediaError(f"{name!r} is no video that is known here; give an MP4, MOV, WebM, WebP, GIF or PNG file")
+
+
+def _check_boxes(file: BinaryIO, name: str) -> None:
+    """Refuse an MP4 whose outermost boxes go beyond the end of the file. Source: ISO/IEC 14496-12, 4.2."""
+    total = file.seek(0, os.SEEK_END)
+    position = 0
+    while position + 8 <= total:
+        file.seek(position)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length == 0:  # up to the end of the file
+            break
+        if length < 8 or position + length > total:
+            raise truncated(name, total, position + max(length, 8))
+        position += length
+    file.seek(0)
+
+
+def _check_segment(file: BinaryIO, name: str) -> None:
+    """Refuse a Matroska file whose segment goes beyond the end of the file. Source: RFC 8794 and RFC 9559."""
+    head = file.read(4096)
+    total = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    at = head.find(b"\x18\x53\x80\x67")
+    if at < 0 or at + 12 > len(head):
+        raise truncated(name, total)
+    first = head[at + 4]
+    width = 9 - first.bit_length()  # how many bytes the length takes; its leading zeros count them
+    bits = 7 * width
+    length = int.from_bytes(head[at + 4 : at + 4 + width], "big") & ((1 << bits) - 1)
+    unknown = length == (1 << bits) - 1  # written by a live recorder
+    end = at + 4 + width + length
+    if not unknown and end > total:
+        raise truncated(name, total, end)
 
 
 def _read_all(file: BinaryIO, name: str) -> bytes:
@@ -209,6 +257,8 @@ def _read_with_ffmpeg(file: BinaryIO, kind: VideoKind, name: str, limits: _Limit
             raise MediaError(f"{name!r} has no picture track; give a video")
         stream = container.streams.video[0]
         codec = stream.codec_context
+        if codec is None:  # PyAV's types do not say so, but a coding that FFmpeg does not know has none
+            raise MediaError(f"{name!r} is coded in a way that is not known here; convert it to H.264 or VP9")
         coding = codec.codec.canonical_name
         if coding not in _CODECS:
             raise MediaError(f"{name!r} is coded as {coding}, which is not read here; convert it to H.264 or VP9")
@@ -282,6 +332,7 @@ def _read_with_pillow(data: bytes, kind: VideoKind, name: str, limits: _Limits) 
     metadata = _still_metadata(data, kind, name)
     frames: list[Frames] = []
     shown = 0.0
+    limits.check_size(*_declared_size(data, kind, name), name)
     try:
         with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
             limits.check_size(*image.size, name)
@@ -290,12 +341,28 @@ def _read_with_pillow(data: bytes, kind: VideoKind, name: str, limits: _Limits) 
             for index in range(total):
                 limits.check_frame(index + 1, *image.size, name)
                 image.seek(index)
+                limits.check_size(*image.size, name)  # a GIF frame may be larger than the first one
+                if frames and image.size != (frames[0].shape[1], frames[0].shape[0]):
+                    raise MediaError(f"{name!r} changes its frame size half way; convert it to one size first")
                 frames.append(_flat(image))
                 shown += float(image.info.get("duration", 0))
     except _PILLOW_ERRORS as error:
         raise MediaError(f"{name!r} is damaged or cut short ({printable(str(error))}); copy it again") from error
     fps, notes = _still_rate(len(frames), shown, metadata, unit=10 if kind == "gif" else 1)
     return Clip(frames=np.stack(frames), fps=fps, metadata=_own(metadata), notes=notes)
+
+
+def _declared_size(data: bytes, kind: VideoKind, name: str) -> tuple[int, int]:
+    """Width and height from the first bytes, before a decoder sees the file."""
+    if len(data) < 30:
+        raise truncated(name, len(data))
+    if kind == "png":
+        return cast("tuple[int, int]", struct.unpack_from(">II", data, 16))
+    if kind == "gif":
+        return cast("tuple[int, int]", struct.unpack_from("<HH", data, 6))
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    return 1, 1  # a still WebP without a canvas cannot be larger than 16383x16383; Pillow's answer is checked next
 
 
 def _flat(image: Image.Image) -> Frames:
@@ -426,18 +493,10 @@ def _gif_comment(data: bytes, name: str) -> dict[str, str]:
 
 
 def _exif_text(block: bytes) -> dict[str, str]:
-    exif = Image.Exif()
-    try:
-        exif.load(block)
-        tags = dict(exif)
-    except _PILLOW_ERRORS:
-        return {}  # EXIF of another program that Pillow cannot read holds none of our keys
+    tags = exif_texts(block)
     found: dict[str, str] = {}
     for tag in (EXIF_PROMPT, EXIF_WORKFLOW, EXIF_OTHERS):
-        value = tags.get(tag)
-        if not isinstance(value, str):
-            continue
-        text = value.encode("latin-1", "replace").decode("utf-8", "replace")  # EXIF text has no stated encoding
+        text = tags.get(tag, "")
         key, separator, rest = text.partition(":")
         packed = _json_of_strings(text) if tag == EXIF_OTHERS else None
         if packed is not None:
