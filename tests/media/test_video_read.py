@@ -269,12 +269,13 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
 
 
 def test_a_gif_that_grows_is_refused(tmp_path: Path) -> None:
-    Image.new("P", (32, 32)).save(tmp_path / "x.gif", save_all=True, append_images=[Image.new("P", (32, 32), 1)])
-    data = bytearray((tmp_path / "x.gif").read_bytes())
-    struct.pack_into("<H", data, data.rindex(b",\0\0\0\0") + 1, 16)  # the second frame begins further right
-    (tmp_path / "x.gif").write_bytes(data)
+    path = save(tmp_path / "x.gif", blocks(2))
+    data = bytearray(path.read_bytes())
+    place = data.rindex(b"," + struct.pack("<4H", 0, 0, 48, 32)) + 1
+    struct.pack_into("<H", data, place, 16)  # the second frame begins further right
+    path.write_bytes(data)
     with pytest.raises(MediaError, match="changes its frame size"):
-        read_video(tmp_path / "x.gif")
+        read_video(path)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
