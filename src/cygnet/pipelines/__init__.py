@@ -1,1 +1,1 @@
-"""Request and components to frames."""
+"""From a checked request and ready components to frames."""
