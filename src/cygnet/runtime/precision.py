@@ -1,0 +1,107 @@
+"""Which device and which dtype, from a word to a decision.
+
+| component | CPU with bfloat16 instructions | other CPU | CUDA |
+|---|---|---|---|
+| transformer, text encoder | bfloat16 | float32 | bfloat16 |
+| image encoder | float32 | float32 | float16 (as published) |
+| VAE | float32 | float32 | float32 |
+
+The VAE stays in float32 because encoding a picture in bfloat16 shifts every later step (Wan-Video/Wan2.1 runs it so
+too); decoding in bfloat16 can be asked for. Norms, modulation and time embedding are float32 everywhere: see
+``fp32_parameters`` of each network.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+
+from cygnet.errors import RequestError, UnsupportedError
+from cygnet.types import ComponentName
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+"""Accepted spellings; "auto" decides by :func:`pick_dtype`."""
+
+
+def parse_device(device: str | torch.device = "auto") -> torch.device:
+    """The device that a word names: "auto", "cpu", "cuda", "cuda:1" or "mps".
+
+    "auto" is the first CUDA device if there is one, else the CPU. Raises :class:`~cygnet.errors.RequestError` for a
+    word that names no device and :class:`~cygnet.errors.UnsupportedError` for one that this machine has not.
+    """
+    if device == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        parsed = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise RequestError(
+            f'device is {str(device)[:80]!r}; give "auto", "cpu", "cuda", "cuda:N" or "mps"', field="device"
+        ) from error
+    if parsed.type == "cuda":
+        return _checked_cuda(parsed)
+    if parsed.type == "mps" and not torch.backends.mps.is_available():
+        raise UnsupportedError("device is mps, but this machine has no Apple GPU that torch can use; use cpu")
+    if parsed.type not in ("cpu", "mps", "meta"):
+        raise RequestError(
+            f'device is {str(parsed)!r}; cygnet runs on "cpu", "cuda", "cuda:N" or "mps"', field="device"
+        )
+    return parsed
+
+
+def _checked_cuda(device: torch.device) -> torch.device:
+    if not torch.cuda.is_available():
+        reason = "this torch was built without CUDA" if torch.version.cuda is None else "no CUDA device answers"
+        raise UnsupportedError(f"device is {device}, but {reason}; use cpu, or install torch for CUDA and a driver")
+    index = 0 if device.index is None else device.index
+    count = torch.cuda.device_count()
+    if not 0 <= index < count:
+        raise UnsupportedError(f"device is {device}, but there are {count} CUDA devices, from cuda:0 on")
+    return torch.device("cuda", index)
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """The dtype that a word names, or None for "auto"; raises :class:`~cygnet.errors.RequestError` for another."""
+    if dtype == "auto":
+        return None
+    found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype)
+    if found not in DTYPES.values():
+        raise RequestError(
+            f'dtype is {str(dtype)[:80]!r}; give "auto", "float32", "bfloat16" or "float16"', field="dtype"
+        )
+    return found
+
+
+def pick_dtype(component: ComponentName, device: torch.device, asked: torch.dtype | None = None) -> torch.dtype:
+    """The dtype of a component by the table above; ``asked`` overrides it for all but the VAE."""
+    if component == "vae":
+        return torch.float32
+    if asked is not None:
+        return asked
+    if device.type == "cuda":
+        if component == "image_encoder":
+            return torch.float16
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    if device.type == "cpu" and component != "image_encoder" and cpu_multiplies_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+@functools.cache
+def cpu_multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU has bfloat16 dot products (AVX-512 BF16, AMX, or Arm's); False where that cannot be told."""
+    try:
+        text = cpuinfo.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    lines = (line for line in text.splitlines() if line.lower().startswith(("flags", "features")))
+    flags = set(next(lines, "").split())
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
