@@ -1,0 +1,197 @@
+"""The denoising: noise, guided velocities, and the watch over both. The loop itself is the solvers' own.
+
+Legend: ``t h w`` latent grid; latents are float32 ``[1, 16, t, h, w]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cygnet.errors import NumericalError, UnsupportedError
+from cygnet.models.dit.model import DiT, PreparedContext
+from cygnet.pipelines.conditioning import Conditioning
+from cygnet.solvers import SolverName, StepReport, make_solver, sample
+from cygnet.types import CancelToken, Progress, ProgressSink, ignore_progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """``velocity = negative + scale * (prompt - negative)`` in the first ``until`` share of the steps."""
+
+    scale: float
+    until: float = 1.0
+
+    def guided_steps(self, num_steps: int) -> int:
+        """How many of ``num_steps`` steps, from the first on, ask for both prompts."""
+        return 0 if self.scale == 1 else round(self.until * num_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which way from noise to data."""
+
+    solver: SolverName
+    num_steps: int
+    shift: float
+    start_step: int = 0
+    """First step that is made; above 0 the latents already hold data, noised to ``sigmas[0]``."""
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """The noise levels walked through; the last is 0."""
+        return make_solver(self.solver, self.num_steps, self.shift, start_step=self.start_step).sigmas
+
+    @property
+    def steps_made(self) -> int:
+        """Steps that are made, of ``num_steps`` in the schedule."""
+        return self.num_steps - self.start_step
+
+
+def make_noise(grid: tuple[int, int, int], channels: int, seed: int, device: str = "cpu") -> torch.Tensor:
+    """Standard normal noise ``[1, channels, t, h, w]`` float32, made by the random numbers of ``device``.
+
+    Those of the CPU are the same on every machine. Raises :class:`~cygnet.errors.UnsupportedError` when there is no
+    such device.
+    """
+    try:
+        generator = torch.Generator(device=device).manual_seed(seed)
+    except (RuntimeError, AssertionError) as error:
+        raise UnsupportedError(f"noise_device is {device!r}, which this machine has not; use 'cpu'") from error
+    return torch.randn((1, channels, *grid), generator=generator, device=device, dtype=torch.float32)
+
+
+def denoise(
+    dit: DiT,
+    latents: torch.Tensor,
+    conditioning: Conditioning,
+    sampling: Sampling,
+    guidance: Guidance,
+    *,
+    on_progress: ProgressSink = ignore_progress,
+    cancel: CancelToken | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+) -> torch.Tensor:
+    """Clean latents ``[1, 16, t, h, w]``, float32 on the network's device, from ``latents`` at the first noise level.
+
+    ``on_progress`` hears one report before the first step and one after each; ``cancel`` is looked at before each
+    evaluation of the network. Raises :class:`~cygnet.errors.NumericalError`, naming the step and the part of the
+    network, as soon as a velocity is NaN or infinite.
+    """
+    velocity = _Velocity(dit, conditioning, sampling.steps_made, guidance, cancel or CancelToken())
+
+    def report(step: StepReport) -> None:
+        velocity.step = step.step
+        if not bool(torch.isfinite(step.latents).all()):
+            raise NumericalError(
+                f"step {step.step} of {step.total}: the latents grew beyond float32; use a smaller guidance_scale "
+                f"than {guidance.scale:g}"
+            )
+        on_progress(Progress(phase="denoise", step=step.step, total=step.total))
+        if on_step is not None:
+            on_step(step)
+
+    on_progress(Progress(phase="denoise", step=0, total=sampling.steps_made))
+    return sample(
+        velocity,
+        latents.to(dit.device),
+        sampling.solver,
+        sampling.num_steps,
+        sampling.shift,
+        start_step=sampling.start_step,
+        on_step=report,
+    )
+
+
+class _Velocity:
+    """The network as the solver sees it: prompts prepared once, guidance applied, answers checked."""
+
+    def __init__(
+        self, dit: DiT, conditioning: Conditioning, num_steps: int, guidance: Guidance, cancel: CancelToken
+    ) -> None:
+        self.dit = dit
+        self.conditioning = conditioning
+        self.num_steps = num_steps
+        self.scale = guidance.scale
+        self.guided_steps = guidance.guided_steps(num_steps)
+        self.cancel = cancel
+        self.step = 0
+        cancel.check()
+        with torch.no_grad():
+            self.prompt = dit.prepare(conditioning.context, conditioning.image_context)
+            self.negative: PreparedContext | None = None
+            if self.guided_steps:
+                assert conditioning.negative_context is not None
+                self.negative = dit.prepare(conditioning.negative_context, conditioning.image_context)
+
+    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        answer = self._ask(latents, timestep, self.prompt)
+        if self.negative is None or self.step >= self.guided_steps:
+            return answer
+        opposite = self._ask(latents, timestep, self.negative)
+        return opposite + self.scale * (answer - opposite)
+
+    def _ask(self, latents: torch.Tensor, timestep: torch.Tensor, context: PreparedContext) -> torch.Tensor:
+        self.cancel.check()
+        answer: torch.Tensor = self.dit(
+            latents, timestep.expand(latents.shape[0]), context, image_condition=self.conditioning.image_condition
+        )
+        if not bool(torch.isfinite(answer).all()):
+            where = self._explain(latents, timestep, is_prompt=context is self.prompt)
+            raise NumericalError(f"step {self.step + 1} of {self.num_steps}: {where}")
+        return answer
+
+    def _explain(self, latents: torch.Tensor, timestep: torch.Tensor, *, is_prompt: bool) -> str:
+        if not bool(torch.isfinite(latents).all()):
+            return "the latents held NaN or infinity before the network saw them; the solver's state is damaged"
+        given = self.conditioning
+        context = given.context if is_prompt else given.negative_context
+        assert context is not None
+
+        def again() -> None:
+            prepared = self.dit.prepare(context, given.image_context)
+            self.dit(latents, timestep.expand(latents.shape[0]), prepared, image_condition=given.image_condition)
+
+        return describe_failure(self.dit, again)
+
+
+@torch.no_grad()
+def describe_failure(module: torch.nn.Module, run: Callable[[], None]) -> str:
+    """Run ``module`` once more by ``run()`` and say which part first gives NaN or infinity, and what to do."""
+    first = _first_not_finite(module, run)
+    if first is None:
+        return "the network gave NaN or infinity once, but not again; the hardware or a kernel is unreliable"
+    name, part = first
+    # A weight that belongs to a block itself shows first in that block's next part, so look everywhere.
+    for weight_name, weight in module.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            return (
+                f"NaN or infinity first appears in {name}, because weight {weight_name!r} holds it; the file is "
+                "damaged: fetch it again"
+            )
+    kind = next((str(weight.dtype).removeprefix("torch.") for weight in part.parameters()), "its dtype")
+    advice = "try dtype=float32" if kind != "float32" else "its weights are finite but too large; verify the file"
+    return f"NaN or infinity first appears in {name}, computed in {kind}; {advice}"
+
+
+def _first_not_finite(module: torch.nn.Module, run: Callable[[], None]) -> tuple[str, torch.nn.Module] | None:
+    found: list[tuple[str, torch.nn.Module]] = []
+
+    def watch(name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
+        def look(part: torch.nn.Module, _: Any, output: Any) -> None:
+            if not found and isinstance(output, torch.Tensor) and not bool(torch.isfinite(output).all()):
+                found.append((name, part))
+
+        return look
+
+    # Children finish before their parents, so the first hit is the smallest part at fault.
+    hooks = [part.register_forward_hook(watch(name)) for name, part in module.named_modules() if name]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None

@@ -1,0 +1,343 @@
+"""A request and a model's components to frames: text-to-video, text-to-image, image-to-video and video-to-video.
+
+The kinds differ in what conditions the denoising and where it starts; the stages are the same: text, pictures, source,
+denoising, decoding. Each network is released as soon as its last stage is over.
+
+Legend: ``T H W`` frames, height, width; ``t h w`` latent grid.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from cygnet.errors import NumericalError, RequestError
+from cygnet.pipelines.components import Components
+from cygnet.pipelines.conditioning import (
+    Conditioning,
+    cover,
+    crop_to_aspect,
+    encode_images,
+    encode_text,
+    image_condition,
+    resize,
+)
+from cygnet.pipelines.denoise import Guidance, Sampling, denoise, make_noise
+from cygnet.pipelines.presets import defaults_for
+from cygnet.pipelines.request import GenerateRequest
+from cygnet.pipelines.sizes import FRAME_STRIDE, latent_grid
+from cygnet.solvers import add_noise, start_step_for_strength
+from cygnet.types import CancelToken, ComponentName, Phase, Progress, ProgressSink, ignore_progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a request may come with. Not changed, and not kept after the run."""
+
+    image: torch.Tensor | None = None
+    """The first frame: float32 ``[3, H, W]`` in [-1, 1], any size."""
+    last_image: torch.Tensor | None = None
+    """The last frame, likewise."""
+    video: torch.Tensor | None = None
+    """A video to make anew: float32 ``[3, T, H, W]`` in [-1, 1]."""
+
+
+@dataclass(kw_only=True)
+class Record:
+    """What a run leaves for its receipt; made by the caller, filled while the run goes on."""
+
+    notices: list[str] = field(default_factory=list)
+    """What the caller should know, in words."""
+    sigmas: tuple[float, ...] = ()
+    seconds: dict[Phase, float] = field(default_factory=dict)
+    """Time spent per phase, without the caller's own between chunks."""
+
+    @contextmanager
+    def timed(self, phase: Phase) -> Iterator[None]:
+        """Add the time of a ``with`` block to ``phase``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def generate(
+    components: Components,
+    request: GenerateRequest,
+    inputs: Inputs | None = None,
+    *,
+    on_progress: ProgressSink = ignore_progress,
+    cancel: CancelToken | None = None,
+    record: Record | None = None,
+) -> Iterator[torch.Tensor]:
+    """Frames float32 ``[1, 3, k, H, W]`` in [-1, 1] as they are decoded: 1 first, then 4 at a time, T in all.
+
+    Whether model, request and inputs go together is checked by the call itself; the work begins with the first
+    ``next`` and stops when the iterator is closed. Raises :class:`~cygnet.errors.RequestError` for a combination that
+    cannot be, :class:`~cygnet.errors.Cancelled` when ``cancel`` was set, and
+    :class:`~cygnet.errors.NumericalError` when NaN or infinity appears.
+    """
+    inputs = inputs or Inputs()
+    check_combination(components, request, inputs)
+    return _run(components, request, inputs, on_progress, cancel or CancelToken(), record or Record())
+
+
+def check_combination(components: Components, request: GenerateRequest, inputs: Inputs) -> None:
+    """Raise :class:`~cygnet.errors.RequestError`, stating the rule, unless the model can do this with these inputs."""
+    variant, model = components.dit.variant, f"this is {components.variant}"
+    if inputs.last_image is not None and inputs.image is None:
+        raise RequestError("last_image is given without image; give both, or image alone", field="image")
+    if inputs.image is not None and inputs.video is not None:
+        raise RequestError("image and video are both given; give one of them", field="video")
+    if variant == "t2v":
+        if inputs.image is not None:
+            raise RequestError(
+                f"{model}; image-to-video needs an I2V model: load tiny-i2v, i2v-14b-480p or i2v-14b-720p, or leave "
+                "the image out",
+                field="image",
+            )
+    elif inputs.video is not None:
+        raise RequestError(f"{model}; video-to-video needs a T2V model: load tiny-t2v or t2v-1.3b", field="video")
+    elif inputs.image is None:
+        raise RequestError(
+            f"{model}, which needs a picture: give image, or load a T2V model for text alone", field="image"
+        )
+    if variant == "i2v" and inputs.last_image is not None:
+        raise RequestError(
+            f"{model}; a last frame needs an FLF2V model: load flf2v-14b-720p, or leave last_image out",
+            field="last_image",
+        )
+    if variant == "flf2v":
+        if inputs.last_image is None:
+            raise RequestError(
+                f"{model}, which needs a first and a last frame: give last_image too, or load an I2V model",
+                field="last_image",
+            )
+        if request.num_frames == 1:
+            raise RequestError("num_frames is 1; a first and a last frame need at least 5", field="num_frames")
+    if inputs.video is None and request.strength != 1:
+        raise RequestError(
+            f"strength is {request.strength:g}, but no video is given; leave it out, or give video", field="strength"
+        )
+    if inputs.video is not None and inputs.video.shape[1] < request.num_frames:
+        have = inputs.video.shape[1]
+        raise RequestError(
+            f"num_frames is {request.num_frames}, but the video has {have} frames; ask for at most "
+            f"{1 + (have - 1) // FRAME_STRIDE * FRAME_STRIDE}",
+            field="num_frames",
+        )
+    for name in ("image", "last_image", "video"):
+        _check_pixels(name, getattr(inputs, name), 4 if name == "video" else 3)
+
+
+def _check_pixels(name: str, value: torch.Tensor | None, axes: int) -> None:
+    if value is None:
+        return
+    if value.ndim != axes or value.shape[0] != 3 or not value.is_floating_point() or not value.numel():
+        shape = "[3, T, H, W]" if axes == 4 else "[3, H, W]"
+        raise RequestError(f"{name} is {value.dtype} {list(value.shape)}; it must be floating {shape}", field=name)
+    low, high = (float(x) for x in value.aminmax())
+    if not (low >= -1 and high <= 1):
+        raise RequestError(f"{name} has values from {low:g} to {high:g}; they must be in [-1, 1]", field=name)
+
+
+def _run(
+    components: Components,
+    request: GenerateRequest,
+    inputs: Inputs,
+    on_progress: ProgressSink,
+    cancel: CancelToken,
+    record: Record,
+) -> Iterator[torch.Tensor]:
+    try:
+        record.notices += _expectations(components, request)
+        inputs = _fitted(inputs, request, record)
+        conditioning = _condition(components, request, inputs, on_progress, cancel, record)
+        sampling = Sampling(
+            solver=request.solver,
+            num_steps=request.num_steps,
+            shift=request.shift,
+            start_step=start_step_for_strength(request.strength, request.num_steps),
+        )
+        record.sigmas = sampling.sigmas
+        latents = _start(components, request, inputs, sampling, on_progress, record)
+        with record.timed("denoise"), components.use_dit() as dit:
+            latents = denoise(
+                dit,
+                latents,
+                conditioning,
+                sampling,
+                _guidance(request),
+                on_progress=on_progress,
+                cancel=cancel,
+            )
+        components.residency.release("dit")
+        yield from _decode(components, latents, on_progress, cancel, record)
+    finally:
+        names: tuple[ComponentName, ...] = ("text_encoder", "image_encoder", "dit", "vae")
+        for name in names:
+            components.residency.release(name)
+
+
+def _guidance(request: GenerateRequest) -> Guidance:
+    return Guidance(scale=request.guidance_scale, until=request.guidance_until)
+
+
+def _expectations(components: Components, request: GenerateRequest) -> list[str]:
+    """What is allowed but unlikely to turn out well."""
+    usual = defaults_for(components.dit).num_frames
+    if request.num_frames > usual:
+        return [
+            f"{request.num_frames} frames are more than the {usual} that the model was trained on; colours may drift"
+        ]
+    return []
+
+
+def _fitted(inputs: Inputs, request: GenerateRequest, record: Record) -> Inputs:
+    """The inputs cut to the video's aspect if that was asked for, and a last frame made to match the first."""
+    size = (request.width, request.height)
+
+    def fit(name: str, pixels: torch.Tensor | None) -> torch.Tensor | None:
+        if pixels is None or request.image_fit == "stretch":
+            return pixels
+        cut = crop_to_aspect(pixels, *size)
+        if cut.shape != pixels.shape:
+            record.notices.append(
+                f"{name} was cut from {pixels.shape[-1]}x{pixels.shape[-2]} to {cut.shape[-1]}x{cut.shape[-2]} about "
+                f"its centre, to fit {size[0]}x{size[1]}"
+            )
+        return cut
+
+    image, last = fit("image", inputs.image), inputs.last_image
+    if image is not None and last is not None and last.shape != image.shape:
+        record.notices.append(
+            f"last_image was scaled and cut from {last.shape[2]}x{last.shape[1]} to match the first frame, "
+            f"{image.shape[2]}x{image.shape[1]}"
+        )
+        last = cover(last, image.shape[2], image.shape[1]).clamp(-1, 1)
+    if image is not None and last is not None and torch.equal(image.float(), last.float()):
+        record.notices.append("the first and the last frame are the same picture; expect little motion")
+    video = inputs.video
+    if video is not None and video.shape[1] > request.num_frames:
+        record.notices.append(f"only the first {request.num_frames} of the video's {video.shape[1]} frames are used")
+        video = video[:, : request.num_frames]
+    return Inputs(image=image, last_image=last, video=fit("video", video))
+
+
+def _condition(
+    components: Components,
+    request: GenerateRequest,
+    inputs: Inputs,
+    on_progress: ProgressSink,
+    cancel: CancelToken,
+    record: Record,
+) -> Conditioning:
+    cancel.check()
+    negative: torch.Tensor | None = None
+    sampled = request.num_steps - start_step_for_strength(request.strength, request.num_steps)
+    guided = _guidance(request).guided_steps(sampled) > 0
+    on_progress(Progress(phase="text", step=0, total=1 + guided))
+    with record.timed("text"), components.use_text_encoder() as encoder:
+        context, notices = encode_text(encoder, components.tokenizer, request.prompt)
+        record.notices += notices
+        on_progress(Progress(phase="text", step=1, total=1 + guided))
+        if guided:
+            negative, notices = encode_text(
+                encoder, components.tokenizer, request.negative_prompt, what="the negative prompt"
+            )
+            record.notices += notices
+            on_progress(Progress(phase="text", step=2, total=2))
+    components.residency.release("text_encoder")
+    if inputs.image is None:
+        return Conditioning(context=context, negative_context=negative)
+
+    cancel.check()
+    images = (inputs.image,) if inputs.last_image is None else (inputs.image, inputs.last_image)
+    on_progress(Progress(phase="image", step=0, total=2))
+    with record.timed("image"), components.use_image_encoder() as eye:
+        image_context = encode_images(eye, images)
+    components.residency.release("image_encoder")
+    cancel.check()
+    on_progress(Progress(phase="image", step=1, total=2))
+    with record.timed("image"), components.use_vae() as vae:
+        condition = image_condition(
+            vae,
+            inputs.image,
+            num_frames=request.num_frames,
+            width=request.width,
+            height=request.height,
+            last_image=inputs.last_image,
+        )
+    on_progress(Progress(phase="image", step=2, total=2))
+    _check_finite(image_context, "the image encoder made NaN or infinity of the picture")
+    _check_finite(condition, "the VAE made NaN or infinity of the picture")
+    return Conditioning(
+        context=context, negative_context=negative, image_context=image_context, image_condition=condition
+    )
+
+
+def _start(
+    components: Components,
+    request: GenerateRequest,
+    inputs: Inputs,
+    sampling: Sampling,
+    on_progress: ProgressSink,
+    record: Record,
+) -> torch.Tensor:
+    """Noise, or a source video noised to the first level: ``[1, 16, t, h, w]`` float32."""
+    grid = latent_grid(request.num_frames, request.width, request.height)
+    noise = make_noise(grid, components.dit.out_channels, request.seed, request.noise_device)
+    if inputs.video is None:
+        return noise
+    total = grid[0]
+    pieces: list[torch.Tensor] = []
+    on_progress(Progress(phase="encode", step=0, total=total))
+    with record.timed("encode"), components.use_vae() as vae:
+        for piece in vae.encode_chunks(_pieces(inputs.video, request.width, request.height)):
+            pieces.append(piece)
+            on_progress(Progress(phase="encode", step=len(pieces), total=total))
+    source = torch.cat(pieces, dim=2)
+    _check_finite(source, "the VAE made NaN or infinity of the source video")
+    return add_noise(source, noise.to(source.device), sampling.sigmas[0])
+
+
+def _pieces(video: torch.Tensor, width: int, height: int) -> Iterator[torch.Tensor]:
+    """``[1, 3, k, H, W]``: one frame, then four at a time, at the size of the result."""
+    starts = (0, *range(1, video.shape[1], FRAME_STRIDE))
+    for start in starts:
+        piece = video[:, start : start + (FRAME_STRIDE if start else 1)]
+        yield resize(piece, width, height).unsqueeze(0)
+
+
+def _decode(
+    components: Components, latents: torch.Tensor, on_progress: ProgressSink, cancel: CancelToken, record: Record
+) -> Iterator[torch.Tensor]:
+    total = latents.shape[2]
+    low, high = torch.inf, -torch.inf
+    on_progress(Progress(phase="decode", step=0, total=total))
+    with components.use_vae() as vae:
+        chunks = vae.decode_chunks(latents)
+        for done in range(1, total + 1):
+            cancel.check()
+            with record.timed("decode"):
+                frames = next(chunks)
+                smallest, largest = (float(value) for value in frames.aminmax())
+            if smallest != smallest or largest != largest:
+                raise NumericalError(
+                    f"decoding gave NaN in chunk {done} of {total}; use float32 for the VAE, or verify its file"
+                )
+            low, high = min(low, smallest), max(high, largest)
+            if done == total and low == high:
+                record.notices.append("every pixel has the same colour; the VAE's weights may be damaged")
+            on_progress(Progress(phase="decode", step=done, total=total))
+            yield frames
+
+
+def _check_finite(value: torch.Tensor, what: str) -> None:
+    if not bool(torch.isfinite(value).all()):
+        raise NumericalError(f"{what}; its weights are damaged or its dtype overflows: verify the file, or use float32")
