@@ -1,0 +1,409 @@
+"""The one place that joins weight files, networks and their placement into components ready for use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from cygnet.checkpoints import (
+    ComponentConfig,
+    ComponentWeights,
+    materialise,
+    read_component,
+    recognise,
+    resolve_pipeline_folder,
+    variant_name,
+)
+from cygnet.checkpoints.digest import digest
+from cygnet.checkpoints.folders import TOKENIZER_FILES
+from cygnet.checkpoints.layouts import COMPONENT_WORDS
+from cygnet.checkpoints.open import open_weights
+from cygnet.checkpoints.weight_file import printable, shown
+from cygnet.errors import ModelNotFoundError, RequestError, StateMismatchError, WeightFileError
+from cygnet.models.clip.config import CLIPVisionConfig
+from cygnet.models.clip.model import CLIPVision
+from cygnet.models.clip.preprocess import preprocess
+from cygnet.models.dit.config import DiTConfig
+from cygnet.models.dit.model import DiT
+from cygnet.models.umt5.config import UMT5Config
+from cygnet.models.umt5.model import UMT5Encoder
+from cygnet.models.umt5.prompt import encode_prompt
+from cygnet.models.umt5.tokenizer import Tokenizer
+from cygnet.models.vae.config import VAEConfig
+from cygnet.models.vae.model import WanVAE
+from cygnet.pipelines.components import Components
+from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
+from cygnet.runtime.residency import Resident, StageResidency, loaded
+from cygnet.types import ComponentName, Progress, ProgressSink, Residency, ignore_progress
+
+Source = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
+Place = str | os.PathLike[str]
+Dtype = str | torch.dtype
+Device = str | torch.device
+
+COMPONENT_NAMES: tuple[ComponentName, ...] = get_args(ComponentName)
+EMBEDDED_NAMES: Mapping[str, tuple[str, ComponentName]] = {
+    "tiny-vae": ("tiny-t2v", "vae"),
+    "tiny-text-encoder": ("tiny-t2v", "text_encoder"),
+    "tiny-image-encoder": ("tiny-i2v", "image_encoder"),
+}
+"""Names for single networks of the embedded models: name -> model and component."""
+SHARE_OF_MEMORY = 0.6
+"""Weights that would take more of the free memory than this are brought in stage by stage."""
+
+_Module = TypeVar("_Module", WanVAE, DiT, UMT5Encoder, CLIPVision)
+_CONFIGS: Mapping[ComponentName, type[Any]] = {
+    "dit": DiTConfig,
+    "vae": VAEConfig,
+    "text_encoder": UMT5Config,
+    "image_encoder": CLIPVisionConfig,
+}
+
+
+# Single networks -----------------------------------------------------------------------------------------------------
+
+
+def load_vae(
+    path: Place, dtype: Dtype = torch.float32, device: Device = "cpu", config: VAEConfig | None = None
+) -> WanVAE:
+    """The autoencoder of a weight file, a folder, or a model's name; not trainable until you say so.
+
+    ``dtype`` is a torch dtype or its name; ``config`` overrides what the shapes say. Raises ``ModelNotFoundError``,
+    ``UnknownLayoutError``, ``StateMismatchError`` or ``WeightFileError`` of :mod:`cygnet.errors`, each in words. The
+    same holds for the other loaders.
+    """
+    weights = _weights(path, "vae", config)
+    return _build(WanVAE, weights, _dtype("vae", dtype, device), device).channels_last()
+
+
+def load_dit(path: Place, dtype: Dtype = torch.float32, device: Device = "cpu", config: DiTConfig | None = None) -> DiT:
+    """The diffusion transformer; its norms, modulation, time embedding and head are float32 whatever ``dtype`` is."""
+    return _build(DiT, _weights(path, "dit", config), _dtype("dit", dtype, device), device)
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A UMT5 encoder and the tokenizer that came with it."""
+
+    model: UMT5Encoder
+    tokenizer: Tokenizer | None
+    """None when neither the file nor its folder holds one; then :meth:`encode` cannot work, but ``model`` can."""
+
+    def encode(self, prompt: str) -> torch.Tensor:
+        """Features ``[n, D]`` of the ``n <= 512`` tokens of ``prompt``, on the model's device and in its dtype."""
+        if self.tokenizer is None:
+            raise _no_tokenizer()
+        return encode_prompt(self.model, self.tokenizer, prompt)
+
+
+def load_text_encoder(
+    path: Place,
+    dtype: Dtype = torch.float32,
+    device: Device = "cpu",
+    config: UMT5Config | None = None,
+    tokenizer: Place | None = None,
+) -> TextEncoder:
+    """The text encoder with its tokenizer: from inside the file, from beside it, or from ``tokenizer`` if given."""
+    weights = _weights(path, "text_encoder", config)
+    found = TokenizerSource.find(weights, tokenizer)
+    model = _build(UMT5Encoder, weights, _dtype("text_encoder", dtype, device), device)
+    return TextEncoder(model, None if found is None else found.read())
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """A CLIP visual tower."""
+
+    model: CLIPVision
+
+    @torch.no_grad()
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """Tokens ``[L, D]`` of a picture ``[3, H, W]`` in [-1, 1], at its original size."""
+        if image.ndim != 3:
+            raise RequestError(f"the picture has shape {list(image.shape)}; give [3, height, width]", field="image")
+        weight = self.model.patch_embedding.weight
+        pixels = preprocess(image, self.model.config.image_size).to(weight.device, weight.dtype)
+        tokens: torch.Tensor = self.model(pixels)[0]
+        return tokens
+
+
+def load_image_encoder(
+    path: Place, dtype: Dtype = torch.float32, device: Device = "cpu", config: CLIPVisionConfig | None = None
+) -> ImageEncoder:
+    """The image encoder. Of a file that also holds CLIP's text tower, only the visual part is read."""
+    weights = _weights(path, "image_encoder", config)
+    return ImageEncoder(_build(CLIPVision, weights, _dtype("image_encoder", dtype, device), device))
+
+
+def _weights(path: Place, component: ComponentName, config: ComponentConfig | None) -> ComponentWeights:
+    if config is not None and not isinstance(config, _CONFIGS[component]):
+        raise RequestError(
+            f"config is a {type(config).__name__}; {COMPONENT_WORDS[component]} has a {_CONFIGS[component].__name__}",
+            field="config",
+        )
+    return read_component(_component_place(path, component), component, config=config)
+
+
+def _component_place(path: Place, component: ComponentName) -> Path:
+    """A path as it is; a name as the path of its component."""
+    from cygnet.checkpoints import catalogue
+
+    if isinstance(path, str) and not Path(path).exists():
+        if path in EMBEDDED_NAMES:
+            model, part = EMBEDDED_NAMES[path]
+            return catalogue.resolve(model)[part]
+        if catalogue.is_name(path):
+            found = catalogue.resolve(path)
+            if component not in found:
+                raise ModelNotFoundError(f"{path} has no {_bare(component)}; it has: {', '.join(found)}")
+            return found[component]
+    return Path(path)
+
+
+def _dtype(component: ComponentName, dtype: Dtype, device: Device) -> torch.dtype:
+    asked = parse_dtype(dtype)
+    return asked if asked is not None else pick_dtype(component, parse_device(device))
+
+
+def _build(kind: Callable[[Any], _Module], weights: ComponentWeights, dtype: torch.dtype, device: Device) -> _Module:
+    place = parse_device(device)
+    with torch.device("meta"):
+        module = kind(weights.config)
+    return materialise(module, weights, dtype=dtype, device=place).eval().requires_grad_(False)
+
+
+# The tokenizer -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenizerSource:
+    """Where a tokenizer is: a serialised SentencePiece model, or a file."""
+
+    data: bytes | None = None
+    path: Path | None = None
+
+    @classmethod
+    def find(cls, weights: ComponentWeights, given: Place | None = None) -> TokenizerSource | None:
+        """``given`` (a file or a folder), else the one inside the weight file, else one beside it; None if none is."""
+        if given is not None:
+            path = Path(given)
+            found = _tokenizer_in(path) if path.is_dir() else path
+            if found is None:
+                raise WeightFileError(f"folder {shown(path)} holds no {' and no '.join(TOKENIZER_FILES)}")
+            return cls(path=found)
+        if (data := weights.tokenizer_bytes) is not None:
+            return cls(data=data)
+        folder = weights.file.path if weights.file.path.is_dir() else weights.file.path.parent
+        for place in (folder, folder / "tokenizer", folder.parent / "tokenizer", folder / "google" / "umt5-xxl"):
+            if found := _tokenizer_in(place):
+                return cls(path=found)
+        return None
+
+    def read(self) -> Tokenizer:
+        """The tokenizer; raises :class:`~cygnet.errors.WeightFileError` if it is damaged."""
+        if self.data is not None:
+            return Tokenizer.from_sentencepiece(self.data, name="the tokenizer inside the text encoder")
+        assert self.path is not None
+        return Tokenizer.from_file(self.path)
+
+
+def _tokenizer_in(folder: Path) -> Path | None:
+    return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
+
+
+def _no_tokenizer() -> WeightFileError:
+    return WeightFileError(
+        f"the text encoder came without a tokenizer; put its {' or '.join(TOKENIZER_FILES)} beside it, or give its "
+        "path as tokenizer"
+    )
+
+
+# Whole models --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model ready to work: its components, and what its files are."""
+
+    components: Components
+    name: str | None
+    """The name it was loaded by; None for files."""
+    weights: Mapping[ComponentName, ComponentWeights]
+    tokenizer: TokenizerSource
+    device: torch.device
+    dtypes: Mapping[ComponentName, torch.dtype]
+
+    def describe(self) -> dict[str, Any]:
+        """For receipts: name, and per component variant, dtype, file names and :func:`~...digest.digest`."""
+        return {
+            "name": self.name,
+            "variant": self.components.variant,
+            "components": {
+                name: {
+                    "variant": weights.variant,
+                    "files": [path.name for path in weights.sources],
+                    "digest": digest(weights.sources),
+                    "dtype": str(self.dtypes[name]).removeprefix("torch."),
+                }
+                for name, weights in self.weights.items()
+            },
+        }
+
+
+def load_components(
+    source: Source,
+    *,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offload: bool | None = None,
+    on_progress: ProgressSink = ignore_progress,
+) -> LoadedModel:
+    """All networks of a model: its name, a folder, a combined file, or ``{"dit": path, "vae": path, ...}``.
+
+    A mapping may also name a ``tokenizer``. ``dtype`` applies to the transformer and the encoders; see
+    :mod:`cygnet.runtime.precision` for "auto" and why the VAE stays in float32. With ``offload`` each network is read
+    when its stage begins and dropped when it ends; None decides by the free memory.
+
+    Headers are read and the parts compared before any weight is. Raises ``ModelNotFoundError`` if a part is missing,
+    ``StateMismatchError`` if parts do not belong together, and as the single loaders.
+    """
+    place = parse_device(device)
+    asked = parse_dtype(dtype)
+    name, paths, tokenizer_path = _paths(source)
+    weights = {part: read_component(path, part) for part, path in paths.items()}
+    dit, vae, text, eye = _checked_together(weights)
+    tokenizer = TokenizerSource.find(weights["text_encoder"], tokenizer_path)
+    if tokenizer is None:
+        raise _no_tokenizer()
+    dtypes = {part: pick_dtype(part, place, asked) for part in weights}
+    builders = {part: _builder(part, each, dtypes[part], place) for part, each in weights.items()}
+    if offload is None:
+        offload = _is_large(weights, dtypes, place)
+    residency: Residency
+    if offload:
+        residency = StageResidency({part: loaded(build) for part, build in builders.items()})
+    else:
+        modules: dict[ComponentName, torch.nn.Module] = {}
+        for part, build in builders.items():
+            on_progress(Progress(phase="load", step=len(modules), total=len(builders), message=part))
+            modules[part] = build()
+        on_progress(Progress(phase="load", step=len(modules), total=len(builders)))
+        residency = Resident(modules)
+    components = Components(
+        residency=residency,
+        variant=variant_name(dit),
+        tokenizer=tokenizer.read(),
+        dit=dit,
+        vae=vae,
+        text_encoder=text,
+        image_encoder=eye,
+    )
+    return LoadedModel(
+        components=components, name=name, weights=weights, tokenizer=tokenizer, device=place, dtypes=dtypes
+    )
+
+
+def _builder(
+    part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device
+) -> Callable[[], torch.nn.Module]:
+    kinds: Mapping[ComponentName, Callable[[Any], Any]] = {
+        "dit": DiT,
+        "text_encoder": UMT5Encoder,
+        "image_encoder": CLIPVision,
+    }
+    if part == "vae":
+        return lambda: _build(WanVAE, weights, dtype, device).channels_last()
+    return lambda: _build(kinds[part], weights, dtype, device)
+
+
+def _paths(source: Source) -> tuple[str | None, dict[ComponentName, Path], Path | None]:
+    """The name if there is one, the path of each component, and the tokenizer's if it was given."""
+    from cygnet.checkpoints import catalogue
+
+    if isinstance(source, Mapping):
+        unknown = sorted(set(source) - {*COMPONENT_NAMES, "tokenizer"})
+        if unknown:
+            known = ", ".join((*COMPONENT_NAMES, "tokenizer"))
+            raise RequestError(f"{printable(str(unknown[0]))!r} is no component; there are: {known}", field="model")
+        tokenizer = Path(source["tokenizer"]) if "tokenizer" in source else None
+        paths = {part: _component_place(source[part], part) for part in COMPONENT_NAMES if part in source}
+        return None, paths, tokenizer
+    if isinstance(source, str) and (catalogue.is_name(source) or not Path(source).exists()):
+        if not catalogue.is_name(source) and (os.sep in source or source.startswith(".")):
+            raise ModelNotFoundError(f"{shown(Path(source))} does not exist; check the path")
+        return source.lower(), catalogue.resolve(source), None
+    path = Path(source)
+    if path.is_dir():
+        folder = resolve_pipeline_folder(path)
+        return None, folder.components, folder.tokenizer
+    file = open_weights(path)
+    return None, {part.component: path for part in recognise(file.tensors)}, None
+
+
+def _checked_together(
+    weights: Mapping[ComponentName, ComponentWeights],
+) -> tuple[DiTConfig, VAEConfig, UMT5Config, CLIPVisionConfig | None]:
+    """The architectures, if nothing is missing and each fits the transformer."""
+    configs: dict[ComponentName, Any] = {part: each.config for part, each in weights.items()}
+    dit = configs.get("dit")
+    needed: list[ComponentName] = ["dit", "vae", "text_encoder"]
+    if isinstance(dit, DiTConfig) and dit.variant != "t2v":
+        needed.append("image_encoder")
+    missing = [_bare(part) for part in needed if part not in configs]
+    if missing:
+        present = ", ".join(_bare(part) for part in configs) or "nothing"
+        what = variant_name(dit) if isinstance(dit, DiTConfig) else "a model"
+        raise ModelNotFoundError(
+            f"the {', the '.join(missing)} is missing: {what} needs {len(needed)} parts, and given are: {present}. "
+            'Name every file: load({"dit": ..., "vae": ..., "text_encoder": ..., "image_encoder": ...})'
+        )
+    assert isinstance(dit, DiTConfig)
+    vae, text, eye = configs["vae"], configs["text_encoder"], configs.get("image_encoder")
+    model = variant_name(dit)
+    _check_equal("text_encoder", weights, "features", text.dim, dit.text_dim, model)
+    _check_equal("vae", weights, "latent channels", vae.latent_channels, dit.out_channels, model)
+    if dit.variant == "t2v":
+        return dit, vae, text, None
+    assert isinstance(eye, CLIPVisionConfig)
+    _check_equal("image_encoder", weights, "features", eye.dim, dit.image_dim, model)
+    _check_equal("dit", weights, "input channels", dit.in_channels, dit.out_channels + 20, model)
+    return dit, vae, text, eye
+
+
+def _check_equal(
+    part: ComponentName,
+    weights: Mapping[ComponentName, ComponentWeights],
+    what: str,
+    have: int,
+    need: int | None,
+    model: str,
+) -> None:
+    if have != need:
+        raise StateMismatchError(
+            f"{shown(weights[part].file.path)} is {weights[part].variant} with {have} {what}, but {model} needs "
+            f"{need}; give the {_bare(part)} that belongs to the model"
+        )
+
+
+def _is_large(
+    weights: Mapping[ComponentName, ComponentWeights],
+    dtypes: Mapping[ComponentName, torch.dtype],
+    device: torch.device,
+) -> bool:
+    needed = sum(each.parameters * dtypes[part].itemsize for part, each in weights.items())
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    return needed > SHARE_OF_MEMORY * free
+
+
+def _bare(part: ComponentName) -> str:
+    """The component's words without the article."""
+    return COMPONENT_WORDS[part].split(" ", 1)[1]
