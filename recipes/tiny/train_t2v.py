@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +21,16 @@ from cygnet.models.dit.model import DiT, initialise
 from cygnet.models.umt5.config import TINY_UMT5
 from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.umt5.tokenizer import Tokenizer
-from cygnet.training.flow import FlowMatching, optimizers_for
-from cygnet.training.state import Average, Run, set_learning_rate, warmup_cosine
+from cygnet.training.flow import FlowMatching
+from cygnet.training.loop import Batch, Schedule, train_flow
 from recipes.tiny.captions import caption
 from recipes.tiny.latents import Latents, scene_of
 
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How the transformer is trained."""
-
-    steps: int = 16000
-    batch: int = 16
-    picture_share: float = 0.15
-    """Share of steps that train on first frames alone, four times as many per step."""
-    drop_caption: float = 0.1
-    matrix_rate: float = 2e-3
-    other_rate: float = 1e-3
-    decay: float = 0.01
-    average: float = 0.999
+BATCH = 16
+PICTURES = 0.15
+"""Share of steps that train on first frames alone, four times as many per step."""
+DROP_CAPTION = 0.1
+SCHEDULE = Schedule(steps=16000)
 
 
 class Captioner:
@@ -63,49 +54,26 @@ class Captioner:
         return self.encoder(padded, mask).float() * mask[..., None]
 
 
-def train(plan: Plan, latents: Latents, captioner: Captioner, folder: Path, *, seconds: float) -> None:
-    """Run (or go on with) the training, stopping cleanly after ``seconds``."""
+def batches(latents: Latents, captioner: Captioner) -> Callable[[int], Batch]:
+    """What each step trains on."""
+
+    def draw(step: int) -> Batch:
+        rng = np.random.default_rng([23, step])
+        picture = bool(rng.random() < PICTURES)
+        chosen = rng.integers(0, latents.refresh(), BATCH * 4 if picture else BATCH)
+        clips = torch.stack([latents[int(i)] for i in chosen])
+        texts = ["" if rng.random() < DROP_CAPTION else caption(scene_of(int(i)), rng) for i in chosen]
+        return Batch(clips[:, :, :1] if picture else clips, captioner(texts))
+
+    return draw
+
+
+def fresh() -> DiT:
+    """An untrained transformer, the same on every machine."""
     torch.manual_seed(0)
     dit = DiT(TINY_T2V)
     initialise(dit)
-    average = Average(dit, plan.average)
-    optimizers = optimizers_for(dit, matrix_rate=plan.matrix_rate, other_rate=plan.other_rate, decay=plan.decay)
-    parts = {"dit": dit, "average": average, "muon": optimizers[0], "adamw": optimizers[1]}
-    run = Run(folder)
-    run.resume(parts)
-    objective = FlowMatching()
-    losses: list[float] = []
-    deadline = time.monotonic() + seconds
-    while run.step < plan.steps and time.monotonic() < deadline:
-        rng = np.random.default_rng([23, run.step])
-        picture = bool(rng.random() < plan.picture_share)
-        count = plan.batch * 4 if picture else plan.batch
-        chosen = rng.integers(0, len(latents), count)
-        clips = torch.stack([latents[int(i)] for i in chosen])
-        texts = ["" if rng.random() < plan.drop_caption else caption(scene_of(int(i)), rng) for i in chosen]
-        if picture:
-            clips = clips[:, :, :1]
-        set_learning_rate(optimizers, warmup_cosine(run.step, warmup=200, total=plan.steps, floor=0.02))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = objective(dit, clips, captioner(texts))
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(dit.parameters(), 1.0)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient is not finite at step {run.step}; the last state is intact")
-        for optimizer in optimizers:
-            optimizer.step()
-        average.update(dit)
-        run.step += 1
-        if not picture:
-            losses.append(loss.item())
-        if run.step % 50 == 0:
-            run.log(loss=float(np.mean(losses)), norm=norm.item(), clips=latents.refresh())
-            losses.clear()
-        if run.step % 500 == 0:
-            run.save(parts)
-    run.save(parts)
+    return dit
 
 
 if __name__ == "__main__":
@@ -113,14 +81,15 @@ if __name__ == "__main__":
     parser.add_argument("--latents", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=Plan.steps)
+    parser.add_argument("--steps", type=int, default=SCHEDULE.steps)
     parser.add_argument("--hours", type=float, default=24.0)
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
-    train(
-        Plan(steps=options.steps),
-        Latents(options.latents),
-        Captioner(options.text),
+    train_flow(
+        fresh(),
+        batches(Latents(options.latents), Captioner(options.text)),
+        replace(SCHEDULE, steps=options.steps),
         options.out,
+        objective=FlowMatching(),
         seconds=options.hours * 3600,
     )

@@ -37,9 +37,9 @@ class Stage:
 
 
 STAGES = (
-    Stage("pictures", 2500, 8, 1, 64, 6e-4),
-    Stage("crops", 4000, 3, 9, 64, 6e-4),
-    Stage("clips", 120, 2, 17, 128, 5e-5),
+    Stage("pictures", 1600, 8, 1, 64, 6e-4),
+    Stage("crops", 1800, 3, 9, 64, 6e-4),
+    Stage("clips", 40, 2, 17, 128, 5e-5),
 )
 
 
