@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import struct
 from collections.abc import Mapping
 from fractions import Fraction
@@ -217,7 +218,11 @@ class GifEncoder:
 
     def add(self, frame: Frames) -> None:
         """Append one frame ``[H, W, 3]``."""
-        image = Image.fromarray(frame).quantize(256, method=Image.Quantize.MEDIANCUT)
+        # Colours are chosen from at most 128x128 pixels of a regular grid: from all of a large frame it takes seconds.
+        step = math.ceil(math.sqrt(frame.shape[0] * frame.shape[1] / 128**2))
+        sample = Image.fromarray(np.ascontiguousarray(frame[::step, ::step]))
+        palette = sample.quantize(256, method=Image.Quantize.MEDIANCUT)
+        image = Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
         hundredths = frame_end(self._count, self._fps, 100) - frame_end(self._count - 1, self._fps, 100)
         for data in GifImagePlugin.getdata(image, duration=10 * hundredths, include_color_table=True):
             self._file.write(data)
