@@ -38,7 +38,7 @@ class Stage:
 
 STAGES = (
     Stage("pictures", 1600, 8, 1, 64, 6e-4),
-    Stage("crops", 1800, 3, 9, 64, 6e-4),
+    Stage("crops", 2200, 4, 9, 48, 4e-4),
     Stage("clips", 40, 2, 17, 128, 5e-5),
 )
 
@@ -93,10 +93,11 @@ def train(folder: Path, *, seconds: float, stages: tuple[Stage, ...] = STAGES) -
         while run.step < begun + stage.steps:
             # Batches depend on the step alone, so a resumed run sees what an unbroken one would have seen.
             rng = np.random.default_rng([7, run.step])
-            factor = warmup_cosine(run.step - begun, warmup=50, total=stage.steps, floor=0.1)
+            factor = warmup_cosine(run.step - begun, warmup=100, total=stage.steps, floor=0.1)
             for group in optimizer.param_groups:
                 group["lr"] = stage.rate * factor
-            loss, parts_of_loss = loss_of(vae, batch_of(rng, stage))
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=stage.frames > 1):
+                loss, parts_of_loss = loss_of(vae, batch_of(rng, stage))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

@@ -5,6 +5,9 @@ Legend: B batch, C channels, T frames, H W height and width.
 
 from __future__ import annotations
 
+import os
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 
@@ -19,15 +22,23 @@ def conv3d(
 ) -> torch.Tensor:
     """Convolve ``window [B, C, T, H, W]`` without temporal padding: -> ``[B, C', (T - kt) // stride + 1, H, W]``.
 
-    oneDNN's bfloat16 weight gradient of 3-D convolutions crashes or corrupts memory on some CPUs (seen with a batch
-    above 1 or a single output frame, torch 2.13). Wherever that gradient could be asked for, the same sum is computed
-    as one 2-D convolution over frames whose temporal taps are stacked on channels; its gradients are sound.
+    oneDNN's bfloat16 weight gradient of 3-D convolutions crashes or corrupts memory on CPUs with AMX (seen with a batch
+    above 1 or a single output frame, torch 2.13). Wherever that gradient could be asked for there, the same sum is
+    computed as one 2-D convolution over frames whose temporal taps are stacked on channels; its gradients are sound.
     """
     half = torch.is_autocast_enabled("cpu") or window.dtype in (torch.bfloat16, torch.float16)
-    if torch.is_grad_enabled() and weight.requires_grad and window.device.type == "cpu" and half:
+    learning = torch.is_grad_enabled() and weight.requires_grad
+    if learning and half and window.device.type == "cpu" and uses_amx():
         return _stacked_taps(window, weight, bias, spatial_padding, temporal_stride)
     padding = (0, spatial_padding, spatial_padding)
     return F.conv3d(window, weight, bias, stride=(temporal_stride, 1, 1), padding=padding)
+
+
+@cache
+def uses_amx() -> bool:
+    """Whether oneDNN may use this CPU's AMX tiles; ``DNNL_MAX_CPU_ISA`` below AMX rules it out."""
+    limit = os.environ.get("DNNL_MAX_CPU_ISA", "").upper()
+    return torch.cpu._is_amx_tile_supported() and (not limit or "AMX" in limit or limit in ("ALL", "DEFAULT"))
 
 
 def _stacked_taps(
