@@ -53,4 +53,5 @@ def _stacked_taps(
     kernel = weight.transpose(1, 2).reshape(out_channels, taps * channels, kh, kw)
     stacked = stacked.contiguous(memory_format=torch.channels_last)
     out = F.conv2d(stacked, kernel, bias, padding=padding)
-    return out.unflatten(0, (batch, count)).transpose(1, 2)
+    frames_of_each: torch.Tensor = out.unflatten(0, (batch, count))
+    return frames_of_each.transpose(1, 2)

@@ -46,7 +46,7 @@ class FlowMatching:
         sigma = self.levels(latents.shape[0]).to(latents.device)
         noise = torch.randn_like(latents)
         noisy = add_noise(latents, noise, sigma)
-        velocity = dit(noisy, 1000 * sigma, context, image_context, image_condition)
+        velocity: torch.Tensor = dit(noisy, 1000 * sigma, context, image_context, image_condition)
         return (velocity - velocity_target(latents, noise)).square().mean()
 
 

@@ -72,7 +72,7 @@ def train_flow(
             loss = objective(dit, batch.latents, batch.context, batch.image_context, batch.image_condition)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(dit.parameters(), 1.0)
         if not bool(torch.isfinite(norm)):
             raise NumericalError(f"the gradient is not finite at step {run.step}; the last saved state is intact")

@@ -55,7 +55,8 @@ def gated_add(x: torch.Tensor, gate: torch.Tensor, update: torch.Tensor) -> torc
 
 def split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
     """``[B, L, D]`` -> ``[B, N, L, K]``."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    heads: torch.Tensor = x.unflatten(-1, (num_heads, -1))
+    return heads.transpose(1, 2)
 
 
 def merge_heads(x: torch.Tensor) -> torch.Tensor:

@@ -58,7 +58,7 @@ class DiT(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which the blocks' matrix products run."""
-        return self.text_embedding[0].weight.dtype  # type: ignore[union-attr, return-value]
+        return self.text_embedding[0].weight.dtype  # type: ignore[return-value]
 
     @property
     def device(self) -> torch.device:

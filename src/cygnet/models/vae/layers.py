@@ -74,7 +74,7 @@ class CausalConv3d(nn.Conv3d):
         frames, batch = fold_time(x)
         return unfold_time(F.conv2d(frames, self.weight[:, :, -1], self.bias, padding=self.spatial_padding), batch)
 
-    def forward(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:  # type: ignore[override]
         """``x [B, C, T, H, W]`` -> ``[B, C', T, H, W]``."""
         if self.history == 0:
             return self.convolve(x)
@@ -98,7 +98,8 @@ class ChannelRMSNorm(nn.Module):
     def scale(self, x: torch.Tensor) -> torch.Tensor:
         """The factor per voxel, before ``gamma``: ``sqrt(C) / max(|x|, 1e-12)``."""
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
-        return (math.sqrt(x.shape[1]) / norm).to(x.dtype)
+        scale: torch.Tensor = math.sqrt(x.shape[1]) / norm
+        return scale.to(x.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x [B, C, ...]`` -> the same shape."""
@@ -224,4 +225,5 @@ def fold_time(x: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 def unfold_time(frames: torch.Tensor, batch: int) -> torch.Tensor:
     """``[B*T, C, H, W]`` -> ``[B, C, T, H, W]``."""
-    return frames.unflatten(0, (batch, -1)).transpose(1, 2)
+    frames_of_each: torch.Tensor = frames.unflatten(0, (batch, -1))
+    return frames_of_each.transpose(1, 2)
