@@ -6,7 +6,14 @@ from cygnet.checkpoints.detect import ComponentConfig, detect_config, variant_na
 from cygnet.checkpoints.folders import PipelineFolder, resolve_pipeline_folder
 from cygnet.checkpoints.inspect import ComponentInspection, Inspection, inspect
 from cygnet.checkpoints.layouts import recognise
-from cygnet.checkpoints.loading import ComponentWeights, check_state, materialise, read_component, verify_finite
+from cygnet.checkpoints.loading import (
+    ComponentWeights,
+    check_state,
+    materialise,
+    read_component,
+    verify_finite,
+    without_weights,
+)
 from cygnet.checkpoints.open import open_weights
 from cygnet.checkpoints.saving import (
     save_diffusers_component,
@@ -38,4 +45,5 @@ __all__ = [
     "save_official_folder",
     "variant_name",
     "verify_finite",
+    "without_weights",
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cygnet.checkpoints import quantised
 from cygnet.checkpoints.detect import ComponentConfig, describe_difference, detect_config, variant_name
@@ -205,6 +206,41 @@ def _listed(names: tuple[str, ...] | list[str]) -> str:
 # Into a module -------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules built inside have shapes but no memory: parameters are on the meta device and are not initialised.
+
+    Plain ``torch.device("meta")`` would run the initialisers, and for random ones torch then loads its compiler, which
+    takes seconds.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class SkipInitialisers(TorchFunctionMode):
+        def __torch_function__(
+            self,
+            func: Callable[..., Any],
+            types: Iterable[type],
+            args: tuple[Any, ...] = (),
+            kwargs: dict[str, Any] | None = None,
+        ) -> Any:
+            given = kwargs or {}
+            if getattr(func, "__name__", "") in _INITIALISERS:
+                target = args[0] if args else given.get("tensor")
+                if isinstance(target, torch.Tensor) and target.is_meta:
+                    return target
+            return func(*args, **given)
+
+    with torch.device("meta"), SkipInitialisers():
+        yield
+
+
+_INITIALISERS = frozenset(
+    ["normal_", "uniform_", "zero_", "fill_", "constant_", "ones_", "zeros_", "eye_", "trunc_normal_", "copy_"]
+    + [f"{scheme}_{kind}_" for scheme in ("kaiming", "xavier") for kind in ("normal", "uniform")]
+)
+
+
 def check_state(module: torch.nn.Module, weights: ComponentWeights) -> None:
     """Raise ``StateMismatchError`` unless ``weights`` has exactly the names and shapes that ``module`` has.
 
@@ -249,7 +285,7 @@ def _likely_cause(
 def materialise(
     module: Module, weights: ComponentWeights, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> Module:
-    """Give ``module``, built on the meta device, the tensors of ``weights``; returns it.
+    """Give ``module``, built :func:`without_weights`, the tensors of ``weights``; returns it.
 
     Names and shapes are checked first (:func:`check_state`). Then each tensor is read, dequantised, cast and assigned
     before the next is touched, so the peak is about one copy of the weights; a tensor that needs no cast stays mapped
