@@ -1,0 +1,375 @@
+"""``cygnet generate``: a prompt, or a picture and a prompt, becomes a video."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from cygnet.cli.interrupts import cancelled_by_interrupt
+from cygnet.cli.options import Debug, File, Json, Number, Places, Quiet, Switch, Text, Whole
+from cygnet.cli.output import Voice
+from cygnet.cli.progress import Display, open_display
+from cygnet.cli.targets import Target, check_target, plan_targets, reserved
+from cygnet.errors import RequestError
+from cygnet.types import CancelToken
+
+if TYPE_CHECKING:
+    from cygnet.api import VideoStream, Wan
+    from cygnet.media.video import Frames
+
+MAX_COUNT = 1_000
+MAX_DRAWN_SEED = 2**32
+"""Drawn seeds stay short enough to be read aloud and to stand in a file name."""
+MAX_STDIN_BYTES = 1_000_000
+
+_WHAT = Group.create_ordered("The video")
+_HOW = Group.create_ordered("How it is made")
+_WHERE = Group.create_ordered("Where it goes")
+_WITH = Group.create_ordered("The model")
+
+
+def generate(
+    prompt: Annotated[str, Parameter(name="PROMPT")],
+    /,
+    *,
+    image: Annotated[File, Parameter(group=_WHAT)] = None,
+    last_image: Annotated[File, Parameter(group=_WHAT)] = None,
+    video: Annotated[File, Parameter(group=_WHAT)] = None,
+    strength: Annotated[Number, Parameter(group=_WHAT)] = None,
+    size: Annotated[str | None, Parameter(group=_WHAT, metavar="WxH")] = None,
+    frames: Annotated[Whole, Parameter(group=_WHAT)] = None,
+    seconds: Annotated[Number, Parameter(group=_WHAT)] = None,
+    fps: Annotated[Number, Parameter(group=_WHAT)] = None,
+    negative: Annotated[Text, Parameter(group=_HOW)] = None,
+    seed: Annotated[Whole, Parameter(group=_HOW)] = None,
+    count: Annotated[Whole, Parameter(group=_HOW)] = None,
+    steps: Annotated[Whole, Parameter(group=_HOW)] = None,
+    guidance: Annotated[Number, Parameter(group=_HOW)] = None,
+    shift: Annotated[Number, Parameter(group=_HOW)] = None,
+    solver: Annotated[str | None, Parameter(group=_HOW, metavar="NAME")] = None,
+    model: Annotated[str | None, Parameter(group=_WITH, metavar="NAME|PATH")] = None,
+    dit: Annotated[File, Parameter(group=_WITH)] = None,
+    vae: Annotated[File, Parameter(group=_WITH)] = None,
+    text_encoder: Annotated[File, Parameter(group=_WITH)] = None,
+    image_encoder: Annotated[File, Parameter(group=_WITH)] = None,
+    tokenizer: Annotated[File, Parameter(group=_WITH)] = None,
+    model_paths: Annotated[Places, Parameter(group=_WITH)] = (),
+    device: Annotated[str, Parameter(group=_WITH, metavar="NAME")] = "auto",
+    dtype: Annotated[str, Parameter(group=_WITH, metavar="NAME")] = "auto",
+    out: Annotated[str | None, Parameter(group=_WHERE, metavar="FILE|FOLDER|PATTERN")] = None,
+    overwrite: Annotated[Switch, Parameter(group=_WHERE)] = False,
+    json: Annotated[Json, Parameter(group=_WHERE)] = False,
+    json_stream: Annotated[Switch, Parameter(group=_WHERE)] = False,
+    quiet: Annotated[Quiet, Parameter(group=_WHERE)] = False,
+    debug: Debug = False,
+) -> int:
+    """Make a video from a prompt, or from a picture and a prompt, and print its path.
+
+    What is not asked for takes the model's own default. A receipt of everything that decides the pixels is stored in
+    the video and beside it; `cygnet replay` makes the video again from it.
+
+    Parameters
+    ----------
+    prompt
+        What the video shows, in quotes; - reads it from standard input. Put -- before one that begins with a dash.
+    image
+        The picture that the video begins with (PNG, JPEG or WebP); needs an image-to-video model.
+    last_image
+        The picture that it ends with; needs a first-and-last-frame model.
+    video
+        A video to make anew; see --strength.
+    strength
+        How much of --video is made anew: above 0 up to 1.
+    size
+        Width x height in pixels, multiples of 16, such as 832x480; or 480p or 720p, in the aspect of the picture.
+    frames
+        Number of frames, 4n+1; 1 makes a picture.
+    seconds
+        Length instead of a number of frames; the nearest length that the model can make is taken and said.
+    fps
+        Frames per second of the file; changes how fast it plays, not what it shows.
+    negative
+        What the video should not show.
+    seed
+        The same seed gives the same video on the same machine; drawn if absent or -1, and recorded.
+    count
+        How many videos to make, with seeds counting up from the first.
+    steps
+        Denoising steps.
+    guidance
+        How closely the prompt is followed; 1 is no guidance and takes half the time.
+    shift
+        How much of the work goes into the early, coarse steps.
+    solver
+        unipc, dpm++ or euler; the model's default suits it.
+    model
+        A name that `cygnet models` lists, a folder, or a combined file. Default: tiny-t2v, with --image tiny-i2v.
+    dit
+        A file or folder for the diffusion transformer, in place of the model's.
+    vae
+        The same for the VAE.
+    text_encoder
+        The same for the text encoder.
+    image_encoder
+        The same for the image encoder.
+    tokenizer
+        The same for the tokenizer, if the text encoder has none inside or beside it.
+    device
+        auto, cpu, cuda or cuda:N.
+    dtype
+        auto, float32, bfloat16 or float16, for the transformer and the encoders.
+    out
+        A file name (.mp4, .webm, .webp, .gif, .png), a folder, or a pattern with {prompt}, {seed}, {index}, {model}.
+        Default: a name from prompt and seed in the current folder. Nothing is overwritten.
+    overwrite
+        Replace a file of that name.
+    json_stream
+        Print one JSON object per event: progress lines, each video, and the result.
+    """
+    voice = Voice(as_json=json, as_stream=json_stream, quiet=quiet)
+    wish = Wish(
+        prompt=read_prompt(prompt),
+        images={"image": image, "last_image": last_image, "video": video},
+        options={
+            "strength": strength,
+            "size": size,
+            "num_frames": frames,
+            "fps": fps,
+            "negative_prompt": negative,
+            "num_steps": steps,
+            "guidance_scale": guidance,
+            "shift": shift,
+            "solver": solver,
+        },
+        seconds=seconds,
+        seeds=seeds_of(seed, count),
+        source=model_source(
+            model,
+            {
+                "dit": dit, "vae": vae, "text_encoder": text_encoder, "image_encoder": image_encoder,
+                "tokenizer": tokenizer,
+            },
+            model_paths,
+            with_image=image is not None,
+        ),
+        place={"device": device, "dtype": dtype},
+        out=out,
+        overwrite=overwrite,
+    )  # fmt: skip
+    started = time.monotonic()
+    with open_display(voice) as display, cancelled_by_interrupt(voice.note) as cancel:
+        results = make_all(wish, voice, display, cancel)
+    value = {"videos": [result.to_json() for result in results], "seconds": round(time.monotonic() - started, 3)}
+    # People have seen each path when its video was done.
+    voice.result(value, [])
+    return 0
+
+
+# What was asked for --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """The command line in the words of the Python API; options that are None take the model's default."""
+
+    prompt: str
+    images: Mapping[str, Any]
+    options: Mapping[str, Any]
+    seconds: float | None
+    seeds: Sequence[int]
+    source: Any
+    place: Mapping[str, Any]
+    out: str | None
+    overwrite: bool
+
+
+def read_prompt(given: str) -> str:
+    """The prompt itself, or standard input for ``-``."""
+    if given != "-":
+        return given
+    data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    if len(data) > MAX_STDIN_BYTES:
+        raise RequestError(f"the prompt on standard input is longer than {MAX_STDIN_BYTES:,} bytes", field="prompt")
+    try:
+        return data.decode("utf-8-sig").strip("\r\n")
+    except UnicodeDecodeError as error:
+        raise RequestError("the prompt on standard input is not UTF-8 text", field="prompt") from error
+
+
+def seeds_of(seed: int | None, count: int | None) -> range:
+    """The seed of each video. None and -1 draw the first one."""
+    number = 1 if count is None else count
+    if not 1 <= number <= MAX_COUNT:
+        raise RequestError(f"count is {number}; it must be a whole number from 1 to {MAX_COUNT:,}", field="count")
+    first = secrets.randbelow(MAX_DRAWN_SEED) if seed in (None, -1) else seed
+    assert first is not None
+    return range(first, first + number)
+
+
+def model_source(
+    model: str | None, parts: Mapping[str, Path | None], places: Sequence[Path], *, with_image: bool
+) -> str | dict[str, Path]:
+    """What to load: a name or path, or a mapping once single parts or folders to look into are given."""
+    from cygnet.checkpoints import catalogue, resolve_pipeline_folder
+
+    given = {part: path for part, path in parts.items() if path is not None}
+    if model is None and not given:
+        return "tiny-i2v" if with_image else "tiny-t2v"
+    if model is None:
+        if "dit" not in given:
+            raise RequestError(
+                f"{', '.join(given)} given without a model; add --model NAME, or --dit FILE for the transformer",
+                field="model",
+            )
+        return given
+    is_name = catalogue.is_name(model) and not Path(model).exists()
+    if not given and not (is_name and places):
+        return model
+    base: dict[str, Path] = {}
+    if is_name:
+        base |= dict(catalogue.resolve(model, places=places).items())
+    else:
+        folder = resolve_pipeline_folder(Path(model))
+        base |= dict(folder.components.items())
+        if folder.tokenizer is not None:
+            base["tokenizer"] = folder.tokenizer
+    return {**base, **given}
+
+
+# The work ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A video that was written."""
+
+    path: Path
+    receipt: Path
+    seed: int
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    seconds: float
+    notices: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values for ``json.dumps``."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**plain, "path": str(self.path), "receipt": str(self.receipt), "notices": list(self.notices)}
+
+
+def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) -> list[Result]:
+    """Check everything, then make the videos one after another."""
+    import cygnet
+
+    # Weights come in when their stage begins, so a request that cannot be is refused before any is read.
+    wan = cygnet.load(wish.source, offload=True, on_progress=display.report, **wish.place)
+    options = {name: value for name, value in wish.options.items() if value is not None}
+    if wish.seconds is not None:
+        options["num_frames"] = frames_for(wish, wan, voice)
+    targets = plan_targets(wish.out, wish.prompt, wish.seeds, wan.name or wan.variant)
+
+    def stream_for(seed: int) -> VideoStream:
+        return wan.stream(
+            wish.prompt, **wish.images, **options, seed=seed, on_progress=display.report, cancel=cancel
+        )  # fmt: skip
+
+    for seed in {wish.seeds[0], wish.seeds[-1]}:
+        stream = stream_for(seed)
+        request = stream.request
+        stream.close()
+    for target in targets:
+        notes = check_target(
+            target,
+            width=request.width,
+            height=request.height,
+            fps=request.fps,
+            num_frames=request.num_frames,
+            overwrite=wish.overwrite,
+        )
+    for note in notes:
+        voice.note(f"note: {note}")
+    if len(targets) > 1:  # now weights may stay in memory between videos
+        wan = cygnet.load(wish.source, on_progress=display.report, **wish.place)
+    results = []
+    for number, (seed, target) in enumerate(zip(wish.seeds, targets, strict=True), start=1):
+        if len(targets) > 1:
+            display.title(f"video {number} of {len(targets)}, seed {seed}")
+        result = write_stream(stream_for(seed), target, inputs=wish.images, overwrite=wish.overwrite)
+        results.append(result)
+        for notice in result.notices:
+            voice.note(f"note: {notice}")
+        voice.event("video", **result.to_json())
+        if not voice.as_json and not voice.as_stream:
+            voice.result({}, [str(result.path)])
+    return results
+
+
+def frames_for(wish: Wish, wan: Wan, voice: Voice) -> int:
+    """The length 4n+1 that comes nearest to ``--seconds``."""
+    if wish.options["num_frames"] is not None:
+        raise RequestError("frames and seconds are both given; give one of them", field="seconds")
+    seconds, fps = wish.seconds, wish.options["fps"] or wan.defaults.fps
+    assert seconds is not None
+    if not 0 < seconds <= 3600:
+        raise RequestError(f"seconds is {seconds:g}; it must be above 0 and at most 3600", field="seconds")
+    num_frames = 4 * max(0, round((seconds * fps - 1) / 4)) + 1
+    voice.note(f"note: {seconds:g} s at {fps:g} frames per second: {num_frames} frames ({num_frames / fps:.2f} s)")
+    return num_frames
+
+
+def write_stream(stream: VideoStream, target: Target, *, inputs: Mapping[str, Path | None], overwrite: bool) -> Result:
+    """Make the video and write it as it is decoded; nothing is left if that fails. ``inputs`` name the pictures."""
+    from cygnet.media.receipt import embed, write_sidecar
+    from cygnet.media.video import open_writer
+
+    started = time.monotonic()
+    request = stream.request
+    try:
+        chunks = iter(stream)
+        first: Frames = next(chunks)
+        with reserved(target) as path:
+            with open_writer(
+                path,
+                width=request.width,
+                height=request.height,
+                fps=request.fps,
+                num_frames=request.num_frames,
+                overwrite=overwrite,
+                metadata=embed(receipt_of(stream, inputs)),
+            ) as writer:
+                writer.write(first)
+                for chunk in chunks:
+                    writer.write(chunk)
+            receipt = write_sidecar(writer.path, receipt_of(stream, inputs), overwrite=overwrite)
+    finally:
+        stream.close()
+    return Result(
+        path=writer.path,
+        receipt=receipt,
+        seed=request.seed,
+        width=request.width,
+        height=request.height,
+        num_frames=request.num_frames,
+        fps=request.fps,
+        seconds=round(time.monotonic() - started, 3),
+        notices=stream.notices,
+    )
+
+
+def receipt_of(stream: VideoStream, inputs: Mapping[str, Path | None]) -> dict[str, Any]:
+    """The stream's receipt, with the names of the pictures: only names, as folders are nobody's business."""
+    receipt = stream.receipt
+    for name, described in receipt["inputs"].items():
+        path = inputs.get(name)
+        if path is not None:
+            receipt["inputs"][name] = {**described, "name": path.name}
+    return receipt

@@ -1,0 +1,62 @@
+"""Signals: the first Ctrl-C asks the work to stop, the second stops it, SIGTERM unwinds with everything cleaned up."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from cygnet.types import CancelToken
+
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Like KeyboardInterrupt it is no Exception, so that nothing swallows it."""
+
+
+@contextmanager
+def terminated_by_signal() -> Iterator[None]:
+    """Within the block SIGTERM raises :class:`Terminated`, so that ``finally`` clauses run; a second ends at once."""
+
+    def on_terminate(_: int, __: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, on_terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def cancelled_by_interrupt(note: Callable[[str], None]) -> Iterator[CancelToken]:
+    """Within the block the first Ctrl-C sets the token, the second raises KeyboardInterrupt, a third ends at once.
+
+    Long work checks the token between its units; what it was doing is cleaned up in each of the first two cases.
+    """
+    token = CancelToken()
+
+    def on_interrupt(_: int, __: FrameType | None) -> None:
+        if not token.cancelled:
+            token.cancel()
+            note("stopping after this step; press Ctrl-C again to stop at once")
+            return
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield token
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield token
+    finally:
+        signal.signal(signal.SIGINT, before)

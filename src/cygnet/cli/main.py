@@ -1,0 +1,175 @@
+"""The cygnet command: finds the verb, runs it, and turns whatever goes wrong into one message and an exit code.
+
+Exit codes: 0 done, 1 failure, 2 bad request, 130 interrupted, 143 terminated. Results go to stdout, everything else to
+stderr. Nothing heavy is imported before a verb needs it, so that help appears at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cygnet.cli.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, terminated_by_signal
+from cygnet.cli.output import error_line, print_error
+from cygnet.errors import CygnetError, OutputError, RequestError
+
+if TYPE_CHECKING:
+    from cyclopts import App, CycloptsError
+
+VERBS = {
+    "generate": "Make a video from a prompt, or from a picture and a prompt.",
+    "replay": "Make a video again from its receipt, and compare.",
+    "inspect": "Say what a weight file or folder is, and what it can serve.",
+    "models": "List the models that have a name, and what of them is here.",
+    "pull": "Fetch the weights of a named model.",
+    "doctor": "Say what this machine can run, what is missing, and the remedy.",
+}
+"""Verb → what it is for. The function of that name in the module of that name does it; its docstring is its help."""
+
+EPILOGUE = "Start here: cygnet generate 'a red ball moves right on a black background'"
+DEBUG_VARIABLE = "CYGNET_DEBUG"
+
+
+def build_app(verb: str | None = None) -> App:
+    """The parser with all verbs. Only the module of ``verb``, the one that was named, will be imported."""
+    from cyclopts import App
+
+    app = App(
+        name="cygnet",
+        help="Make videos from a prompt, or from a picture and a prompt, with Wan 2.1.",
+        help_epilogue=EPILOGUE,
+        help_format="plaintext",
+        version=_version,
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for name, purpose in VERBS.items():
+        place = f"cygnet.cli.{name}:{name}"
+        if name == verb:
+            app.command(place, name=name, sort_key=list(VERBS).index(name))
+        else:
+            app.command(place, name=name, sort_key=list(VERBS).index(name), help=purpose)
+    return app
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (``sys.argv`` by default) and return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = given[: given.index("--")] if "--" in given else given
+    as_json = "--json" in options or "--json-stream" in options
+    debug = "--debug" in options or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+    _make_output_robust()
+    try:
+        with terminated_by_signal():
+            code = _dispatch(given)
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:
+        return _reader_is_gone()
+    except KeyboardInterrupt:
+        return _stopped(as_json, "interrupted", EXIT_INTERRUPTED)
+    except Terminated:
+        return _stopped(as_json, "terminated", EXIT_TERMINATED)
+    except CygnetError as error:
+        if debug:
+            traceback.print_exc()
+        return _failed(error, as_json)
+    except Exception as error:  # the last line of defence: everything expected is a CygnetError
+        if debug:
+            traceback.print_exc()
+        return _failed(_unexpected(error, debug=debug), as_json)
+
+
+def _dispatch(given: list[str]) -> int:
+    from cyclopts import CycloptsError
+
+    verb = given[0] if given and given[0] in VERBS else None
+    app = build_app(verb)
+    try:
+        result = app(given, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        cause = error.__cause__
+        if isinstance(cause, RequestError):  # from one of our own converters
+            raise cause from None
+        raise RequestError(_misuse(error, verb)) from error
+    return result if isinstance(result, int) else 0
+
+
+def _misuse(error: CycloptsError, verb: str | None) -> str:
+    """What is wrong with a command line that the parser refused."""
+    from cyclopts import UnusedCliTokensError
+
+    if isinstance(error, UnusedCliTokensError) and verb is not None:
+        words = ", ".join(repr(word) for word in (error.unused_tokens or [])[:5])
+        advice = "put the prompt in quotes" if verb == "generate" else "it takes one argument; put quotes around blanks"
+        return error_line(f"{words} came after everything that cygnet {verb} takes: {advice}")
+    return (
+        f"{error_line(str(error))} See: cygnet {verb} --help"
+        if verb
+        else f"{error_line(str(error))} See: cygnet --help"
+    )
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"cygnet {version('cygnet')}"
+
+
+def _failed(error: CygnetError, as_json: bool) -> int:
+    try:
+        print_error(error, as_json=as_json)
+    except BrokenPipeError:
+        _reader_is_gone()
+    return error.exit_code
+
+
+def _stopped(as_json: bool, word: str, code: int) -> int:
+    class Stopped(CygnetError):
+        """Stopped from outside."""
+
+    Stopped.code = word
+    Stopped.exit_code = code
+    return _failed(Stopped(f"{word}; nothing half-written was left"), as_json)
+
+
+def _unexpected(error: Exception, *, debug: bool) -> CygnetError:
+    """What a person is told about an error that nobody foresaw."""
+    text = error_line(str(error)) or "no message"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return OutOfMemory(
+            f"out of memory ({text[:200]}); ask for a smaller --size or fewer --frames, a model with fewer parameters, "
+            "or --dtype bfloat16"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return OutputError(f"the system refused: {error.strerror.lower()}")
+    hint = "" if debug else f"; add --debug (or {DEBUG_VARIABLE}=1) to see where, and report it"
+    return CygnetError(f"unexpected {type(error).__name__}: {text[:500]}{hint}")
+
+
+class OutOfMemory(CygnetError):
+    """The machine's or the device's memory did not suffice."""
+
+    code = "out_of_memory"
+
+
+def _make_output_robust() -> None:
+    """Text that the terminal's encoding lacks is escaped instead of raising (locale C, odd file names)."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _reader_is_gone() -> int:
+    """Whoever read our output has closed it (``| head``): nothing more to say, and no traceback at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            os.dup2(null, stream.fileno())
+        except (OSError, ValueError):  # a stream without a descriptor cannot complain at exit either
+            continue
+    return 0

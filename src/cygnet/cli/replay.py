@@ -1,0 +1,295 @@
+"""``cygnet replay``: make a video again from its receipt, and compare."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from cygnet.cli.generate import model_source, write_stream
+from cygnet.cli.interrupts import cancelled_by_interrupt
+from cygnet.cli.options import Debug, File, Json, Places, Quiet, Switch
+from cygnet.cli.output import Voice, error_line
+from cygnet.cli.progress import open_display
+from cygnet.cli.targets import DEFAULT_SUFFIX, Target, check_target
+from cygnet.errors import MediaError, ModelNotFoundError, RequestError
+
+if TYPE_CHECKING:
+    from cygnet.pipelines.request import GenerateRequest
+
+_INPUTS = ("image", "last_image", "video")
+
+
+def replay(
+    file: Annotated[Path, Parameter(name="FILE")],
+    /,
+    *,
+    check: Switch = False,
+    image: File = None,
+    last_image: File = None,
+    video: File = None,
+    model: Annotated[str | None, Parameter(metavar="NAME|PATH")] = None,
+    dit: File = None,
+    vae: File = None,
+    text_encoder: File = None,
+    image_encoder: File = None,
+    tokenizer: File = None,
+    model_paths: Places = (),
+    device: Annotated[str | None, Parameter(metavar="NAME")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Make a video again from the receipt inside or beside it, and say how far the pixels are apart.
+
+    On the same machine with the same versions the difference is 0.
+
+    Parameters
+    ----------
+    file
+        A video that cygnet made, a folder of its frames, or the receipt beside it (.json).
+    check
+        Keep nothing, and return 1 unless every pixel is equal.
+    image
+        The picture that the video began with; found by its name beside the video or in the current folder if absent.
+    last_image
+        The picture that it ended with, likewise.
+    video
+        The source video, likewise.
+    model
+        The model, if the receipt names none that is on this machine.
+    dit
+        A file for the diffusion transformer, likewise; and so on.
+    device
+        Where to run; by default where the video was made, if this machine has that.
+    """
+    from cygnet.media.receipt import read_receipt
+
+    voice = Voice(as_json=json, quiet=quiet)
+    receipt = read_receipt(file)
+    request = _part(receipt, "request")
+    given = {"image": image, "last_image": last_image, "video": video}
+    images = {name: _find_input(name, described, given, file) for name, described in _part(receipt, "inputs").items()}
+    parts = {
+        "dit": dit, "vae": vae, "text_encoder": text_encoder, "image_encoder": image_encoder, "tokenizer": tokenizer,
+    }  # fmt: skip
+    source = _source(receipt, model, parts, model_paths)
+    original = _original(file)
+    notes: list[str] = []
+    _use_recorded_threads(receipt)
+    with (
+        open_display(voice) as display,
+        cancelled_by_interrupt(voice.note) as cancel,
+        _folder_for(file, check) as folder,
+    ):
+        import cygnet
+
+        wan = cygnet.load(
+            source,
+            device=device or _recorded_device(receipt, notes),
+            dtype=_recorded_dtype(receipt),
+            offload=True,
+            on_progress=display.report,
+        )
+        stream = wan.replay(request, **images, on_progress=display.report, cancel=cancel)
+        target = Target(folder=folder, stem=f"{_stem(file)}-replay", suffix=_suffix(file, stream.request), exact=False)
+        _check(target, stream.request)
+        made_from = stream.receipt
+        result = write_stream(stream, target, inputs=images, overwrite=False)
+        notes += [*changes(receipt, made_from), *result.notices]
+        difference = compare(original, result.path) if original is not None else None
+    for note in notes:
+        voice.note(f"note: {note}")
+    path = None if check else str(result.path)
+    voice.result({"path": path, "difference": difference, "notices": notes}, _lines(path, difference))
+    return 1 if check and (difference is None or not difference["identical"]) else 0
+
+
+def _part(receipt: Mapping[str, Any], name: str) -> dict[str, Any]:
+    part = receipt.get(name)
+    if not isinstance(part, dict):
+        raise MediaError(f"the receipt has no {name!r} that can be read; it is damaged or from a later version")
+    return part
+
+
+def _original(file: Path) -> Path | None:
+    """The video to compare with, if there is one."""
+    if file.suffix.lower() != ".json":
+        return file if file.exists() else None
+    video = file.with_name(file.name.removesuffix(file.suffix))
+    return video if video.exists() else None
+
+
+def _find_input(name: str, described: object, given: Mapping[str, Path | None], file: Path) -> Path:
+    """The picture or video that the original was made from: as given, or by its name nearby."""
+    if name not in _INPUTS or not isinstance(described, dict):
+        raise MediaError(f"the receipt names an input {error_line(repr(name))[:80]} that cygnet does not know")
+    if (path := given[name]) is not None:
+        return path
+    recorded = described.get("name")
+    option = f"--{name.replace('_', '-')}"
+    if not isinstance(recorded, str) or Path(recorded).name != recorded:
+        raise RequestError(f"the video was made from a {name}; give it with {option}", field=name)
+    for folder in (file.absolute().parent, Path()):
+        if (folder / recorded).is_file():
+            return folder / recorded
+    raise RequestError(
+        f"the video was made from {error_line(repr(recorded))}, which is neither beside it nor in the current folder; "
+        f"give it with {option}",
+        field=name,
+    )
+
+
+def _source(
+    receipt: Mapping[str, Any], model: str | None, parts: Mapping[str, Path | None], places: Sequence[Path]
+) -> Any:
+    recorded = _part(receipt, "model").get("name")
+    if model is None and parts["dit"] is None:
+        if not isinstance(recorded, str):
+            raise ModelNotFoundError(
+                "the receipt tells files, not a named model; give them with --model, or --dit, --vae, --text-encoder"
+            )
+        model = recorded
+    return model_source(model, parts, places, with_image=False)
+
+
+# Under the conditions of the first time ------------------------------------------------------------------------------
+
+
+def _use_recorded_threads(receipt: Mapping[str, Any]) -> None:
+    """Sums over another number of threads are rounded in another order."""
+    import torch
+
+    threads = _part(receipt, "machine").get("threads")
+    if type(threads) is int and 1 <= threads <= (os.cpu_count() or 1):
+        torch.set_num_threads(threads)
+
+
+def _recorded_device(receipt: Mapping[str, Any], notes: list[str]) -> str:
+    import torch
+
+    device = _part(receipt, "machine").get("device")
+    if not isinstance(device, str):
+        return "auto"
+    kind = device.partition(":")[0]
+    if kind == "cuda" and not torch.cuda.is_available():
+        notes.append("the video was made on a GPU, which is absent here; pixels will differ a little")
+        return "auto"
+    return kind if kind in ("cpu", "cuda") else "auto"
+
+
+def _recorded_dtype(receipt: Mapping[str, Any]) -> str:
+    components = _part(receipt, "model").get("components")
+    dit = components.get("dit") if isinstance(components, dict) else None
+    dtype = dit.get("dtype") if isinstance(dit, dict) else None
+    return dtype if isinstance(dtype, str) else "auto"
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two receipts and can change pixels, in words."""
+    found = []
+    old, new = (_part(receipt, "model").get("components") or {} for receipt in (before, now))
+    for part, described in new.items():
+        recorded = old.get(part)
+        if not isinstance(recorded, dict) or recorded.get("digest") != described["digest"]:
+            found.append(f"the weights of {part} are not those that the video was made with")
+        elif recorded.get("dtype") != described["dtype"]:
+            found.append(f"{part} runs in {described['dtype']}, then {error_line(str(recorded.get('dtype')))[:20]}")
+    old_inputs = _part(before, "inputs")
+    for name, described in _part(now, "inputs").items():
+        recorded = old_inputs.get(name)
+        if not isinstance(recorded, dict) or recorded.get("sha256") != described["sha256"]:
+            found.append(f"{name} is not the one that the video was made from")
+    for group in ("versions", "machine"):
+        old_group = _part(before, group)
+        for name, value in _part(now, group).items():
+            if old_group.get(name) != value:
+                found.append(f"{name} is {value}, then {error_line(str(old_group.get(name)))[:80]}")
+    return found
+
+
+# Where it goes, and how far it is from the first ---------------------------------------------------------------------
+
+
+@contextmanager
+def _folder_for(file: Path, check: bool) -> Iterator[Path]:
+    """The folder of the original, or for a check one that vanishes afterwards."""
+    if check:
+        with tempfile.TemporaryDirectory(prefix="cygnet-replay-") as folder:
+            yield Path(folder)
+    else:
+        yield file.parent
+
+
+def _stem(file: Path) -> str:
+    name = file.name.removesuffix(".json") if file.suffix.lower() == ".json" else file.name
+    return Path(name).stem or "video"
+
+
+def _suffix(file: Path, request: GenerateRequest) -> str:
+    from cygnet.media.video import FORMATS
+
+    name = Path(file.name.removesuffix(".json")) if file.suffix.lower() == ".json" else file
+    suffix = name.suffix.lower()
+    if suffix.removeprefix(".") in FORMATS:
+        return suffix
+    return ".png" if file.is_dir() or not suffix else DEFAULT_SUFFIX
+
+
+def _check(target: Target, request: GenerateRequest) -> None:
+    check_target(
+        target,
+        width=request.width,
+        height=request.height,
+        fps=request.fps,
+        num_frames=request.num_frames,
+        overwrite=False,
+    )
+
+
+def compare(first: Path, second: Path) -> dict[str, Any]:
+    """How far the decoded pixels of two files are apart, in steps of 255: largest, mean, share that differs."""
+    import numpy as np
+
+    from cygnet.media.video_read import read_video
+
+    old, new = read_video(first).frames, read_video(second).frames
+    if old.shape != new.shape:
+        return {"identical": False, "reason": f"{_shape(old.shape)} then, {_shape(new.shape)} now"}
+    largest, total, differing = 0, 0, 0
+    for before, after in zip(old, new, strict=True):
+        apart = np.abs(before.astype(np.int16) - after.astype(np.int16))
+        largest = max(largest, int(apart.max()))
+        total += int(apart.sum(dtype=np.int64))
+        differing += int(np.count_nonzero(apart))
+    return {
+        "identical": largest == 0,
+        "max": largest,
+        "mean": total / old.size,
+        "share": differing / old.size,
+    }
+
+
+def _shape(shape: Sequence[int]) -> str:
+    frames, height, width, _ = shape
+    return f"{frames} frames of {width}x{height}"
+
+
+def _lines(path: str | None, difference: Mapping[str, Any] | None) -> list[str]:
+    lines = [] if path is None else [path]
+    if difference is None:
+        return [*lines, "nothing to compare with: only the receipt is there"]
+    if "reason" in difference:
+        return [*lines, f"cannot be compared: {difference['reason']}"]
+    if difference["identical"]:
+        return [*lines, "difference 0: every pixel is equal"]
+    return [
+        *lines,
+        f"difference at most {difference['max']}, {difference['mean']:.4f} on average, of 255; "
+        f"{difference['share']:.2%} of the values differ",
+    ]
