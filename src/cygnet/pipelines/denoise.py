@@ -5,7 +5,8 @@ Legend: ``t h w`` latent grid; latents are float32 ``[1, 16, t, h, w]``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +108,11 @@ def denoise(
 
 
 class _Velocity:
-    """The network as the solver sees it: prompts prepared once, guidance applied, answers checked."""
+    """The network as the solver sees it: prompts prepared once, guidance applied, answers checked.
+
+    Every part of the network is watched in its first evaluation: attention kernels turn NaN scores into zeros, so a
+    damaged weight of a query or key need not show in the answer. Later only the answer is looked at.
+    """
 
     def __init__(
         self, dit: DiT, conditioning: Conditioning, num_steps: int, guidance: Guidance, cancel: CancelToken
@@ -119,13 +124,12 @@ class _Velocity:
         self.guided_steps = guidance.guided_steps(num_steps)
         self.cancel = cancel
         self.step = 0
-        cancel.check()
-        with torch.no_grad():
-            self.prompt = dit.prepare(conditioning.context, conditioning.image_context)
-            self.negative: PreparedContext | None = None
-            if self.guided_steps:
-                assert conditioning.negative_context is not None
-                self.negative = dit.prepare(conditioning.negative_context, conditioning.image_context)
+        self.watched = False
+        self.prompt = self._prepare(conditioning.context)
+        self.negative: PreparedContext | None = None
+        if self.guided_steps:
+            assert conditioning.negative_context is not None
+            self.negative = self._prepare(conditioning.negative_context)
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         answer = self._ask(latents, timestep, self.prompt)
@@ -134,50 +138,50 @@ class _Velocity:
         opposite = self._ask(latents, timestep, self.negative)
         return opposite + self.scale * (answer - opposite)
 
+    def _prepare(self, context: torch.Tensor) -> PreparedContext:
+        self.cancel.check()
+        with torch.no_grad(), _watched(self.dit) as found:
+            prepared = self.dit.prepare(context, self.conditioning.image_context)
+        self._raise_if(found)
+        return prepared
+
     def _ask(self, latents: torch.Tensor, timestep: torch.Tensor, context: PreparedContext) -> torch.Tensor:
         self.cancel.check()
+        if not self.watched:
+            answer = self._ask_watched(latents, timestep, context)
+            self.watched = True
+            return answer
+        answer = self._evaluate(latents, timestep, context)
+        if not bool(torch.isfinite(answer).all()):
+            self._ask_watched(latents, timestep, context)
+            raise self._error("the network gave NaN or infinity once, but not again: the hardware or a kernel errs")
+        return answer
+
+    def _ask_watched(self, latents: torch.Tensor, timestep: torch.Tensor, context: PreparedContext) -> torch.Tensor:
+        if not bool(torch.isfinite(latents).all()):
+            raise self._error("the latents hold NaN or infinity before the network sees them")
+        with _watched(self.dit) as found:
+            answer = self._evaluate(latents, timestep, context)
+        self._raise_if(found)
+        return answer
+
+    def _evaluate(self, latents: torch.Tensor, timestep: torch.Tensor, context: PreparedContext) -> torch.Tensor:
         answer: torch.Tensor = self.dit(
             latents, timestep.expand(latents.shape[0]), context, image_condition=self.conditioning.image_condition
         )
-        if not bool(torch.isfinite(answer).all()):
-            where = self._explain(latents, timestep, is_prompt=context is self.prompt)
-            raise NumericalError(f"step {self.step + 1} of {self.num_steps}: {where}")
         return answer
 
-    def _explain(self, latents: torch.Tensor, timestep: torch.Tensor, *, is_prompt: bool) -> str:
-        if not bool(torch.isfinite(latents).all()):
-            return "the latents held NaN or infinity before the network saw them; the solver's state is damaged"
-        given = self.conditioning
-        context = given.context if is_prompt else given.negative_context
-        assert context is not None
+    def _raise_if(self, found: list[tuple[str, torch.nn.Module]]) -> None:
+        if found:
+            raise self._error(_describe(self.dit, *found[0]))
 
-        def again() -> None:
-            prepared = self.dit.prepare(context, given.image_context)
-            self.dit(latents, timestep.expand(latents.shape[0]), prepared, image_condition=given.image_condition)
-
-        return describe_failure(self.dit, again)
+    def _error(self, what: str) -> NumericalError:
+        return NumericalError(f"step {self.step + 1} of {self.num_steps}: {what}")
 
 
-@torch.no_grad()
-def describe_failure(module: torch.nn.Module, run: Callable[[], None]) -> str:
-    """Run ``module`` once more by ``run()`` and say which part first gives NaN or infinity, and what to do."""
-    first = _first_not_finite(module, run)
-    if first is None:
-        return "the network gave NaN or infinity once, but not again; the hardware or a kernel is unreliable"
-    name, part = first
-    # A weight that belongs to a block itself shows first in that block's next part, so look everywhere.
-    for weight_name, weight in module.named_parameters():
-        if not bool(torch.isfinite(weight).all()):
-            return (
-                f"NaN or infinity first appears in {name}, because weight {weight_name!r} holds it; the file is "
-                "damaged: fetch it again"
-            )
-    kind = next((str(weight.dtype).removeprefix("torch.") for weight in part.parameters()), "its dtype")
-    advice = "try dtype=float32" if kind != "float32" else "its weights are finite but too large; verify the file"
-    return f"NaN or infinity first appears in {name}, computed in {kind}; {advice}"
-
-
-def _first_not_finite(module: torch.nn.Module, run: Callable[[], None]) -> tuple[str, torch.nn.Module] | None:
+@contextmanager
+def _watched(module: torch.nn.Module) -> Iterator[list[tuple[str, torch.nn.Module]]]:
+    """A list that holds, after the block, the first part of ``module`` that gave NaN or infinity in it, if any did."""
     found: list[tuple[str, torch.nn.Module]] = []
 
     def watch(name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
@@ -188,10 +192,21 @@ def _first_not_finite(module: torch.nn.Module, run: Callable[[], None]) -> tuple
         return look
 
     # Children finish before their parents, so the first hit is the smallest part at fault.
-    hooks = [part.register_forward_hook(watch(name)) for name, part in module.named_modules() if name]
+    hooks = [part.register_forward_hook(watch(name)) for name, part in module.named_modules()]
     try:
-        run()
+        yield found
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else None
+
+
+def _describe(module: torch.nn.Module, name: str, part: torch.nn.Module) -> str:
+    """What went wrong in ``part``, called ``name``, and what to do about it."""
+    where = f"NaN or infinity first appears in {name or 'the network as a whole'}"
+    # A weight that belongs to a block itself shows first in that block's next part, so look everywhere.
+    for weight_name, weight in module.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            return f"{where}, because weight {weight_name!r} holds it; the file is damaged: fetch it again"
+    kind = next((str(weight.dtype).removeprefix("torch.") for weight in part.parameters()), "its dtype")
+    advice = "try dtype=float32" if kind != "float32" else "its weights are finite but too large; verify the file"
+    return f"{where}, computed in {kind}; {advice}"
