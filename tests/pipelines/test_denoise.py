@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from cygnet.errors import Cancelled, NumericalError, UnsupportedError
+from cygnet.models.dit.model import DiT
+from cygnet.pipelines.conditioning import Conditioning
+from cygnet.pipelines.denoise import Guidance, Sampling, denoise, make_noise
+from cygnet.types import CancelToken, Progress
+from random_models import dit_config, state_of
+from support import fill, relative_l2
+
+
+class CountingDiT(DiT):
+    """Counts its evaluations, and can be told to do something before one."""
+
+    forwards = 0
+    prepared = 0
+    before: Any = None
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Any:
+        self.prepared += 1
+        return super().prepare(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.forwards += 1
+        if self.before is not None:
+            self.before(self.forwards)
+        return super().forward(*args, **kwargs)
+
+
+def network() -> CountingDiT:
+    dit = CountingDiT(dit_config("t2v"))
+    dit.load_state_dict(state_of(dit_config("t2v")))
+    return dit.requires_grad_(False)
+
+
+NOISE = make_noise((2, 4, 4), 16, seed=1)
+CONDITIONING = Conditioning(context=fill("c", [1, 5, 32]), negative_context=fill("n", [1, 3, 32]))
+
+
+def run(dit: DiT, steps: int = 4, scale: float = 5.0, until: float = 1.0, **options: Any) -> torch.Tensor:
+    sampling = Sampling(solver="euler", num_steps=steps, shift=3.0)
+    return denoise(dit, NOISE, CONDITIONING, sampling, Guidance(scale=scale, until=until), **options)
+
+
+def test_prompts_are_prepared_once_and_the_network_asked_twice_per_step() -> None:
+    dit = network()
+    run(dit)
+    assert (dit.prepared, dit.forwards) == (2, 8)
+
+
+def test_guidance_of_one_asks_once_per_step_and_needs_no_negative_prompt() -> None:
+    dit = network()
+    alone = Conditioning(context=CONDITIONING.context)
+    denoise(dit, NOISE, alone, Sampling(solver="euler", num_steps=4, shift=3.0), Guidance(scale=1.0))
+    assert (dit.prepared, dit.forwards) == (1, 4)
+
+
+def test_guidance_stops_after_its_share_of_the_steps() -> None:
+    dit = network()
+    run(dit, until=0.5)
+    assert dit.forwards == 6
+
+
+def test_guidance_leads_from_the_negative_prompt_through_the_prompt() -> None:
+    dit = network()
+    alone = {
+        name: denoise(
+            dit,
+            NOISE,
+            Conditioning(context=context),
+            Sampling(solver="euler", num_steps=1, shift=3.0),
+            Guidance(scale=1.0),
+        )
+        for name, context in (("prompt", CONDITIONING.context), ("negative", CONDITIONING.negative_context))
+        if context is not None
+    }
+    expected = alone["negative"] + 5.0 * (alone["prompt"] - alone["negative"])  # one Euler step is linear
+    assert relative_l2(run(dit, steps=1), expected) < 1e-5
+
+
+def test_progress_is_reported_before_the_first_and_after_each_step() -> None:
+    seen: list[Progress] = []
+    run(network(), on_progress=seen.append)
+    assert [(p.phase, p.step, p.total) for p in seen] == [("denoise", step, 4) for step in range(5)]
+
+
+def test_a_cancelled_run_stops_before_the_next_evaluation() -> None:
+    dit, token = network(), CancelToken()
+    dit.before = lambda count: token.cancel() if count == 3 else None
+    with pytest.raises(Cancelled):
+        run(dit, cancel=token)
+    assert dit.forwards == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("blocks.1.ffn.2.weight", "blocks.1.ffn.2"),
+        ("text_embedding.0.bias", "text_embedding.0"),
+        ("head.head.weight", "head.head"),
+        ("blocks.0.self_attn.norm_k.weight", "blocks.0.self_attn.norm_k"),
+    ],
+)
+def test_a_damaged_weight_stops_the_run_and_is_named_with_step_and_layer(name: str, part: str) -> None:
+    dit = network()
+    dit.get_parameter(name).view(-1)[0] = torch.nan
+    with pytest.raises(NumericalError) as caught:
+        run(dit)
+    message = str(caught.value)
+    assert message.startswith("step 1 of 4: ")
+    assert f"first appears in {part}," in message
+    assert repr(name) in message
+    assert "fetch it again" in message
+
+
+def test_a_damaged_modulation_is_named_though_it_belongs_to_no_layer() -> None:
+    dit = network()
+    dit.get_parameter("blocks.1.modulation").view(-1)[0] = torch.inf
+    with pytest.raises(NumericalError, match=r"blocks\.1\..* weight 'blocks\.1\.modulation'"):
+        run(dit)
+
+
+def test_an_overflow_of_finite_weights_names_layer_and_dtype() -> None:
+    dit = network()
+    dit.get_parameter("blocks.1.self_attn.o.weight").fill_(3e38)
+    with pytest.raises(NumericalError, match=r"first appears in blocks\.1\.self_attn\.o, computed in float32"):
+        run(dit)
+
+
+def test_nan_at_a_later_step_names_that_step() -> None:
+    dit = network()
+
+    def damage(count: int) -> None:
+        if count == 5:
+            dit.get_parameter("blocks.0.ffn.0.bias")[0] = torch.nan
+
+    dit.before = damage
+    with pytest.raises(NumericalError, match=r"^step 3 of 4: "):
+        run(dit)
+
+
+def test_no_hook_stays_on_the_network_after_a_failure() -> None:
+    dit = network()
+    dit.get_parameter("head.head.weight").fill_(torch.nan)
+    with pytest.raises(NumericalError):
+        run(dit)
+    assert not any(module._forward_hooks for module in dit.modules())
+
+
+def test_a_seed_means_the_same_noise_and_another_seed_other_noise() -> None:
+    again, other = make_noise((2, 4, 4), 16, seed=1), make_noise((2, 4, 4), 16, seed=2)
+    assert torch.equal(NOISE, again)
+    assert not torch.equal(NOISE, other)
+    assert NOISE.shape == (1, 16, 2, 4, 4)
+    assert NOISE.dtype == torch.float32
+
+
+def test_noise_is_the_plain_stream_of_a_cpu_generator() -> None:
+    expected = torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(NOISE[0], expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
+def test_noise_of_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="use 'cpu'"):
+        make_noise((1, 2, 2), 16, seed=1, device="cuda")
+
+
+def test_sigmas_of_a_started_schedule_begin_where_it_starts() -> None:
+    whole = Sampling(solver="unipc", num_steps=10, shift=5.0)
+    late = Sampling(solver="unipc", num_steps=10, shift=5.0, start_step=7)
+    assert late.sigmas == whole.sigmas[7:]
+    assert late.steps_made == 3
