@@ -42,8 +42,8 @@ from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
 from cygnet.runtime.residency import Resident, StageResidency, loaded
 from cygnet.types import ComponentName, Progress, ProgressSink, Residency, ignore_progress
 
-Source = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
 Place = str | os.PathLike[str]
+Source = Place | Mapping[str, Place] | Mapping[ComponentName, Place]
 Dtype = str | torch.dtype
 Device = str | torch.device
 
@@ -327,12 +327,13 @@ def _paths(source: Source) -> tuple[str | None, dict[ComponentName, Path], Path 
     from cygnet.checkpoints import catalogue
 
     if isinstance(source, Mapping):
-        unknown = sorted(set(source) - {*COMPONENT_NAMES, "tokenizer"})
+        parts: dict[str, Place] = {str(name): path for name, path in source.items()}
+        unknown = sorted(set(parts) - {*COMPONENT_NAMES, "tokenizer"})
         if unknown:
             known = ", ".join((*COMPONENT_NAMES, "tokenizer"))
-            raise RequestError(f"{printable(str(unknown[0]))!r} is no component; there are: {known}", field="model")
-        tokenizer = Path(source["tokenizer"]) if "tokenizer" in source else None
-        paths = {part: _component_place(source[part], part) for part in COMPONENT_NAMES if part in source}
+            raise RequestError(f"{printable(unknown[0])!r} is no component; there are: {known}", field="model")
+        tokenizer = Path(parts["tokenizer"]) if "tokenizer" in parts else None
+        paths = {part: _component_place(parts[part], part) for part in COMPONENT_NAMES if part in parts}
         return None, paths, tokenizer
     if isinstance(source, str) and (catalogue.is_name(source) or not Path(source).exists()):
         if not catalogue.is_name(source) and (os.sep in source or source.startswith(".")):
