@@ -224,9 +224,9 @@ def test_every_network_is_released_when_the_run_ends_or_is_closed(tmp_path: Path
     residency = components.residency
     assert isinstance(residency, StageResidency)
     frames(components)
-    assert residency.present == ()
+    assert not residency.present
     chunks = generate(components, request(components))
     next(chunks)
-    assert residency.present == ("vae",)
+    assert list(residency.present) == ["vae"]
     chunks.close()  # type: ignore[attr-defined]
-    assert residency.present == ()
+    assert not residency.present

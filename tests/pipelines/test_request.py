@@ -178,7 +178,7 @@ def test_several_faults_are_told_at_once() -> None:
 def test_a_request_cannot_be_changed_and_survives_json() -> None:
     request = create(seed=5)
     with pytest.raises(ValueError, match="frozen"):
-        request.seed = 6  # type: ignore[misc]
+        request.seed = 6
     assert GenerateRequest.create(request.model_dump(mode="json")) == request
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from support import golden_facts
 
 
 @pytest.mark.parametrize("case", golden_facts()["i2v_latent_sizes"], ids=lambda case: str(list(case.values())[:3]))
-def test_the_reference_exact_rule_gives_the_official_sizes(case: dict[str, int]) -> None:
+def test_the_reference_exact_rule_gives_the_official_sizes(case: dict[str, Any]) -> None:
     width, height = size_for_image(case["width"], case["height"], case["area"], reference_exact=True)
     assert [height // 8, width // 8] == case["latent"]
 
@@ -25,7 +27,7 @@ def test_sizes_are_multiples_of_16_within_the_area_and_near_the_aspect(width: in
     if max(width, height) > 20 * min(width, height):
         return
     columns, rows = size_for_image(width, height, area)
-    assert columns % 16 == rows % 16 == 0
+    assert (columns % 16, rows % 16) == (0, 0)
     assert columns * rows <= area
     assert (columns + 16) * (rows + 16) > area
     # One step more on either side would leave the exact aspect rectangle.
