@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,17 @@ import pytest
 import torch
 from torch import nn
 
-from cygnet.checkpoints import materialise, open_weights, read_component, save_official, verify_finite, without_weights
+from cygnet.checkpoints import (
+    ComponentWeights,
+    TensorInfo,
+    materialise,
+    open_weights,
+    read_component,
+    recognise,
+    save_official,
+    verify_finite,
+    without_weights,
+)
 from cygnet.checkpoints.detect import detect_config
 from cygnet.checkpoints.layouts import Layout, key_map
 from cygnet.errors import ModelNotFoundError, StateMismatchError, UnknownLayoutError, WeightFileError
@@ -113,6 +124,36 @@ def test_without_a_cast_tensors_stay_mapped_from_the_file(tmp_path: Path) -> Non
     module = materialise(on_meta("t2v"), weights)
     stored = weights.file.tensor("blocks.0.ffn.0.weight")
     assert module.blocks[0].ffn[0].weight.data_ptr() == stored.data_ptr()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's memory accounting")
+@pytest.mark.parametrize("stored", [torch.float32, torch.float8_e4m3fn])
+def test_converting_leaves_none_of_the_file_in_memory(tmp_path: Path, stored: torch.dtype) -> None:
+    large = {f"blocks.0.self_attn.{x}.weight": torch.ones(2048, 2048).to(stored) for x in "qkvo"}
+    file = open_weights(save(tmp_path / "x.safetensors", large))
+    [part] = recognise(file.tensors | {"head.modulation": TensorInfo("float32", (1, 2, 2048))})
+    weights = ComponentWeights("dit", "official", T2V_1_3B, "none", {}, file, part.tensors, {}, {})
+
+    def mapped_bytes() -> int:
+        line = re.search(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text())
+        assert line is not None
+        return int(line[1]) * 1024
+
+    before = mapped_bytes()
+    for name in large:
+        assert float(weights.tensor(name, torch.bfloat16)[0, 0]) == 1
+    assert mapped_bytes() - before < file.nbytes / 8
+    kept = [file.tensor(name).float().sum() for name in large]  # the same without conversion does stay
+    assert mapped_bytes() - before > file.nbytes / 2
+    assert len(kept) == 4
+
+
+def test_giving_pages_back_does_not_undo_what_was_written(tmp_path: Path) -> None:
+    weights = read_component(save(tmp_path / "x.safetensors", sample_state("umt5")))
+    mapped = weights.tensor("token_embedding.weight")
+    mapped.fill_(5)
+    assert weights.tensor("token_embedding.weight", torch.bfloat16).ne(5).any()
+    assert mapped.eq(5).all()
 
 
 def test_the_policy_keeps_sensitive_parts_in_float32(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from cygnet.checkpoints import quantised
 from cygnet.checkpoints.detect import ComponentConfig, describe_difference, detect_config, variant_name
 from cygnet.checkpoints.folders import component_path, is_diffusers_pipeline
 from cygnet.checkpoints.hints import with_hints
-from cygnet.checkpoints.layouts import COMPONENT_WORDS, Layout, Part, Source, recognise
+from cygnet.checkpoints.layouts import COMPONENT_WORDS, Layout, Part, Rearrangement, Source, recognise
 from cygnet.checkpoints.open import open_weights
 from cygnet.checkpoints.weight_file import TensorInfo, WeightFile, printable, shown
 from cygnet.errors import StateMismatchError, UnknownLayoutError, WeightFileError
@@ -85,17 +85,21 @@ class ComponentWeights:
         With ``dtype`` None it has its stored type and, where the layout allows, shares memory with the mapped file;
         8-bit weights become bfloat16, which holds every fp8 value exactly. Raises ``KeyError`` for an unknown name.
         """
+        source = self.sources_of[name]
+        return _rearranged([self._part(stored, dtype) for stored in source.names], source.how)
+
+    def _part(self, stored: str, dtype: torch.dtype | None) -> torch.Tensor:
         import torch
 
-        source = self.sources_of[name]
-        parts: list[torch.Tensor] = []
-        for stored in source.names:
-            part = self.file.tensor(stored)
-            if quantised.is_eight_bit(self.file.tensors[stored].dtype):
-                scale = self.file.tensor(self.scales[stored]) if stored in self.scales else None
-                part = quantised.dequantise(part, scale, dtype or torch.bfloat16)
-            parts.append(part if dtype is None else part.to(dtype))
-        return _rearranged(parts, source.how)
+        kind = self.file.tensors[stored].dtype
+        if quantised.is_eight_bit(kind):
+            scale = self.file.tensor(self.scales[stored]) if stored in self.scales else None
+            with self.file.borrowed(stored) as values:
+                return quantised.dequantise(values, scale, dtype or torch.bfloat16)
+        if dtype is not None and str(dtype) != f"torch.{kind}":
+            with self.file.borrowed(stored) as values:
+                return values.to(dtype)
+        return self.file.tensor(stored)
 
 
 class _LazyState(Mapping[str, "torch.Tensor"]):
@@ -112,7 +116,7 @@ class _LazyState(Mapping[str, "torch.Tensor"]):
         return len(self._weights.infos)
 
 
-def _rearranged(parts: list[torch.Tensor], how: str) -> torch.Tensor:
+def _rearranged(parts: list[torch.Tensor], how: Rearrangement) -> torch.Tensor:
     import torch
 
     if how == "stack":

@@ -114,12 +114,12 @@ def check_scale_values(scales: Mapping[str, str], weights: WeightFile) -> None:
 def dequantise(stored: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
     """``stored`` in ``dtype``, times ``scale``: one number, ``[rows]``, ``[rows, 1…]`` or ``[rows, blocks, 1]``.
 
-    The product is formed in float32 and rounded once.
+    The product is formed in float32 and rounded once. The result shares no memory with ``stored``.
     """
     import torch
 
     if scale is None:
-        return stored.to(dtype)
+        return stored.to(dtype, copy=True)
     values, factor = stored.to(torch.float32), scale.to(torch.float32)
     if factor.numel() == 1:
         return values.mul_(factor.reshape(())).to(dtype)

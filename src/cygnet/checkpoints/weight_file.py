@@ -7,7 +7,8 @@ import math
 import mmap
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -144,12 +145,31 @@ class MappedFile:
         self.path = path
         self._opened_as = regular_file(path)
         self._map: mmap.mmap | None = None
+        self._passing: mmap.mmap | None = None
 
     def tensor(self, info: TensorInfo, place: Place) -> torch.Tensor:
         """The tensor at ``place``, sharing memory with the mapping wherever its alignment allows.
 
         Raises ``WeightFileError`` if the file changed since it was opened.
         """
+        if self._map is None:
+            self._map = self._mapped()
+        return self._view(info, place, self._map)
+
+    @contextmanager
+    def borrowed(self, info: TensorInfo, place: Place) -> Iterator[torch.Tensor]:
+        """The same for the length of a block, after which its pages are given back; keep no reference to it.
+
+        So converting a large file leaves none of it in memory.
+        """
+        # Its own mapping: giving back pages of the other one would undo what the owner of a tensor wrote there.
+        if self._passing is None:
+            self._passing = self._mapped()
+        yield self._view(info, place, self._passing)
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._passing.madvise(mmap.MADV_DONTNEED)
+
+    def _view(self, info: TensorInfo, place: Place, buffer: mmap.mmap) -> torch.Tensor:
         import torch
 
         dtype: torch.dtype = getattr(torch, info.dtype)
@@ -158,7 +178,6 @@ class MappedFile:
         strides = place.strides
         count = info.numel if strides is None else extent(info.shape, strides)
         self._check_unchanged()
-        buffer = self._mapped()
         if place.offset % DTYPE_BYTES[info.dtype]:
             # Legal in safetensors, but kernels expect aligned elements.
             end = place.offset + count * DTYPE_BYTES[info.dtype]
@@ -168,19 +187,16 @@ class MappedFile:
         return flat.view(info.shape) if strides is None else flat.as_strided(info.shape, strides)
 
     def _mapped(self) -> mmap.mmap:
-        if self._map is None:
-            descriptor = open_regular(self.path)
-            try:
-                if os.name == "posix":
-                    flags = mmap.MAP_PRIVATE | _NORESERVE
-                    self._map = mmap.mmap(descriptor, 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-                else:
-                    self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
-            except (OSError, ValueError) as error:
-                raise WeightFileError(f"{shown(self.path)} cannot be mapped into memory: {_reason(error)}") from error
-            finally:
-                os.close(descriptor)
-        return self._map
+        descriptor = open_regular(self.path)
+        try:
+            if os.name == "posix":
+                flags = mmap.MAP_PRIVATE | _NORESERVE
+                return mmap.mmap(descriptor, 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            raise WeightFileError(f"{shown(self.path)} cannot be mapped into memory: {_reason(error)}") from error
+        finally:
+            os.close(descriptor)
 
     def _check_unchanged(self) -> None:
         # Touching pages behind the end of a file that was cut while mapped kills the process, so look first.
@@ -216,6 +232,11 @@ class WeightFile:
         """
         place = self.places[name]
         return self.mapped[place.file].tensor(self.tensors[name], place)
+
+    def borrowed(self, name: str) -> AbstractContextManager[torch.Tensor]:
+        """The stored tensor for the length of a ``with`` block, to convert or copy; it takes no memory afterwards."""
+        place = self.places[name]
+        return self.mapped[place.file].borrowed(self.tensors[name], place)
 
     @property
     def nbytes(self) -> int:
