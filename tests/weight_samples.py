@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from cygnet.checkpoints import ComponentConfig, detect_config, save_official_folder
 from cygnet.types import ComponentName
 from support import golden_facts, seeded_weights
 
@@ -55,3 +56,30 @@ def raw_safetensors(
 def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, Any]:
     """One tensor of a header."""
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def sample_config(sample: str) -> Any:
+    """The architecture of a tiny network."""
+    return detect_config(COMPONENT_KEYS[sample][0], sample_shapes(sample))
+
+
+def pipeline_parts(dit: str) -> dict[ComponentName, tuple[dict[str, torch.Tensor], ComponentConfig]]:
+    """Weights and architectures of everything that a tiny pipeline with this DiT needs."""
+    samples: dict[ComponentName, str] = {"dit": dit, "vae": "vae", "text_encoder": "umt5"}
+    if dit != "t2v":
+        samples["image_encoder"] = "clip"
+    return {name: (sample_state(sample), sample_config(sample)) for name, sample in samples.items()}
+
+
+def official_repository(folder: Path) -> Path:
+    """The I2V repository in small: sharded DiT, ``.pth`` files, tokenizer folders."""
+    save_official_folder(folder, sample_state("i2v"), sample_config("i2v"), max_shard_bytes=10**7)
+    torch.save(sample_state("vae"), folder / "Wan2.1_VAE.pth")
+    torch.save(sample_state("umt5"), folder / "models_t5_umt5-xxl-enc-bf16.pth")
+    clip = {f"visual.{name}": value for name, value in sample_state("clip").items()}
+    torch.save(clip | {"log_scale": torch.tensor(1.0)}, folder / "models_clip_open-clip.pth")
+    for name in ("google/umt5-xxl", "xlm-roberta-large"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "tokenizer.json").write_text("{}")
+    (folder / "README.md").write_text("Wan")
+    return folder

@@ -165,7 +165,7 @@ def save_diffusers_pipeline(
         needed.append("image_encoder")
     missing = [name for name in needed if name not in components]
     if missing:
-        raise WeightFileError(f"a {dit.variant} pipeline also needs: {', '.join(missing)}")
+        raise WeightFileError(f"for {dit.variant} a pipeline also needs: {', '.join(missing)}")
     if "image_encoder" in needed:
         described = components["image_encoder"][1]
         eye = described if isinstance(described, CLIPVisionConfig) else None
