@@ -6,7 +6,6 @@ Legend: B batch, C channels, T frames, H W height and width.
 from __future__ import annotations
 
 import os
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +33,7 @@ def conv3d(
     return F.conv3d(window, weight, bias, stride=(temporal_stride, 1, 1), padding=padding)
 
 
-@cache
+@torch.compiler.assume_constant_result
 def uses_amx() -> bool:
     """Whether oneDNN may use this CPU's AMX tiles; ``DNNL_MAX_CPU_ISA`` below AMX rules it out."""
     limit = os.environ.get("DNNL_MAX_CPU_ISA", "").upper()

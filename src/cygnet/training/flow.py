@@ -1,4 +1,4 @@
-"""Flow matching for the diffusion transformer: which timesteps, which loss, which optimiser.
+"""Flow matching for the diffusion transformer: which timesteps, and which loss.
 
 The path is ``x = (1 - sigma) * data + sigma * noise`` and the target ``noise - data`` (technical report, arXiv
 2503.20314, section on training; its timestep density is logit-normal).
@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from cygnet.models.dit.model import DiT, PreparedContext
 from cygnet.solvers import add_noise, shift_sigma, velocity_target
@@ -48,19 +47,3 @@ class FlowMatching:
         noisy = add_noise(latents, noise, sigma)
         velocity: torch.Tensor = dit(noisy, 1000 * sigma, context, image_context, image_condition)
         return (velocity - velocity_target(latents, noise)).square().mean()
-
-
-def optimizers_for(
-    dit: nn.Module, *, matrix_rate: float, other_rate: float, decay: float
-) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else.
-
-    Muon orthogonalises each update, which on networks of this size reaches the same loss in about half the steps.
-    """
-    matrices = [p for n, p in dit.named_parameters() if p.requires_grad and p.ndim == 2 and n.startswith("blocks.")]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in dit.parameters() if p.requires_grad and id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=matrix_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=other_rate, betas=(0.9, 0.99), weight_decay=0.0),
-    ]

@@ -11,7 +11,8 @@ import torch
 
 from cygnet.errors import NumericalError
 from cygnet.models.dit.model import DiT
-from cygnet.training.flow import FlowMatching, optimizers_for
+from cygnet.training.flow import FlowMatching
+from cygnet.training.optimizers import optimizers_for
 from cygnet.training.state import Average, Run, set_learning_rate, warmup_cosine
 
 
@@ -56,8 +57,10 @@ def train_flow(
     gradient is not finite; the last saved state stays intact.
     """
     average = Average(dit, schedule.average)
+    # Muon is for matrices between features: those inside the blocks.
+    matrices = [name for name, p in dit.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
     optimizers = optimizers_for(
-        dit, matrix_rate=schedule.matrix_rate, other_rate=schedule.other_rate, decay=schedule.decay
+        dit, matrices, matrix_rate=schedule.matrix_rate, other_rate=schedule.other_rate, decay=schedule.decay
     )
     parts = {"dit": dit, "average": average, "muon": optimizers[0], "adamw": optimizers[1]}
     run = Run(folder)
