@@ -19,6 +19,7 @@ from cygnet.checkpoints import (
     recognise,
     resolve_pipeline_folder,
     variant_name,
+    without_weights,
 )
 from cygnet.checkpoints.digest import digest
 from cygnet.checkpoints.folders import TOKENIZER_FILES
@@ -173,7 +174,7 @@ def _dtype(component: ComponentName, dtype: Dtype, device: Device) -> torch.dtyp
 
 def _build(kind: Callable[[Any], _Module], weights: ComponentWeights, dtype: torch.dtype, device: Device) -> _Module:
     place = parse_device(device)
-    with torch.device("meta"):
+    with without_weights():
         module = kind(weights.config)
     return materialise(module, weights, dtype=dtype, device=place).eval().requires_grad_(False)
 

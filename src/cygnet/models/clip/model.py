@@ -77,17 +77,19 @@ class CLIPVision(nn.Module):
     def __init__(self, config: CLIPVisionConfig, attention: Attention = sdpa) -> None:
         super().__init__()
         self.config = config
-        scale = config.dim**-0.5
         self.patch_embedding = nn.Conv2d(
             3, config.dim, kernel_size=config.patch_size, stride=config.patch_size, bias=False
         )
-        self.cls_embedding = nn.Parameter(scale * torch.randn(1, 1, config.dim))
-        self.pos_embedding = nn.Parameter(scale * torch.randn(1, config.num_tokens, config.dim))
+        self.cls_embedding = nn.Parameter(torch.empty(1, 1, config.dim))
+        self.pos_embedding = nn.Parameter(torch.empty(1, config.num_tokens, config.dim))
         self.pre_norm = LayerNorm(config.dim, config.eps)
         self.transformer = nn.ModuleList([Block(config, attention) for _ in range(config.num_layers)])
         self.post_norm = LayerNorm(config.dim, config.eps)
         if config.output_dim is not None:
-            self.head = nn.Parameter(scale * torch.randn(config.dim, config.output_dim))
+            self.head = nn.Parameter(torch.empty(config.dim, config.output_dim))
+        for name in ("cls_embedding", "pos_embedding", "head"):
+            if hasattr(self, name):
+                nn.init.normal_(getattr(self, name), std=config.dim**-0.5)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Tokens after all blocks but the last, without a closing norm.
