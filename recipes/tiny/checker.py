@@ -21,6 +21,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -72,10 +73,14 @@ _OBJECT = 62.0  # RGB distance that the clear half of a blob must reach to be a 
 _MIN_BLOB = 0.0012  # share of the frame; the smallest true outline (a star of radius 0.055) covers 0.0034
 _MIN_OBJECT = 0.0035  # share of the frame at the object's largest
 _DEEPEST_SHADOW = 0.5
+_LONGEST_STEP = 0.28  # between frames; the fastest true motion is the foot of a bounce, 0.175
+_AGREEMENT = 0.7  # share of the frames that must show a colour or a shape for the clip to have it
 _ANGLES = 72
 _RADII = 48
 _SYMMETRY = {"ball": 2, "square": 4, "triangle": 3, "star": 5}
-_MISFIT_LIMIT = 0.11  # relative RMS distance from the nearest ideal outline beyond which a shape has no name
+# Relative RMS distance from the nearest ideal outline beyond which a shape has no name. A ball's is the tightest,
+# because everything unknown is roundish: 0.085 is an ellipse of 1.27 to 1.
+_MISFIT_LIMIT = {"ball": 0.085, "square": 0.11, "triangle": 0.11, "star": 0.11}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -237,7 +242,7 @@ class _Blob:
     pixels: Ints
     rgb: Floats
     centre: Floats
-    colour: str | None
+    colour: str | None = None
 
     @property
     def radius(self) -> float:
@@ -257,15 +262,21 @@ def _blobs(pixels: Floats, background: Floats) -> list[list[_Blob]]:
     index, label = index[order], label[order]
     rgb = pixels.reshape(-1, 3)[index]
     strength = difference.reshape(-1)[index]
+    classes = _colour_classes(rgb)
     ends = np.flatnonzero(np.diff(label, append=-1)) + 1
     for start, end in zip(np.concatenate([[0], ends[:-1]]), ends, strict=True):
         part = slice(int(start), int(end))
         if end - start < _MIN_BLOB * height * width:
             continue
-        for own in _colour_parts(rgb[part], strength[part]):
+        backdrop = background[index[start] // (height * width)]
+        for own in _colour_parts(rgb[part] - backdrop, strength[part], classes[part]):
             blob = _blob(index[part][own], rgb[part][own], strength[part][own], pixels.shape)
             if blob is not None:
                 found[blob.frame].append(blob)
+    every = [blob for blobs in found for blob in blobs]
+    if every:
+        for blob, chosen in zip(every, _colour_classes(np.stack([blob.rgb for blob in every])), strict=True):
+            blob.colour = COLOURS[chosen] if chosen >= 0 else None
     return [_join_fragments(blobs) for blobs in found]
 
 
@@ -295,19 +306,28 @@ def _components(mask: Flags) -> tuple[Ints, Ints]:
     return np.flatnonzero(mask), np.repeat(roots, ends - starts)
 
 
-def _colour_parts(rgb: Floats, strength: Floats) -> list[Flags]:
-    """Split a blob where two things of different colour touch; usually one part with every pixel."""
-    clear = strength > 0.6 * np.quantile(strength, 0.9)
-    classes = _colour_classes(rgb)
-    counts = np.bincount(classes[clear & (classes >= 0)], minlength=len(COLOURS))
-    present = np.flatnonzero(counts >= 0.25 * np.count_nonzero(clear))
-    if len(present) < 2:
-        return [np.ones(len(rgb), bool)]
-    cores = np.stack([np.median(rgb[clear & (classes == c)], axis=0) for c in present])  # [colours, 3]
-    # Edges are mixtures with the background, so compare directions, not colours.
-    unit = cores / np.linalg.norm(cores, axis=1, keepdims=True)
-    nearest = (rgb @ unit.T).argmax(axis=1)
-    return [nearest == i for i in range(len(present))]
+def _colour_parts(contrast: Floats, strength: Floats, classes: Ints) -> list[Flags]:
+    """Split a blob where two things of different colour touch; usually one part with every pixel.
+
+    ``contrast`` ``[P, 3]`` is RGB less the background, ``strength`` ``[P]`` and ``classes`` ``[P]`` tell how clear
+    each pixel is and which colour it has by itself.
+    """
+    counts = np.bincount(classes[classes >= 0], minlength=len(COLOURS))
+    common = [classes == c for c in np.flatnonzero(counts >= 0.2 * len(classes))]
+    if len(common) < 2:
+        return [np.ones(len(contrast), bool)]
+    levels = [float(np.quantile(strength[own], 0.75)) for own in common]
+    clear = [own & (strength >= 0.8 * level) for own, level in zip(common, levels, strict=True)]
+    # Edges and smears are mixtures with the background, often of another hue: only what points elsewhere is a colour.
+    units: list[Floats] = []
+    for i in np.argsort(levels)[::-1]:
+        core = np.median(contrast[clear[i]], axis=0)
+        if all(float(np.linalg.norm(core - (core @ unit) * unit)) > _FOREGROUND for unit in units):
+            units.append(core / np.linalg.norm(core))
+    if len(units) < 2:
+        return [np.ones(len(contrast), bool)]
+    nearest = (contrast @ np.stack(units, axis=1)).argmax(axis=1)
+    return [nearest == i for i in range(len(units))]
 
 
 def _blob(index: Ints, rgb: Floats, strength: Floats, shape: tuple[int, ...]) -> _Blob | None:
@@ -320,7 +340,7 @@ def _blob(index: Ints, rgb: Floats, strength: Floats, shape: tuple[int, ...]) ->
     core = np.median(rgb[strength >= typical], axis=0)
     frame, place = divmod(index, height * width)
     y, x = divmod(place, width)
-    return _Blob(int(frame[0]), index, core, np.array([x.mean() + 0.5, y.mean() + 0.5]), name_colour(core))
+    return _Blob(int(frame[0]), index, core, np.array([x.mean() + 0.5, y.mean() + 0.5]))
 
 
 def _join_fragments(blobs: list[_Blob]) -> list[_Blob]:
@@ -342,14 +362,8 @@ def _join_fragments(blobs: list[_Blob]) -> list[_Blob]:
 # Colour
 
 
-def name_colour(rgb: Floats) -> str | None:
-    """The name of one colour, RGB in 0..255; None for what is too dark or between white and a hue."""
-    chosen = int(_colour_classes(np.asarray(rgb, np.float32)[None])[0])
-    return COLOURS[chosen] if chosen >= 0 else None
-
-
 def _colour_classes(rgb: Floats) -> Ints:
-    """Index into :data:`COLOURS` for each row of ``[P, 3]``, or -1."""
+    """Index into :data:`COLOURS` for each row of ``[P, 3]``; -1 if dark, or between white and a hue."""
     high, low = rgb.max(axis=1), rgb.min(axis=1)
     chroma = np.maximum(high - low, 1e-3)
     r, g, b = rgb[:, 0], rgb[:, 1], rgb[:, 2]
@@ -398,8 +412,7 @@ def _link_cost(track: _Track, blob: _Blob, now: int, height: int) -> float | Non
     last = max(track)
     distance = float(np.linalg.norm(track[last].centre - blob.centre)) / height
     same = track[last].colour == blob.colour
-    # The fastest true motion is the foot of a bounce: 0.175 of the height in a frame.
-    limit = (0.28 if same else 0.08) * min(now - last, 2)
+    limit = (_LONGEST_STEP if same else 0.08) * min(now - last, 2)
     return distance + (0.0 if same else 0.1) if distance < limit else None
 
 
@@ -409,17 +422,17 @@ def _thing(pixels: Floats, background: Floats, track: _Track) -> Thing:
     seen = np.array(sorted(track), np.int64)
     blobs = [track[int(i)] for i in seen]
     names = [blob.colour for blob in blobs]
-    colour, colour_share = _vote(names, np.ones(len(names)))
+    colour, colour_share = _vote(names)
     core = np.median([blob.rgb for blob in blobs], axis=0)
 
-    coverage = _coverage(pixels[seen], background[seen], core, blobs)
-    centres, reach = _extent(blobs, height, width)
+    coverage = _coverage(pixels, background[seen], core, blobs)
+    centres, reach = _extent(coverage, blobs)
     polar = _polar(coverage, centres, reach)  # [T, A, R]
     outline = _outline(polar, reach)  # [T, A] in pixels
     size = outline.mean(axis=1)
 
     inside = np.array([_inside(blob, height, width) for blob in blobs])
-    clearest = inside & (size >= 0.7 * np.quantile(size, 0.9))
+    clearest = inside & (size >= 0.5 * np.quantile(size, 0.9))
     shape, shape_share = _name_shape(outline[clearest if clearest.any() else inside | True])
     turns = _turns(polar, outline, reach, seen / (frames - 1), shape)
 
@@ -429,7 +442,7 @@ def _thing(pixels: Floats, background: Floats, track: _Track) -> Thing:
     present = np.isin(times, seen)
     motion = _name_motion(centre, whole, turns) if present.mean() >= 0.8 else None
     return Thing(
-        colour=colour if colour_share >= 0.7 else None,
+        colour=colour if colour_share >= _AGREEMENT else None,
         shape=shape,
         motion=motion,
         centre=centre,
@@ -440,13 +453,10 @@ def _thing(pixels: Floats, background: Floats, track: _Track) -> Thing:
     )
 
 
-def _vote(names: Sequence[str | None], weights: Floats) -> tuple[str | None, float]:
-    """The name with the most weight, and its share; None can win."""
-    totals: dict[str | None, float] = {}
-    for name, weight in zip(names, weights, strict=True):
-        totals[name] = totals.get(name, 0.0) + float(weight)
-    winner = max(totals, key=lambda name: totals[name])
-    return winner, totals[winner] / max(sum(totals.values()), 1e-9)
+def _vote(names: Sequence[str | None]) -> tuple[str | None, float]:
+    """The most frequent name and its share; None can win."""
+    ((winner, count),) = Counter(names).most_common(1)
+    return winner, count / len(names)
 
 
 def _inside(blob: _Blob, height: int, width: int) -> bool:
@@ -459,7 +469,7 @@ def _inside(blob: _Blob, height: int, width: int) -> bool:
 
 
 def _coverage(pixels: Floats, background: Floats, colour: Floats, blobs: list[_Blob]) -> Floats:
-    """How much of each pixel the object covers, ``[T, H, W]``: 0 background or shadow, about 1 object, more if lit."""
+    """How much of each pixel the object covers, one ``[H, W]`` per blob: 0 background or shadow, about 1 object."""
     frames, height, width, _ = pixels.shape
     contrast = colour - background  # [T, 3]
     power = np.maximum(np.square(background).sum(axis=1, keepdims=True), 1.0)
@@ -469,23 +479,31 @@ def _coverage(pixels: Floats, background: Floats, colour: Floats, blobs: list[_B
     bright = np.linalg.norm(background, axis=1) > 40
     axis = np.where((strong & bright)[:, None], across, contrast)
     axis = (axis / (axis * contrast).sum(axis=1, keepdims=True)).astype(np.float32)
-    level = (background * axis).sum(axis=1)[:, None]
-    coverage = (pixels.reshape(frames, -1, 3) @ axis[:, :, None])[..., 0] - level
-    own = np.zeros(coverage.shape, np.float32)
+    level = (background * axis).sum(axis=1)
+    coverage = np.zeros((len(blobs), height * width), np.float32)
     for i, blob in enumerate(blobs):
-        own[i, blob.pixels % (height * width)] = 1.0
-    clipped: Floats = np.clip(coverage * own, 0.0, 1.3).reshape(frames, height, width)
-    return clipped
+        values = pixels.reshape(frames, -1, 3)[blob.frame, blob.pixels % (height * width)] @ axis[i] - level[i]
+        coverage[i, blob.pixels % (height * width)] = np.clip(values, 0.0, 1.3)
+    return coverage.reshape(len(blobs), height, width)
 
 
-def _extent(blobs: list[_Blob], height: int, width: int) -> tuple[Floats, Floats]:
-    """Centre ``[T, 2]`` (x, y) of each blob and the distance ``[T]`` of its farthest pixel, in pixels."""
+def _extent(coverage: Floats, blobs: list[_Blob]) -> tuple[Floats, Floats]:
+    """Centre ``[T, 2]`` (x, y) of each blob and the distance ``[T]`` of its farthest pixel, in pixels.
+
+    Measured on the well covered pixels, lest a smear draw the centre away.
+    """
+    _, height, width = coverage.shape
     centres = np.stack([blob.centre for blob in blobs])
     reach = np.empty(len(blobs))
     for i, blob in enumerate(blobs):
-        y, x = divmod(blob.pixels % (height * width), width)
+        place = blob.pixels % (height * width)
+        solid = place[coverage[i].reshape(-1)[place] > 0.45]
+        if 3 * len(solid) > len(place):
+            place = solid
+        y, x = divmod(place, width)
+        centres[i] = x.mean() + 0.5, y.mean() + 0.5
         reach[i] = math.sqrt(float((np.square(x + 0.5 - centres[i, 0]) + np.square(y + 0.5 - centres[i, 1])).max()))
-    return centres, reach + 1.5
+    return centres, reach + 2.0
 
 
 def _polar(coverage: Floats, centres: Floats, reach: Floats) -> Floats:
@@ -564,30 +582,33 @@ def _misfits(outline: Floats) -> dict[str, Floats]:
     names, spectra, powers = _templates()
     scaled = outline / np.maximum(outline.mean(axis=1, keepdims=True), 1e-6)
     spectrum = np.fft.fft(scaled, axis=1)
+    # The first harmonic says that the centre is off, not what the shape is.
+    square = np.square(scaled).mean(axis=1) - 2 * np.square(np.abs(spectrum[:, 1]) / _ANGLES)
     match = np.fft.ifft(spectrum[:, None] * np.conj(spectra), axis=2).real.max(axis=2) / _ANGLES  # [T, templates]
-    square = np.square(scaled).mean(axis=1)[:, None] + powers - 2 * match
-    misfit = np.sqrt(np.maximum(square, 0.0))
+    misfit = np.sqrt(np.maximum(square[:, None] + powers - 2 * match, 0.0))
     return {shape: misfit[:, [n == shape for n in names]].min(axis=1) for shape in SHAPES}
 
 
-def _without_notches(outline: Floats) -> Floats:
-    """Close dents up to 30 degrees wide: the ends of a stripe that looks like the background."""
-    turns = range(-3, 4)
-    highest = np.max([np.roll(outline, k, axis=1) for k in turns], axis=0)
-    closed: Floats = np.min([np.roll(highest, k, axis=1) for k in turns], axis=0)
-    return closed
+def _support(outline: Floats) -> Floats:
+    """How far outlines ``[T, A]`` reach in each direction: the outline of a ball again, even with a stripe missing."""
+    angle = np.arange(_ANGLES) * (2 * math.pi / _ANGLES)
+    reach: Floats = (outline[:, None] * np.cos(angle[:, None] - angle)).max(axis=2)
+    return reach
 
 
 def _name_shape(outline: Floats) -> tuple[str | None, float]:
     """The shape that most of the outlines ``[T, A]`` show, and the share of them that do."""
     misfits = _misfits(outline)
-    # Only a ball has a stripe, and only other shapes have dents of their own, so a closed outline must fit better.
-    closed = _misfits(_without_notches(outline))["ball"] + 0.02
-    misfits["ball"] = np.minimum(misfits["ball"], closed)
+    # A ball's stripe may look like the background and leave two notches. The penalty favours the outline as it is, and
+    # a star, whose support is nearly round, fills too little of it (0.41 to 0.58; a ball without its stripe 0.8).
+    support = _support(outline)
+    full = np.square(outline).mean(axis=1) > 0.68 * np.square(support).mean(axis=1)
+    misfits["ball"] = np.minimum(misfits["ball"], np.where(full, _misfits(support)["ball"] + 0.015, np.inf))
     table = np.stack([misfits[shape] for shape in SHAPES], axis=1)  # [T, shapes]
-    names = [SHAPES[i] if table[t, i] < _MISFIT_LIMIT else None for t, i in enumerate(table.argmin(axis=1))]
-    winner, share = _vote(names, outline.mean(axis=1))
-    return (winner if share >= 0.6 else None), share
+    nearest = [SHAPES[i] for i in table.argmin(axis=1)]
+    names = [shape if misfits[shape][t] < _MISFIT_LIMIT[shape] else None for t, shape in enumerate(nearest)]
+    winner, share = _vote(names)
+    return (winner if share >= _AGREEMENT else None), share
 
 
 def _turns(polar: Floats, outline: Floats, reach: Floats, times: Floats, shape: str | None) -> float:
@@ -626,10 +647,11 @@ def _name_motion(centre: Floats, size: Floats, turns: float) -> str | None:
     change = float(log_size[-2:].mean() - log_size[:2].mean())
     span = np.ptp(path, axis=0)
     still = float(span.max()) < 0.15
+    steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
     constant = float(np.ptp(log_size)) < math.log(1.6)
     fixed = abs(turns) < 0.4
     seen = []
-    if constant and fixed:
+    if constant and fixed and float(steps.max()) < _LONGEST_STEP:
         seen += [name for name, test in _PATHS.items() if test(path)]
     if still and constant and turns > 0.5:
         seen.append("spins")
@@ -645,11 +667,11 @@ def _smooth(track: Floats) -> Floats:
 
 
 def _moves(path: Floats, axis: int, sign: int) -> bool:
-    """Mostly one way along one axis, without turning back."""
-    net = path[-1] - path[0]
-    length = float(np.abs(np.diff(path[:, axis])).sum())
-    ahead = sign * float(net[axis])
-    return ahead > 0.22 and ahead > 0.8 * length and float(np.ptp(path[:, 1 - axis])) < 0.4 * ahead
+    """One way along one axis, at about constant speed."""
+    along, across = path[:, axis], path[:, 1 - axis]
+    ahead = sign * float(along[-1] - along[0])
+    steady = along[0] + np.linspace(0, sign * ahead, len(path))
+    return ahead > 0.22 and float(np.ptp(across)) < 0.35 * ahead and float(np.abs(along - steady).max()) < 0.25 * ahead
 
 
 def _bounces(path: Floats) -> bool:
@@ -709,15 +731,16 @@ def _blur(clip: Floats, sigma: float) -> Floats:
     reach = math.ceil(3 * sigma)
     kernel = np.exp(-0.5 * np.square(np.arange(-reach, reach + 1) / sigma)).astype(np.float32)
     kernel /= kernel.sum()
+    soft = clip
     for axis in (1, 2):
         pad = [(reach, reach) if i == axis else (0, 0) for i in range(4)]
-        padded = np.pad(clip, pad, mode="edge")
+        padded = np.pad(soft, pad, mode="edge")
         size = clip.shape[axis]
-        blurred = np.zeros_like(clip)
+        blurred = np.zeros_like(soft)
         for i, weight in enumerate(kernel):
             blurred += weight * np.take(padded, range(i, i + size), axis=axis)
-        clip = blurred
-    return clip
+        soft = blurred
+    return soft
 
 
 def _h264(clip: Frames) -> Frames:
@@ -740,7 +763,7 @@ def _h264(clip: Frames) -> Frames:
 
 
 def _noisy(clip: Frames, sigma: float, rng: np.random.Generator) -> Floats:
-    noisy: Floats = clip + rng.normal(0, sigma, clip.shape).astype(np.float32)
+    noisy: Floats = clip.astype(np.float32) + rng.normal(0, sigma, clip.shape).astype(np.float32)
     return noisy
 
 
@@ -817,12 +840,11 @@ def _false_captions(truth: list[Expected], background: str) -> list[tuple[list[E
     """Every caption that differs from the true one in one word."""
     false: list[tuple[list[Expected], str]] = [(truth, other) for other in BACKGROUNDS if other != background]
     for which, words in enumerate(truth):
-        for place, known in enumerate((COLOURS, SHAPES, MOTIONS)):
-            for word in known:
-                if word != words[place]:
-                    colour, shape, motion = (*words[:place], word, *words[place + 1 :])
-                    changed = (colour, shape, motion)
-                    false.append(([*truth[:which], changed, *truth[which + 1 :]], background))
+        colour, shape, motion = words
+        changed = [(other, shape, motion) for other in COLOURS if other != colour]
+        changed += [(colour, other, motion) for other in SHAPES if other != shape]
+        changed += [(colour, shape, other) for other in MOTIONS if other != motion]
+        false += [([*truth[:which], one, *truth[which + 1 :]], background) for one in changed]
     return false
 
 
