@@ -119,7 +119,7 @@ class Video:
 
 
 class VideoStream:
-    """A video as it is made: iterate once for uint8 ``[k, H, W, 3]``, 1 frame first and then 4 at a time.
+    """A video as it is made: iterate once for uint8 ``[k, H, W, 3]``, 1 frame first and then a few at a time.
 
     Nothing is computed before the first ``next``. :meth:`close` stops early and frees what was held.
     """

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cygnet.assembly import load_components
-from cygnet.errors import Cancelled, NumericalError, RequestError
+from cygnet.errors import Cancelled, NumericalError, RequestError, UnsupportedError
 from cygnet.models.dit.config import Variant
 from cygnet.pipelines.components import Components
 from cygnet.pipelines.generate import Inputs, Record, generate
@@ -15,7 +15,7 @@ from cygnet.pipelines.presets import defaults_for
 from cygnet.pipelines.request import GenerateRequest
 from cygnet.types import CancelToken, Progress
 from random_models import write_model
-from support import fill
+from support import fill, relative_l2
 
 SMALL = {"prompt": "a red ball", "width": 32, "height": 16, "num_frames": 5, "num_steps": 2, "seed": 3}
 IMAGE, LAST = fill("image", [3, 16, 32]), fill("last", [3, 16, 32])
@@ -39,10 +39,20 @@ def frames(components: Components, inputs: Inputs | None = None, **fields: Any) 
     return torch.cat(list(generate(components, request(components, **fields), inputs)), dim=2)
 
 
-def test_text_becomes_frames_one_first_and_then_four_at_a_time(models: dict[Variant, Components]) -> None:
-    chunks = list(generate(models["t2v"], request(models["t2v"], num_frames=9)))
-    assert [tuple(chunk.shape) for chunk in chunks] == [(1, 3, 1, 16, 32), (1, 3, 4, 16, 32), (1, 3, 4, 16, 32)]
+def test_text_becomes_frames_one_first_and_then_a_few_at_a_time(models: dict[Variant, Components]) -> None:
+    chunks = list(generate(models["t2v"], request(models["t2v"], num_frames=41, num_steps=1)))
+    assert [tuple(chunk.shape) for chunk in chunks] == [(1, 3, 1, 16, 32), (1, 3, 32, 16, 32), (1, 3, 8, 16, 32)]
     assert all(float(chunk.abs().max()) <= 1 for chunk in chunks)
+
+
+def test_large_frames_come_four_at_a_time_and_are_the_same(
+    models: dict[Variant, Components], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = frames(models["t2v"], num_frames=9)
+    monkeypatch.setattr("cygnet.pipelines.generate.CELLS_AT_ONCE", 1)
+    chunks = list(generate(models["t2v"], request(models["t2v"], num_frames=9)))
+    assert [chunk.shape[2] for chunk in chunks] == [1, 4, 4]
+    assert relative_l2(torch.cat(chunks, dim=2), at_once) < 1e-5
 
 
 def test_text_becomes_a_picture_when_one_frame_is_asked_for(models: dict[Variant, Components]) -> None:
@@ -121,6 +131,12 @@ def test_strength_without_a_video_is_refused(models: dict[Variant, Components]) 
         generate(models["t2v"], request(models["t2v"], strength=0.5))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
+def test_noise_from_a_device_that_is_not_there_is_refused_before_any_work(models: dict[Variant, Components]) -> None:
+    with pytest.raises(UnsupportedError, match="noise_device is 'cuda'"):
+        generate(models["t2v"], request(models["t2v"], noise_device="cuda"))
+
+
 def test_two_given_frames_need_a_longer_video_than_one(models: dict[Variant, Components]) -> None:
     flf2v = models["flf2v"]
     with pytest.raises(RequestError, match="at least 5"):
@@ -196,7 +212,7 @@ def test_nan_from_the_decoder_stops_the_run(tmp_path: Path) -> None:
     components = load_components(write_model(tmp_path), device="cpu", dtype="float32", offload=False).components
     with components.use_vae() as vae:
         vae.get_parameter("decoder.head.2.bias")[0] = torch.nan
-    with pytest.raises(NumericalError, match="decoding gave NaN in chunk 1 of 2"):
+    with pytest.raises(NumericalError, match="decoding gave NaN by latent frame 1 of 2"):
         frames(components)
 
 

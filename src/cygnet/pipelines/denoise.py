@@ -52,16 +52,19 @@ class Sampling:
         return self.num_steps - self.start_step
 
 
+def check_noise_device(device: str) -> None:
+    """Raise :class:`~cygnet.errors.UnsupportedError` unless this machine has ``device`` ("cpu" or "cuda")."""
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UnsupportedError(f"noise_device is {device!r}, which this machine has not; use 'cpu'")
+
+
 def make_noise(grid: tuple[int, int, int], channels: int, seed: int, device: str = "cpu") -> torch.Tensor:
     """Standard normal noise ``[1, channels, t, h, w]`` float32, made by the random numbers of ``device``.
 
-    Those of the CPU are the same on every machine. Raises :class:`~cygnet.errors.UnsupportedError` when there is no
-    such device.
+    Those of the CPU are the same on every machine. Raises as :func:`check_noise_device`.
     """
-    try:
-        generator = torch.Generator(device=device).manual_seed(seed)
-    except (RuntimeError, AssertionError) as error:
-        raise UnsupportedError(f"noise_device is {device!r}, which this machine has not; use 'cpu'") from error
+    check_noise_device(device)
+    generator = torch.Generator(device=device).manual_seed(seed)
     return torch.randn((1, channels, *grid), generator=generator, device=device, dtype=torch.float32)
 
 

@@ -26,12 +26,17 @@ from cygnet.pipelines.conditioning import (
     image_condition,
     resize,
 )
-from cygnet.pipelines.denoise import Guidance, Sampling, denoise, make_noise
+from cygnet.pipelines.denoise import Guidance, Sampling, check_noise_device, denoise, make_noise
 from cygnet.pipelines.presets import defaults_for
 from cygnet.pipelines.request import GenerateRequest
 from cygnet.pipelines.sizes import FRAME_STRIDE, latent_grid
 from cygnet.solvers import add_noise, start_step_for_strength
 from cygnet.types import CancelToken, ComponentName, Phase, Progress, ProgressSink, ignore_progress
+
+CELLS_AT_ONCE = 60 * 104
+"""Latent cells decoded at a time: one latent frame of 832x480 fills memory, several smaller ones save time."""
+MAX_CHUNK = 8
+"""Latent frames decoded at a time at most; more save nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,7 @@ def generate(
     cancel: CancelToken | None = None,
     record: Record | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Frames float32 ``[1, 3, k, H, W]`` in [-1, 1] as they are decoded: 1 first, then 4 at a time, T in all.
+    """Frames float32 ``[1, 3, k, H, W]`` in [-1, 1] as they are decoded: 1 first, then 4 to 32 at a time, T in all.
 
     Whether model, request and inputs go together is checked by the call itself; the work begins with the first
     ``next`` and stops when the iterator is closed. Raises :class:`~cygnet.errors.RequestError` for a combination that
@@ -88,7 +93,10 @@ def generate(
 
 
 def check_combination(components: Components, request: GenerateRequest, inputs: Inputs) -> None:
-    """Raise :class:`~cygnet.errors.RequestError`, stating the rule, unless the model can do this with these inputs."""
+    """Raise :class:`~cygnet.errors.RequestError`, stating the rule, unless the model can do this with these inputs.
+
+    Also :class:`~cygnet.errors.UnsupportedError` when the noise is to come from a device that is not there.
+    """
     variant, model = components.dit.variant, f"this is {components.variant}"
     if inputs.last_image is not None and inputs.image is None:
         raise RequestError("last_image is given without image; give both, or image alone", field="image")
@@ -131,6 +139,7 @@ def check_combination(components: Components, request: GenerateRequest, inputs: 
             f"{1 + (have - 1) // FRAME_STRIDE * FRAME_STRIDE}",
             field="num_frames",
         )
+    check_noise_device(request.noise_device)
     for name in ("image", "last_image", "video"):
         _check_pixels(name, getattr(inputs, name), 4 if name == "video" else 3)
 
@@ -317,19 +326,20 @@ def _pieces(video: torch.Tensor, width: int, height: int) -> Iterator[torch.Tens
 def _decode(
     components: Components, latents: torch.Tensor, on_progress: ProgressSink, cancel: CancelToken, record: Record
 ) -> Iterator[torch.Tensor]:
-    total = latents.shape[2]
+    total, cells = latents.shape[2], latents.shape[3] * latents.shape[4]
+    chunk = min(max(CELLS_AT_ONCE // cells, 1), MAX_CHUNK)
     low, high = torch.inf, -torch.inf
     on_progress(Progress(phase="decode", step=0, total=total))
     with components.use_vae() as vae:
-        chunks = vae.decode_chunks(latents)
-        for done in range(1, total + 1):
+        chunks = vae.decode_chunks(latents, chunk=chunk)
+        for done in (1, *(min(first + chunk, total) for first in range(1, total, chunk))):
             cancel.check()
             with record.timed("decode"):
                 frames = next(chunks)
                 smallest, largest = (float(value) for value in frames.aminmax())
             if smallest != smallest or largest != largest:
                 raise NumericalError(
-                    f"decoding gave NaN in chunk {done} of {total}; use float32 for the VAE, or verify its file"
+                    f"decoding gave NaN by latent frame {done} of {total}; use float32 for the VAE, or verify its file"
                 )
             low, high = min(low, smallest), max(high, largest)
             if done == total and low == high:

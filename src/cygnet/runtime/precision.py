@@ -7,7 +7,7 @@
 | VAE | float32 | float32 | float32 |
 
 The VAE stays in float32 because encoding a picture in bfloat16 shifts every later step (Wan-Video/Wan2.1 runs it so
-too); decoding in bfloat16 can be asked for. Norms, modulation and time embedding are float32 everywhere: see
+too); :func:`cygnet.load_vae` takes any dtype. Norms, modulation and time embedding are float32 everywhere: see
 ``fp32_parameters`` of each network.
 """
 
