@@ -34,6 +34,15 @@ def test_stacked_taps_give_the_same_values_and_gradients(frames: int, stride: in
     assert relative_l2(bias.grad, wanted[1]) < 1e-5
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_kernel_for_inference_gives_the_same_values(stride: int) -> None:
+    window, weight, bias = draw(1, 7, (3, 3))
+    learning = conv3d(window, weight, bias, spatial_padding=1, temporal_stride=stride)
+    with torch.no_grad():
+        inference = conv3d(window, weight, bias, spatial_padding=1, temporal_stride=stride)
+    assert relative_l2(inference, learning.detach()) < 1e-6
+
+
 def test_the_dangerous_gradient_is_never_asked_of_a_cpu_with_amx(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
     monkeypatch.setattr(conv, "uses_amx", lambda: True)
