@@ -23,7 +23,8 @@ from torch import nn
 from cygnet.models.umt5.config import TINY_UMT5
 from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.umt5.tokenizer import Tokenizer
-from cygnet.training.state import Run, warmup_cosine
+from cygnet.training.optimizers import optimizers_for
+from cygnet.training.state import Run, set_learning_rate, warmup_cosine
 from recipes.tiny.captions import caption
 from recipes.tiny.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, random_scene
 
@@ -99,7 +100,7 @@ def draw_batch(
     return padded, (padded != 0).long(), columns
 
 
-def train(folder: Path, steps: int = 6000, batch: int = 64) -> None:
+def train(folder: Path, steps: int = 3000, batch: int = 64) -> None:
     """Run (or go on with) the training; the vocabulary is made first and kept."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = folder / "spiece.model"
@@ -110,24 +111,27 @@ def train(folder: Path, steps: int = 6000, batch: int = 64) -> None:
     encoder = UMT5Encoder(TINY_UMT5)
     readers = Readers(TINY_UMT5.dim)
     both = nn.ModuleDict({"encoder": encoder, "readers": readers})
-    optimizer = torch.optim.AdamW(both.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=0.01)
+    matrices = [name for name, p in both.named_parameters() if name.startswith("encoder.blocks.") and p.ndim == 2]
+    matrices = [name for name in matrices if "pos_embedding" not in name]
+    optimizers = optimizers_for(both, matrices, matrix_rate=1e-3, other_rate=1e-3, decay=0.01)
     run = Run(folder)
-    parts = {"both": both, "optimizer": optimizer}
+    parts = {"both": both, "muon": optimizers[0], "adamw": optimizers[1]}
     run.resume(parts)
     begun = time.monotonic()
     while run.step < steps:
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * warmup_cosine(run.step, warmup=200, total=steps)
+        set_learning_rate(optimizers, warmup_cosine(run.step, warmup=200, total=steps))
         ids, mask, targets = draw_batch(np.random.default_rng([13, run.step]), tokenizer, batch)
         rows = encoder(ids, mask)
         logits = readers(F.dropout(rows, 0.1), mask)
         loss = torch.stack(
             [F.cross_entropy(got.flatten(0, -2), want.flatten()) for got, want in zip(logits, targets, strict=True)]
         ).sum()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         run.step += 1
         if run.step % 100 == 0:
             right = [float((g.argmax(-1) == w).float().mean()) for g, w in zip(logits, targets, strict=True)]
@@ -140,6 +144,6 @@ def train(folder: Path, steps: int = 6000, batch: int = 64) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=3000)
     options = parser.parse_args()
     train(options.out, options.steps)

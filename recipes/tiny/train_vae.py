@@ -1,4 +1,4 @@
-"""Train the tiny VAE: pictures first, then short crops, then whole clips.
+"""Train the tiny VAE: pictures first, then short moving crops, small ones first.
 
     python -m recipes.tiny.train_vae --out runs/vae
 
@@ -41,7 +41,7 @@ class Stage:
 STAGES = (
     Stage("pictures", 1600, 8, 1, 64, 5e-4),
     Stage("crops", 2200, 4, 9, 48, 5e-4),
-    Stage("clips", 40, 2, 17, 128, 5e-5),
+    Stage("wide crops", 1400, 3, 9, 64, 3e-4),
 )
 
 
