@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from cygnet.checkpoints.discovery import FoundModel, find_models, model_folders
+from cygnet.checkpoints.discovery import FoundModel, expanded, find_models, model_folders
 from cygnet.checkpoints.folders import DIFFUSERS_FOLDERS, TOKENIZER_FILES
 from cygnet.checkpoints.layouts import COMPONENT_WORDS
 from cygnet.checkpoints.open import INDEX_SUFFIX, weight_units
@@ -79,12 +79,15 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A named model. ``local_names`` are patterns of file names that single-file collections use for its DiT."""
+    """A named model. ``parameters`` counts its DiT (None where the recipe may still change it).
+
+    ``local_names`` are patterns of file names that single-file collections use for its DiT.
+    """
 
     name: str
     title: str
     task: Task
-    parameters: int
+    parameters: int | None
     components: tuple[ComponentName, ...]
     sources: tuple[Source, ...] = ()
     local_names: tuple[str, ...] = ()
@@ -204,7 +207,7 @@ def _tiny(name: str, title: str, task: Task, dit: str, *, clip: bool) -> Entry:
     files: dict[ComponentName, str] = {"dit": dit, "vae": "vae.safetensors", "text_encoder": "text_encoder.safetensors"}
     if clip:
         files["image_encoder"] = "image_encoder.safetensors"
-    return Entry(name=name, title=title, task=task, parameters=10_000_000, components=tuple(files), embedded=files)
+    return Entry(name=name, title=title, task=task, parameters=None, components=tuple(files), embedded=files)
 
 
 _BOTH, _ALL = ("bf16", "fp16"), ("bf16", "fp16", "fp8_scaled", "fp8_e4m3fn")
@@ -331,11 +334,11 @@ def _type_rank(found: FoundModel) -> int:
 def default_cache() -> Path:
     """The download cache shared with every program that uses the Hugging Face hub (``HF_HUB_CACHE``, ``HF_HOME``)."""
     if chosen := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(os.path.expandvars(chosen)).expanduser()
+        return expanded(chosen)
     if chosen := os.environ.get("HF_HOME"):
-        return Path(os.path.expandvars(chosen)).expanduser() / "hub"
+        return expanded(chosen) / "hub"
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expandvars(base)).expanduser() / "huggingface" / "hub"
+    return expanded(base) / "huggingface" / "hub"
 
 
 def _in_cache(model: Entry, part: ComponentName, cache: Path) -> Path | None:

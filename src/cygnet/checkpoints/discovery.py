@@ -71,7 +71,7 @@ class FoundModel:
 def home_folder() -> Path:
     """cygnet's own folder: ``CYGNET_HOME``, else the user's data folder of this system. It need not exist."""
     if chosen := os.environ.get(HOME_VARIABLE):
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     import platformdirs
 
     return Path(platformdirs.user_data_dir("cygnet", appauthor=False))
@@ -80,7 +80,7 @@ def home_folder() -> Path:
 def config_folder() -> Path:
     """Where settings lie: ``CYGNET_HOME``, else the user's configuration folder of this system. It need not exist."""
     if chosen := os.environ.get(HOME_VARIABLE):
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     import platformdirs
 
     return Path(platformdirs.user_config_dir("cygnet", appauthor=False))
@@ -99,7 +99,7 @@ def model_folders(places: Sequence[Path | str] = ()) -> list[ModelFolder]:
     named = [*places, *filter(None, os.environ.get(MODEL_PATHS_VARIABLE, "").split(os.pathsep))]
     folders: list[ModelFolder] = []
     for place in named:
-        path = Path(place).expanduser()
+        path = Path(os.path.expanduser(place))
         if path.is_dir():
             folders += comfy_folders(path)
         elif path.suffix.lower() in {".yaml", ".yml"} and path.exists():
@@ -113,7 +113,7 @@ def model_folders(places: Sequence[Path | str] = ()) -> list[ModelFolder]:
     own_file = config_folder() / PATHS_FILE
     if own_file.is_file():
         folders += read_extra_model_paths(own_file)
-    usual = (home_folder(), *(Path("~").expanduser() / name for name in USUAL_PLACES))
+    usual = (home_folder(), *(expanded("~") / name for name in USUAL_PLACES))
     for base in usual:
         folders += comfy_folders(base)
         if (base / PATHS_FILE).is_file() and base / PATHS_FILE != own_file:
@@ -157,7 +157,7 @@ def read_extra_model_paths(path: Path) -> list[ModelFolder]:
 def _section(section: Mapping[Any, Any], beside: Path, where: str) -> Iterator[ModelFolder]:
     base = beside
     if section.get("base_path") is not None:
-        base = beside / _expanded(_text(section["base_path"], where, "base_path"))
+        base = beside / expanded(_text(section["base_path"], where, "base_path"))
     is_default = section.get("is_default", False)
     if not isinstance(is_default, bool):
         raise WeightFileError(f"is_default in {where} is {printable(str(is_default))!r}; write true or false")
@@ -167,7 +167,7 @@ def _section(section: Mapping[Any, Any], beside: Path, where: str) -> Iterator[M
         kind = _text(key, where, "a kind")
         for line in _text(value, where, kind).splitlines():
             if line.strip():
-                folder = base / _expanded(line.strip())
+                folder = base / expanded(line.strip())
                 yield ModelFolder(kind=_KIND_OF.get(kind, kind), path=folder, is_default=is_default)
 
 
@@ -177,8 +177,9 @@ def _text(value: object, where: str, what: str) -> str:
     return value
 
 
-def _expanded(text: str) -> Path:
-    return Path(os.path.expandvars(text)).expanduser()
+def expanded(text: str) -> Path:
+    """``text`` as a path, with ``~`` and variables filled in where they are known (a container may have no home)."""
+    return Path(os.path.expanduser(os.path.expandvars(text)))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
