@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from cygnet.cli.interrupts import cancelled_by_interrupt
-from cygnet.cli.options import Debug, File, Json, Number, Places, Quiet, Switch, Text, Whole
+from cygnet.cli.interrupts import WholeStack, cancelled_by_interrupt, uninterrupted
+from cygnet.cli.options import DASH, Debug, File, Json, Number, Places, Quiet, Switch, Text, Whole
 from cygnet.cli.output import Voice
 from cygnet.cli.progress import Display, open_display
 from cygnet.cli.targets import Target, check_target, plan_targets, reserved
-from cygnet.errors import RequestError
+from cygnet.errors import Cancelled, RequestError
 from cygnet.types import CancelToken
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class Wish:
 
 def read_prompt(given: str) -> str:
     """The prompt itself, or standard input for ``-``."""
-    if given != "-":
+    if given != DASH:
         return given
     data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
     if len(data) > MAX_STDIN_BYTES:
@@ -299,11 +299,15 @@ def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) ->
         voice.note(f"note: {note}")
     if len(targets) > 1:  # now weights may stay in memory between videos
         wan = cygnet.load(wish.source, on_progress=display.report, **wish.place)
-    results = []
+    results: list[Result] = []
     for number, (seed, target) in enumerate(zip(wish.seeds, targets, strict=True), start=1):
         if len(targets) > 1:
             display.title(f"video {number} of {len(targets)}, seed {seed}")
-        result = write_stream(stream_for(seed), target, inputs=wish.images, overwrite=wish.overwrite)
+        try:
+            result = write_stream(stream_for(seed), target, inputs=wish.images, overwrite=wish.overwrite)
+        except Cancelled as error:
+            done = f"{len(results)} of {len(targets)} videos were finished" if results else "nothing was written"
+            raise Cancelled(f"stopped on request; {done}") from error
         results.append(result)
         for notice in result.notices:
             voice.note(f"note: {notice}")
@@ -336,20 +340,26 @@ def write_stream(stream: VideoStream, target: Target, *, inputs: Mapping[str, Pa
     try:
         chunks = iter(stream)
         first: Frames = next(chunks)
-        with reserved(target) as path:
-            with open_writer(
-                path,
-                width=request.width,
-                height=request.height,
-                fps=request.fps,
-                num_frames=request.num_frames,
-                overwrite=overwrite,
-                metadata=embed(receipt_of(stream, inputs)),
-            ) as writer:
-                writer.write(first)
-                for chunk in chunks:
-                    writer.write(chunk)
-            receipt = write_sidecar(writer.path, receipt_of(stream, inputs), overwrite=overwrite)
+        with WholeStack() as stack:
+            with uninterrupted():  # until both names are known to the stack, which removes them on failure
+                path = stack.enter_context(reserved(target))
+                writer = stack.enter_context(
+                    open_writer(
+                        path,
+                        width=request.width,
+                        height=request.height,
+                        fps=request.fps,
+                        num_frames=request.num_frames,
+                        overwrite=overwrite,
+                        metadata=embed(receipt_of(stream, inputs)),
+                    )
+                )
+            writer.write(first)
+            for chunk in chunks:
+                writer.write(chunk)
+            with uninterrupted():  # a video and its receipt appear together
+                stack.close()
+                receipt = write_sidecar(writer.path, receipt_of(stream, inputs), overwrite=overwrite)
     finally:
         stream.close()
     return Result(

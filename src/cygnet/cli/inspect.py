@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from cygnet.cli.options import Debug, Json, Places
-from cygnet.cli.output import Voice, error_line, gigabytes
+from cygnet.cli.output import Voice, escaped, gigabytes
 
 if TYPE_CHECKING:
     from cygnet.checkpoints.inspect import Inspection
@@ -35,7 +35,7 @@ def inspect(
     else:
         found = [look_into(Path(path))]
     value: dict[str, Any] = found[0].to_json() if len(found) == 1 else {"parts": [each.to_json() for each in found]}
-    Voice(as_json=json).result(value, [error_line(line) for each in found for line in _lines(each)])
+    Voice(as_json=json).result(value, [escaped(line) for each in found for line in _lines(each)])
     return 0
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cygnet.cli.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, terminated_by_signal
+from cygnet.cli.options import DASH
 from cygnet.cli.output import error_line, print_error
 from cygnet.errors import CygnetError, OutputError, RequestError
 
@@ -88,8 +89,9 @@ def _dispatch(given: list[str]) -> int:
 
     verb = given[0] if given and given[0] in VERBS else None
     app = build_app(verb)
+    words = [DASH if word == "-" else word for word in given] if verb == "generate" else given
     try:
-        result = app(given, exit_on_error=False, print_error=False)
+        result = app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         cause = error.__cause__
         if isinstance(cause, RequestError):  # from one of our own converters

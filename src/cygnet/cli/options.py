@@ -12,6 +12,9 @@ from cyclopts import Parameter, Token
 from cygnet.cli.output import error_line
 from cygnet.errors import RequestError
 
+DASH = "\0-"
+"""A lone ``-`` on the command line. The parser takes ``-`` for an option; no real argument can hold a NUL."""
+
 
 def whole_number(_: Any, tokens: Sequence[Token]) -> int:
     """The one token as a whole number in decimal digits; RequestError otherwise."""

@@ -11,9 +11,14 @@ from typing import Any
 from cygnet.errors import CygnetError
 
 
+def escaped(text: str) -> str:
+    """``text`` with control characters escaped, so that no terminal obeys what came from a file or a prompt."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
 def error_line(text: str) -> str:
-    """``text`` on one line, with control characters escaped so that no terminal obeys them."""
-    return " ".join("".join(c if c.isprintable() or c.isspace() else f"\\x{ord(c):02x}" for c in text).split())
+    """``text`` on one line, with control characters escaped."""
+    return escaped(" ".join(text.split()))
 
 
 def print_error(error: CygnetError, *, as_json: bool) -> None:

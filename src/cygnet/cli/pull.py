@@ -12,6 +12,7 @@ from cygnet.cli.interrupts import cancelled_by_interrupt
 from cygnet.cli.options import Debug, Json, Quiet, Text
 from cygnet.cli.output import Voice, gigabytes
 from cygnet.cli.progress import open_display
+from cygnet.errors import Cancelled
 
 
 def pull(
@@ -54,7 +55,12 @@ def pull(
             what = f"{word} {progress.number}/{progress.count} {progress.file.rsplit('/', 1)[-1]}"
             display.bytes(what, progress.done, progress.total)
 
-        done = hub.pull(name, source, revision, dtype=dtype, local_folder=local_dir, on_progress=show, cancel=cancel)
+        try:
+            done = hub.pull(
+                name, source, revision, dtype=dtype, local_folder=local_dir, on_progress=show, cancel=cancel
+            )
+        except Cancelled as error:
+            raise Cancelled("stopped on request; what was fetched is kept: pull again to go on") from error
     fetched = [file for file in done.files if file.fetched]
     if done.offline:
         voice.note(f"{done.name} is complete in the cache (offline: nothing was compared with the hub)")

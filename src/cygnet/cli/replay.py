@@ -79,9 +79,10 @@ def replay(
         "dit": dit, "vae": vae, "text_encoder": text_encoder, "image_encoder": image_encoder, "tokenizer": tokenizer,
     }  # fmt: skip
     source = _source(receipt, model, parts, model_paths)
+    for name in ("machine", "versions"):
+        _part(receipt, name)
     original = _original(file)
     notes: list[str] = []
-    _use_recorded_threads(receipt)
     with (
         open_display(voice) as display,
         cancelled_by_interrupt(voice.note) as cancel,
@@ -89,10 +90,12 @@ def replay(
     ):
         import cygnet
 
+        _use_recorded_threads(receipt)
+        place = device or _recorded_device(receipt, notes)
         wan = cygnet.load(
             source,
-            device=device or _recorded_device(receipt, notes),
-            dtype=_recorded_dtype(receipt),
+            device=place,
+            dtype=_recorded_dtype(receipt, place),
             offload=True,
             on_progress=display.report,
         )
@@ -183,11 +186,17 @@ def _recorded_device(receipt: Mapping[str, Any], notes: list[str]) -> str:
     return kind if kind in ("cpu", "cuda") else "auto"
 
 
-def _recorded_dtype(receipt: Mapping[str, Any]) -> str:
-    components = _part(receipt, "model").get("components")
-    dit = components.get("dit") if isinstance(components, dict) else None
-    dtype = dit.get("dtype") if isinstance(dit, dict) else None
-    return dtype if isinstance(dtype, str) else "auto"
+def _recorded_dtype(receipt: Mapping[str, Any], device: str) -> str:
+    """The ``--dtype`` that gives the recorded types: auto if that still does, else the transformer's."""
+    from cygnet.assembly import COMPONENT_NAMES
+    from cygnet.runtime.precision import parse_device, pick_dtype
+
+    components = _part(_part(receipt, "model"), "components")
+    recorded = {part: described.get("dtype") for part, described in components.items() if isinstance(described, dict)}
+    place = parse_device(device)
+    usual = {part: str(pick_dtype(part, place)).removeprefix("torch.") for part in COMPONENT_NAMES if part in recorded}
+    dtype = recorded.get("dit")
+    return "auto" if recorded == usual or not isinstance(dtype, str) else dtype
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -199,7 +208,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if not isinstance(recorded, dict) or recorded.get("digest") != described["digest"]:
             found.append(f"the weights of {part} are not those that the video was made with")
         elif recorded.get("dtype") != described["dtype"]:
-            found.append(f"{part} runs in {described['dtype']}, then {error_line(str(recorded.get('dtype')))[:20]}")
+            found.append(f"{part} runs in {described['dtype']}; the first time in {_short(recorded.get('dtype'))}")
     old_inputs = _part(before, "inputs")
     for name, described in _part(now, "inputs").items():
         recorded = old_inputs.get(name)
@@ -209,8 +218,12 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         old_group = _part(before, group)
         for name, value in _part(now, group).items():
             if old_group.get(name) != value:
-                found.append(f"{name} is {value}, then {error_line(str(old_group.get(name)))[:80]}")
+                found.append(f"{name} is {value}; the first time it was {_short(old_group.get(name))}")
     return found
+
+
+def _short(value: object) -> str:
+    return error_line(str(value)[:80])
 
 
 # Where it goes, and how far it is from the first ---------------------------------------------------------------------

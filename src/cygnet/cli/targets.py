@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cygnet.cli.options import DASH
 from cygnet.cli.output import error_line
 from cygnet.errors import RequestError
 
@@ -44,13 +45,13 @@ def plan_targets(out: str | None, prompt: str, seeds: Sequence[int], model: str)
     label = safe_label(prompt)
     if out is None:
         return [_automatic(Path(), label, seed) for seed in seeds]
-    if out in ("", "-") or "\0" in out:
+    if out in ("", DASH) or "\0" in out:
+        shown = "-" if out == DASH else error_line(repr(out))
         raise RequestError(
-            f"out is {error_line(repr(out))}; give a file name, a folder, or a pattern such as videos/{{prompt}}.mp4",
-            field="out",
+            f"out is {shown}; give a file name, a folder, or a pattern such as videos/{{prompt}}.mp4", field="out"
         )
-    if out.endswith(("/", os.sep)) or Path(out).expanduser().is_dir():
-        return [_automatic(Path(out).expanduser(), label, seed) for seed in seeds]
+    if out.endswith(("/", os.sep)) or Path(os.path.expanduser(out)).is_dir():
+        return [_automatic(Path(os.path.expanduser(out)), label, seed) for seed in seeds]
     if "{" in out or "}" in out:
         names = [
             _filled(out, {"prompt": label, "seed": seed, "index": index, "model": safe_label(model)})
@@ -61,8 +62,8 @@ def plan_targets(out: str | None, prompt: str, seeds: Sequence[int], model: str)
                 f"out {error_line(repr(out))} gives the same name to several videos; add {{seed}} or {{index}}",
                 field="out",
             )
-        return [_exact(Path(name).expanduser()) for name in names]
-    path = Path(out).expanduser()
+        return [_exact(Path(os.path.expanduser(name))) for name in names]
+    path = Path(os.path.expanduser(out))
     if len(seeds) == 1:
         return [_exact(path)]
     return [_exact(path.with_name(f"{path.stem}-{seed}{path.suffix}")) for seed in seeds]
