@@ -8,7 +8,8 @@
     ├── MediaError                  a picture or video given as input cannot be used
     ├── ModelNotFoundError          a model name or a component of it is not on this machine
     ├── DownloadError               fetching weights failed
-    ├── OutputError                 a result could not be written (disk full, no permission)
+    ├── OutputError                 a result could not be written
+    │   └── DiskFullError           because the disk, or this user's share of it, is full
     ├── UnsupportedError            this machine or installation lacks something; the message names the remedy
     ├── NumericalError              NaN or infinity appeared while sampling or decoding
     └── Cancelled                   the caller asked to stop
@@ -82,6 +83,12 @@ class OutputError(CygnetError):
     """A result could not be written."""
 
     code = "output_failed"
+
+
+class DiskFullError(OutputError):
+    """The disk, or this user's share of it, is full."""
+
+    code = "disk_full"
 
 
 class UnsupportedError(CygnetError):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
-from cygnet.errors import OutputError, RequestError, UnsupportedError
+from cygnet.errors import DiskFullError, OutputError, RequestError, UnsupportedError
 from cygnet.media import files, video
 from cygnet.media.names import unused_path
 from cygnet.media.video import FORMATS, VideoFormat, check_output, open_writer, unavailable_formats
@@ -233,7 +233,7 @@ def test_a_full_disk_at_the_very_end_leaves_nothing(tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(files.DiskFullError, match="disk is full") as caught:
+    with pytest.raises(DiskFullError, match="disk is full") as caught:
         save(tmp_path / "x.mp4", noise(2))
     assert caught.value.code == "disk_full"
     assert list(tmp_path.iterdir()) == []

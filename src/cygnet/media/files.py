@@ -13,17 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from cygnet.errors import MediaError, OutputError, RequestError
+from cygnet.errors import DiskFullError, MediaError, OutputError, RequestError
 
 PART_PREFIX = ".cygnet-"
 PART_SUFFIX = ".part"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-
-
-class DiskFullError(OutputError):
-    """The disk, or this user's share of it, is full."""
-
-    code = "disk_full"
 
 
 def output_error(error: BaseException, path: Path) -> OutputError:
