@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 
 from cygnet.checkpoints import (
