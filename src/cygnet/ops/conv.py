@@ -37,7 +37,7 @@ def conv3d(
     return F.conv3d(window, weight, bias, stride=(temporal_stride, 1, 1), padding=padding)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def uses_amx() -> bool:
     """Whether oneDNN may use this CPU's AMX tiles; ``DNNL_MAX_CPU_ISA`` below AMX rules it out."""
     limit = os.environ.get("DNNL_MAX_CPU_ISA", "").upper()

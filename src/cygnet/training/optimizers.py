@@ -35,7 +35,7 @@ class KernelMuon(torch.optim.Muon):
             channels_last = weight.ndim in (4, 5) and weight.is_contiguous(memory_format=layout)
             grad = weight.grad.contiguous(memory_format=layout if channels_last else torch.contiguous_format)
             view.grad = _as_matrix(grad).to(view.dtype)
-        return super().step(closure)
+        return super().step(closure)  # type: ignore[no-untyped-call]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of the weights and of their views."""
