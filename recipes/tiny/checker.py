@@ -166,7 +166,7 @@ def judge_motion_only(frames: Frames, expected: Sequence[Expected]) -> bool:
 
 def compare(observation: Observation, expected: Sequence[Expected], background: str | None) -> Verdict:
     """The verdict on an observation already made; see :func:`judge`."""
-    best = (-1.0, False, False, False)
+    best = (-1.0, False, False, False)  # kept where there are so many things that none can be meant
     things = observation.things
     slots = [*range(len(things)), *[None] * max(0, len(expected) - len(things))]
     for order in permutations(slots, len(expected)) if len(slots) <= 6 else ():
@@ -433,7 +433,7 @@ def _thing(pixels: Floats, background: Floats, track: _Track) -> Thing:
 
     inside = np.array([_inside(blob, height, width) for blob in blobs])
     clearest = inside & (size >= 0.5 * np.quantile(size, 0.9))
-    shape, shape_share = _name_shape(outline[clearest if clearest.any() else inside | True])
+    shape, shape_share = _name_shape(outline[clearest] if clearest.any() else outline)
     turns = _turns(polar, outline, reach, seen / (frames - 1), shape)
 
     times = np.arange(frames)
@@ -478,7 +478,7 @@ def _coverage(pixels: Floats, background: Floats, colour: Floats, blobs: list[_B
     strong = np.square(across).sum(axis=1) > 0.35 * np.square(contrast).sum(axis=1)
     bright = np.linalg.norm(background, axis=1) > 40
     axis = np.where((strong & bright)[:, None], across, contrast)
-    axis = (axis / (axis * contrast).sum(axis=1, keepdims=True)).astype(np.float32)
+    axis = (axis / np.maximum((axis * contrast).sum(axis=1, keepdims=True), 1.0)).astype(np.float32)
     level = (background * axis).sum(axis=1)
     coverage = np.zeros((len(blobs), height * width), np.float32)
     for i, blob in enumerate(blobs):
@@ -626,7 +626,7 @@ def _turns(polar: Floats, outline: Floats, reach: Floats, times: Floats, shape: 
         light = light / np.maximum(light.mean(axis=1, keepdims=True), 1e-6)
         moment = -(light * wave).mean(axis=1)  # the stripe is dark
     else:
-        moment = (outline / outline.mean(axis=1, keepdims=True) * wave).mean(axis=1)
+        moment = (outline / np.maximum(outline.mean(axis=1, keepdims=True), 1e-6) * wave).mean(axis=1)
     if float(np.median(np.abs(moment))) < 0.01:
         return 0.0
     direction = moment / np.maximum(np.abs(moment), 1e-9)

@@ -107,6 +107,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=SCHEDULE.steps)
     parser.add_argument("--clips", type=int, default=4000)
     parser.add_argument("--hours", type=float, default=24.0)
+    parser.add_argument("--compile", action="store_true", help="needs a C++ compiler")
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(1)
@@ -123,6 +124,6 @@ if __name__ == "__main__":
         ),
         replace(SCHEDULE, steps=options.steps),
         options.out,
-        objective=FlowMatching(),
+        objective=torch.compile(FlowMatching()) if options.compile else FlowMatching(),
         seconds=options.hours * 3600,
     )

@@ -11,7 +11,6 @@ import torch
 
 from cygnet.errors import NumericalError
 from cygnet.models.dit.model import DiT
-from cygnet.training.flow import FlowMatching
 from cygnet.training.optimizers import optimizers_for
 from cygnet.training.state import Average, Run, set_learning_rate, warmup_cosine
 
@@ -47,10 +46,12 @@ def train_flow(
     schedule: Schedule,
     folder: Path,
     *,
-    objective: FlowMatching,
+    objective: Callable[..., torch.Tensor],
     seconds: float = float("inf"),
 ) -> DiT:
     """Run (or go on with) a training in ``folder``; returns the averaged weights as a module.
+
+    ``objective`` is a :class:`~cygnet.training.flow.FlowMatching`, compiled or not.
 
     ``draw(step)`` must depend on the step alone, so that a resumed run sees what an unbroken one would have seen. It
     stops cleanly after ``seconds``; running it again goes on. Raises :class:`~cygnet.errors.NumericalError` when a
