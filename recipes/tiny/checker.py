@@ -597,18 +597,29 @@ def _support(outline: Floats) -> Floats:
 
 
 def _name_shape(outline: Floats) -> tuple[str | None, float]:
-    """The shape that most of the outlines ``[T, A]`` show, and the share of them that do."""
+    """The shape that the outlines ``[T, A]`` show, and the share of them that do.
+
+    A video network may blur every other frame of a fast thing, so many outlines may have no name; but those with a name must agree, and
+    neither half of the clip may lack the shape, lest one that changes be called by its better half.
+    """
     misfits = _misfits(outline)
-    # A ball's stripe may look like the background and leave two notches. The penalty favours the outline as it is, and
-    # a star, whose support is nearly round, fills too little of it (0.41 to 0.58; a ball without its stripe 0.8).
+    # A ball's stripe may look like the background and leave two notches, opposite each other, as a star's are not.
+    # The penalty favours the outline as it is.
     support = _support(outline)
+    dents = support - outline
+    opposite = (dents * np.roll(dents, _ANGLES // 2, axis=1)).sum(axis=1) > 0.4 * np.square(dents).sum(axis=1)
     full = np.square(outline).mean(axis=1) > 0.68 * np.square(support).mean(axis=1)
-    misfits["ball"] = np.minimum(misfits["ball"], np.where(full, _misfits(support)["ball"] + 0.015, np.inf))
+    restored = np.where(full & opposite, _misfits(support)["ball"] + 0.015, np.inf)
+    misfits["ball"] = np.minimum(misfits["ball"], restored)
     table = np.stack([misfits[shape] for shape in SHAPES], axis=1)  # [T, shapes]
     nearest = [SHAPES[i] for i in table.argmin(axis=1)]
     names = [shape if misfits[shape][t] < _MISFIT_LIMIT[shape] else None for t, shape in enumerate(nearest)]
-    winner, share = _vote(names)
-    return (winner if share >= _AGREEMENT else None), share
+    winner, share = _vote([name for name in names if name is not None] or [None])
+    shown = [name == winner for name in names]
+    middle = (len(shown) + 1) // 2
+    halves = min(np.mean(shown[:middle]), np.mean(shown[-middle:]))
+    agreed = winner is not None and share >= _AGREEMENT and np.mean(shown) > 0.45 and halves >= 0.35
+    return (winner if agreed else None), float(np.mean(shown))
 
 
 def _turns(polar: Floats, outline: Floats, reach: Floats, times: Floats, shape: str | None) -> float:

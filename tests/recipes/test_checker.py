@@ -236,6 +236,18 @@ def test_an_object_that_changes_half_way_is_wrong() -> None:
         assert not judge(mixed, [other], "navy").right
 
 
+def test_an_outline_may_be_lost_now_and_then_but_not_for_good() -> None:
+    frames = clip("red", "star", "spins")
+    y, x = np.mgrid[:128, :128] - 63.5
+    cx, cy = only(frames).centre[0] * 128 - 64
+    patch = (abs(x - cx) < 20) & (abs(y - cy) < 9)
+    now_and_then, for_good = frames.copy(), frames.copy()
+    now_and_then[1::3][:, patch] = (220, 40, 40)
+    for_good[9:][:, patch] = (220, 40, 40)
+    assert only(now_and_then).shape == "star"
+    assert only(for_good).shape is None
+
+
 def test_a_background_that_changes_half_way_has_no_name() -> None:
     halves = [clip("red", "ball", "spins", "navy")[:9], clip("red", "ball", "spins", "brown")[9:]]
     assert observe(np.concatenate(halves)).background is None
