@@ -599,8 +599,8 @@ def _support(outline: Floats) -> Floats:
 def _name_shape(outline: Floats) -> tuple[str | None, float]:
     """The shape that the outlines ``[T, A]`` show, and the share of them that do.
 
-    A video network may blur every other frame of a fast thing, so many outlines may have no name; but those with a name must agree, and
-    neither half of the clip may lack the shape, lest one that changes be called by its better half.
+    A video network may blur every other frame of a fast thing, so many outlines may have no name; but those with a name
+    must agree, and neither half of the clip may lack the shape, lest one that changes be called by its better half.
     """
     misfits = _misfits(outline)
     # A ball's stripe may look like the background and leave two notches, opposite each other, as a star's are not.
