@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -38,7 +37,7 @@ from cygnet.media.video import VideoFormat, open_writer
 from cygnet.media.video_read import read_video
 from cygnet.pipelines.generate import Inputs, Record, generate
 from cygnet.pipelines.presets import Defaults, defaults_for
-from cygnet.pipelines.request import GenerateRequest, shown
+from cygnet.pipelines.request import GenerateRequest, parse_size, shown
 from cygnet.pipelines.sizes import AREAS, FRAME_STRIDE, size_for_image
 from cygnet.types import CancelToken, ComponentName, ProgressSink, ignore_progress
 
@@ -50,7 +49,6 @@ VideoLike = str | os.PathLike[str] | Frames | torch.Tensor
 Layout = Literal["diffusers", "official"]
 
 RECEIPT_VERSION = 1
-_SIZE = re.compile(r"\s*(\d{1,9})\s*[x*×X]\s*(\d{1,9})\s*")
 
 
 class Options(TypedDict, total=False):
@@ -347,7 +345,7 @@ def _size_fields(
     elif size is None:
         width, height = defaults.width, defaults.height
     else:
-        width, height = _parse_size(size)
+        width, height = parse_size(size)
         return {"width": width, "height": height}
     if like is None or (size is None and not defaults.size_from_image):
         return {"width": width, "height": height}
@@ -355,16 +353,6 @@ def _size_fields(
     width, height = size_for_image(columns, rows, width * height, reference_exact=reference_exact)
     # What is left of another aspect comes from rounding; stretching it away is the official way.
     return {"width": width, "height": height, "image_fit": "stretch"}
-
-
-def _parse_size(size: object) -> tuple[int, int]:
-    if isinstance(size, str) and (match := _SIZE.fullmatch(size)):
-        return int(match[1]), int(match[2])
-    if isinstance(size, tuple | list) and len(size) == 2:
-        return size[0], size[1]  # the request checks what they are
-    raise RequestError(
-        f'size is {shown(size)}; give (width, height), text like "832x480", or one of {", ".join(AREAS)}', field="size"
-    )
 
 
 # Pictures and videos -------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from cygnet.errors import Cancelled
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 ComponentName = Literal["dit", "vae", "text_encoder", "image_encoder"]
+SolverName = Literal["unipc", "dpm++", "euler"]
+SOLVER_NAMES: tuple[SolverName, ...] = get_args(SolverName)
 Phase = Literal["load", "text", "image", "encode", "denoise", "decode", "write"]
 
 

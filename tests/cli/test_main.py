@@ -44,6 +44,17 @@ def test_help_and_version_need_nothing_heavy() -> None:
         assert done.stdout.endswith("[]\n"), (arguments, done.stdout[-200:], done.stderr)
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--frames", "80"], ["--size", "100x100"], ["--steps", "0"], ["--guidance", "nan"], ["--solver", "x"]]
+)
+def test_what_no_model_could_make_is_refused_before_torch_is_imported(arguments: list[str]) -> None:
+    code = (
+        f"import sys; from cygnet.cli.main import run; code = run(['generate', 'a ball', *{arguments}]); "
+        "print(code, 'torch' in sys.modules)"
+    )
+    assert python(code).stdout == "2 False\n"
+
+
 def test_help_is_there_in_a_third_of_a_second_of_work() -> None:
     code = "import time; from cygnet.cli.main import run; run(['--help']); print(); print(time.process_time())"
     assert min(float(python(code).stdout.split()[-1]) for _ in range(3)) < 0.3

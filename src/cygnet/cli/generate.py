@@ -266,8 +266,24 @@ class Result:
         return {**plain, "path": str(self.path), "receipt": str(self.receipt), "notices": list(self.notices)}
 
 
+def check_without_model(wish: Wish) -> None:
+    """Refuse what no model could make, before torch is imported: within a fraction of a second."""
+    from cygnet.models.dit.config import TINY_T2V
+    from cygnet.pipelines.presets import PRESETS
+    from cygnet.pipelines.request import GenerateRequest, parse_size
+    from cygnet.pipelines.sizes import AREAS
+
+    fields = {name: value for name, value in wish.options.items() if value is not None}
+    size = fields.pop("size", None)
+    if size is not None and size.lower() not in AREAS:
+        fields["width"], fields["height"] = parse_size(size)
+    # The defaults of the smallest model: what stands in for absent fields must never be the reason for a refusal.
+    GenerateRequest.create({"prompt": wish.prompt, "seed": wish.seeds[-1], **fields}, PRESETS[TINY_T2V])
+
+
 def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) -> list[Result]:
     """Check everything, then make the videos one after another."""
+    check_without_model(wish)
     import cygnet
 
     # Weights come in when their stage begins, so a request that cannot be is refused before any is read.

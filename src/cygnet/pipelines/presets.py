@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from cygnet.models.dit.config import FLF2V_14B, I2V_14B, T2V_1_3B, T2V_14B, TINY_I2V, TINY_T2V, DiTConfig, Variant
-from cygnet.solvers import SolverName
+from cygnet.types import SolverName
 
 # Wan-Video/Wan2.1: wan/configs/shared_config.py, wan_i2v_14B.py and first_last_frame2video.py.
 NEGATIVE_PROMPT = (

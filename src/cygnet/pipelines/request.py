@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import secrets
 from collections.abc import Mapping
 from typing import Any, Literal, Self
@@ -18,7 +19,7 @@ from pydantic_core import PydanticCustomError
 from cygnet.errors import RequestError
 from cygnet.pipelines import sizes
 from cygnet.pipelines.presets import Defaults
-from cygnet.solvers import SOLVER_NAMES, SolverName
+from cygnet.types import SOLVER_NAMES, SolverName
 
 ImageFit = Literal["crop", "stretch"]
 NoiseDevice = Literal["cpu", "cuda"]
@@ -34,6 +35,7 @@ MIN_SHIFT, MAX_SHIFT = 0.01, 100.0
 MIN_FPS, MAX_FPS = 0.1, 240.0
 """What the video files can hold."""
 MAX_SEED = 2**63 - 1
+_SIZE = re.compile(r"\s*(\d{1,9})\s*[x*×X]\s*(\d{1,9})\s*")
 DRAW_SEED = -1
 """The official command's way of asking for any seed."""
 
@@ -236,3 +238,15 @@ def _suggestion(field: str, value: object) -> str:
     if field in ("width", "height"):
         return f" ({_nearest(sizes.nearest_sides(value))})"
     return ""
+
+
+def parse_size(size: object) -> tuple[int, int]:
+    """``(width, height)`` of a pair or of text such as "832x480"; the request checks what they are."""
+    if isinstance(size, str) and (match := _SIZE.fullmatch(size)):
+        return int(match[1]), int(match[2])
+    if isinstance(size, tuple | list) and len(size) == 2:
+        return size[0], size[1]
+    raise RequestError(
+        f'size is {shown(size)}; give (width, height), text like "832x480", or one of {", ".join(sizes.AREAS)}',
+        field="size",
+    )

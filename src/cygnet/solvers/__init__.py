@@ -3,15 +3,14 @@
 from cygnet.solvers.flow import add_noise, predict_noise, predict_x_0, velocity_target
 from cygnet.solvers.sample import StepReport, Velocity, make_solver, sample
 from cygnet.solvers.schedules import (
-    SOLVER_NAMES,
     Schedule,
-    SolverName,
     custom_schedule,
     make_schedule,
     shift_sigma,
     start_step_for_strength,
 )
 from cygnet.solvers.solver import Solver
+from cygnet.types import SOLVER_NAMES, SolverName
 
 __all__ = [
     "SOLVER_NAMES",

@@ -9,9 +9,10 @@ import torch
 
 from cygnet.solvers.dpmpp import DPMSolverPP
 from cygnet.solvers.euler import Euler
-from cygnet.solvers.schedules import SolverName, check_solver_name, custom_schedule, make_schedule
+from cygnet.solvers.schedules import check_solver_name, custom_schedule, make_schedule
 from cygnet.solvers.solver import Solver
 from cygnet.solvers.unipc import UniPC
+from cygnet.types import SolverName
 
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """``velocity(x, timestep)``: latents and a float32 scalar tensor in [0, 1000] on their device, to a tensor like x."""

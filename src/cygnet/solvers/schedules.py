@@ -10,14 +10,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args, overload
+from typing import overload
 
 import torch
 
 from cygnet.errors import RequestError
-
-SolverName = Literal["unipc", "dpm++", "euler"]
-SOLVER_NAMES: tuple[SolverName, ...] = get_args(SolverName)
+from cygnet.types import SOLVER_NAMES, SolverName
 
 NUM_TRAIN_TIMESTEPS = 1000
 MAX_STEPS = 1000
