@@ -3,8 +3,8 @@
     python -m recipes.tiny.train_text --out runs/text
 
 Wan's own text encoder arrives pretrained and stays frozen while the diffusion transformer learns. Here it is pretrained
-on the world's captions: small heads, thrown away afterwards, must read every attribute of the scene from the encoder's
-rows, for each entity in the order in which the caption names them.
+on the world's captions: small heads, thrown away afterwards, must read from its rows which shape each colour has and how
+it moves.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from cygnet.models.umt5.tokenizer import Tokenizer
 from cygnet.training.optimizers import optimizers_for
 from cygnet.training.state import Run, set_learning_rate, warmup_cosine
 from recipes.tiny.captions import caption
-from recipes.tiny.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, random_scene
+from recipes.tiny.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, random_scene
 
-VOCABULARIES: tuple[tuple[str, ...], ...] = (tuple(COLOURS), SHAPES, MOTIONS)
+NAMES = list(COLOURS)
 
 
 def train_vocabulary(lines: int = 30000) -> bytes:
@@ -54,50 +54,51 @@ def train_vocabulary(lines: int = 30000) -> bytes:
 
 
 class Readers(nn.Module):
-    """Learned queries that read the encoder's rows by attention: a background, and three attributes per entity."""
+    """Learned queries that read the encoder's rows by attention: one for the background, one for each colour.
+
+    Entities of a scene differ in colour, so "which shape is red, and how does it move" asks for everything that a
+    caption binds together, in whatever order it is said.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(3, dim) * 0.02)
+        self.queries = nn.Parameter(torch.randn(len(NAMES) + 1, dim) * 0.02)
         self.attention = nn.MultiheadAttention(dim, 3, batch_first=True)
         self.background = nn.Linear(dim, len(BACKGROUNDS) + 1)
-        self.heads = nn.ModuleList(nn.Linear(dim, len(names) + 1) for names in VOCABULARIES)
+        self.shape = nn.Linear(dim, len(SHAPES) + 1)
+        self.motion = nn.Linear(dim, len(MOTIONS) + 1)
 
     def forward(self, rows: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-        """Logits: ``[B, backgrounds + 1]``, then ``[B, 2, names + 1]`` per attribute; the last class is "absent"."""
+        """Logits: ``[B, backgrounds + 1]``, then per colour ``[B, 8, shapes + 1]`` and ``[B, 8, motions + 1]``.
+
+        The last class of each is "not said".
+        """
         queries = self.queries.expand(rows.shape[0], -1, -1)
         read, _ = self.attention(queries, rows, rows, key_padding_mask=mask == 0, need_weights=False)
-        return [self.background(read[:, 0]), *(head(read[:, 1:]) for head in self.heads)]
-
-
-def labels(scene: Scene, names_background: bool) -> list[list[int]]:
-    """Class indices in the order of :class:`Readers`."""
-    background = list(BACKGROUNDS).index(scene.background) if names_background else len(BACKGROUNDS)
-    rows = [[background]]
-    for names, attribute in zip(VOCABULARIES, ("colour", "shape", "motion"), strict=True):
-        found = [names.index(getattr(entity, attribute)) for entity in scene.entities]
-        rows.append([*found, *[len(names)] * (2 - len(found))])
-    return rows
+        return [self.background(read[:, 0]), self.shape(read[:, 1:]), self.motion(read[:, 1:])]
 
 
 def draw_batch(
     rng: np.random.Generator, tokenizer: Tokenizer, size: int
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Token ids, mask, and labels of ``size`` captions, entities in the order in which they are named."""
-    ids, targets = [], []
-    for _ in range(size):
+    """Token ids and mask of ``size`` captions, and the classes that :class:`Readers` should give."""
+    ids = []
+    background = torch.full((size,), len(BACKGROUNDS))
+    shape = torch.full((size, len(NAMES)), len(SHAPES))
+    motion = torch.full((size, len(NAMES)), len(MOTIONS))
+    for i in range(size):
         scene = random_scene(rng, two=0.6)
         named = bool(rng.random() < 0.9)
-        order = rng.permutation(len(scene.entities))
-        scene = Scene(tuple(scene.entities[i] for i in order), scene.background)
-        text = caption(scene, rng, background=float(named), keep_order=True)
-        ids.append(tokenizer.encode(text))
-        targets.append(labels(scene, named))
+        ids.append(tokenizer.encode(caption(scene, rng, background=float(named))))
+        if named:
+            background[i] = list(BACKGROUNDS).index(scene.background)
+        for entity in scene.entities:
+            slot = NAMES.index(entity.colour)
+            shape[i, slot] = SHAPES.index(entity.shape)
+            motion[i, slot] = MOTIONS.index(entity.motion)
     width = max(map(len, ids))
     padded = torch.tensor([row + [0] * (width - len(row)) for row in ids])
-    columns = [torch.tensor([t[i] for t in targets]) for i in range(4)]
-    columns[0] = columns[0][:, 0]
-    return padded, (padded != 0).long(), columns
+    return padded, (padded != 0).long(), [background, shape, motion]
 
 
 def train(folder: Path, steps: int = 3000, batch: int = 64) -> None:
@@ -123,9 +124,10 @@ def train(folder: Path, steps: int = 3000, batch: int = 64) -> None:
         ids, mask, targets = draw_batch(np.random.default_rng([13, run.step]), tokenizer, batch)
         rows = encoder(ids, mask)
         logits = readers(F.dropout(rows, 0.1), mask)
-        loss = torch.stack(
-            [F.cross_entropy(got.flatten(0, -2), want.flatten()) for got, want in zip(logits, targets, strict=True)]
-        ).sum()
+        errors = [
+            F.cross_entropy(got.flatten(0, -2), want.flatten()) for got, want in zip(logits, targets, strict=True)
+        ]
+        loss = errors[0] + 5 * errors[1] + 5 * errors[2]
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -134,8 +136,10 @@ def train(folder: Path, steps: int = 3000, batch: int = 64) -> None:
             optimizer.step()
         run.step += 1
         if run.step % 100 == 0:
-            right = [float((g.argmax(-1) == w).float().mean()) for g, w in zip(logits, targets, strict=True)]
-            run.log(loss=loss.item(), background=right[0], colour=right[1], shape=right[2], motion=right[3])
+            right = [got.argmax(-1) == want for got, want in zip(logits, targets, strict=True)]
+            said = targets[1] < len(SHAPES)
+            shares = [float(right[0].float().mean()), *(float(each[said].float().mean()) for each in right[1:])]
+            run.log(loss=loss.item(), background=shares[0], shape=shares[1], motion=shares[2])
         if run.step % 500 == 0 or run.step == steps:
             run.save(parts)
     print(f"trained in {time.monotonic() - begun:.0f} s")
