@@ -77,8 +77,8 @@ def make_latents(
 
     def velocity(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         t = timestep.expand(len(prompts))
-        wanted = dit(x, t, prompt, image_condition=image_condition)
-        unwanted = dit(x, t, empty, image_condition=image_condition)
+        wanted: torch.Tensor = dit(x, t, prompt, image_condition=image_condition)
+        unwanted: torch.Tensor = dit(x, t, empty, image_condition=image_condition)
         return unwanted + how.guidance * (wanted - unwanted)
 
     noise = torch.randn(len(prompts), *LATENTS, generator=torch.Generator().manual_seed(seed))

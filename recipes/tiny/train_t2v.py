@@ -53,7 +53,8 @@ class Captioner:
         width = -(-max(map(len, ids)) // ROWS) * ROWS
         padded = torch.tensor([row + [0] * (width - len(row)) for row in ids])
         mask = (padded != 0).long()
-        return self.encoder(padded, mask).float() * mask[..., None]
+        rows: torch.Tensor = self.encoder(padded, mask)
+        return rows.float() * mask[..., None]
 
 
 def batches(latents: Latents, captioner: Captioner) -> Callable[[int], Batch]:

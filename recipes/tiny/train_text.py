@@ -3,8 +3,8 @@
     python -m recipes.tiny.train_text --out runs/text
 
 Wan's own text encoder arrives pretrained and stays frozen while the diffusion transformer learns. Here it is pretrained
-on the world's captions: small heads, thrown away afterwards, must read from its rows which shape each colour has and how
-it moves.
+on the world's captions: small heads, thrown away afterwards, must read from its rows which shape each colour has and
+how it moves.
 """
 
 from __future__ import annotations

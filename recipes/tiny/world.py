@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.floating[Any]]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
@@ -131,7 +132,8 @@ def _track(motion: str, rng: np.random.Generator, frames: int, aspect: float, cr
     r = float(rng.uniform(0.11, 0.145) if crowd else rng.uniform(0.14, 0.2))
     radius = np.full(frames, r, np.float32)
     angle = np.full(frames, rng.uniform(-0.15, 0.15), np.float32)
-    dx, dy = still, still
+    dx: Array = still
+    dy: Array = still
     if motion in ("moves left", "moves right"):
         dx = (t - 0.5) * float(rng.uniform(0.38, 0.5 if crowd else 0.56)) * (-1 if motion == "moves left" else 1)
     elif motion in ("moves up", "moves down"):
@@ -214,7 +216,7 @@ def _draw(canvas: Array, entity: Entity, track: Track, i: int, size: int, left: 
     u, v = px * cos + py * sin, py * cos - px * sin  # body coordinates
     light = 1.04 - 0.17 * (px + py) / r  # from the upper left, fixed to the world
     if entity.shape == "ball":
-        distance = np.sqrt(px * px + py * py) - r
+        distance: Array = np.sqrt(px * px + py * py) - r
         stripe = np.clip(0.5 + 0.17 * r - np.abs(v), 0.0, 1.0)
         light = light * (1.0 - 0.45 * stripe)
     else:
