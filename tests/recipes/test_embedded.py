@@ -1,0 +1,39 @@
+"""The weights that ship with the package are what the recipe's page says they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from recipes.tiny.evaluate import measure_vae
+from recipes.tiny.latents import clip, to_video
+
+import cygnet
+from cygnet.checkpoints.catalogue import EMBEDDED
+from cygnet.models.vae.config import TINY_VAE, WAN_LATENTS_MEAN
+from cygnet.models.vae.model import WanVAE
+
+
+@pytest.fixture(scope="module")
+def vae() -> WanVAE:
+    return cygnet.load_vae(EMBEDDED / "vae.safetensors").channels_last()
+
+
+def test_the_embedded_vae_is_a_wan_vae_with_the_published_statistics(vae: WanVAE) -> None:
+    assert vae.config == TINY_VAE
+    assert vae.config.latents_mean == WAN_LATENTS_MEAN
+    latents = torch.cat([vae.encode(to_video(clip(2 * 10**6 + i)[1]), chunk=4) for i in range(4)])
+    rows = latents.transpose(0, 1).flatten(1)
+    assert float(rows.mean(dim=1).abs().max()) < 0.6
+    assert 0.6 < float(rows.std(dim=1).min()) <= float(rows.std(dim=1).max()) < 1.6
+
+
+def test_the_embedded_vae_reaches_32_db(vae: WanVAE) -> None:
+    assert measure_vae(vae, 4) > 32
+
+
+def test_all_embedded_weights_stay_within_64_mb() -> None:
+    files = list(Path(EMBEDDED).glob("*"))
+    assert files
+    assert sum(file.stat().st_size for file in files) <= 64 * 10**6
