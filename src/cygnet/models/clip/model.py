@@ -14,23 +14,9 @@ from torch import nn
 
 from cygnet.errors import RequestError
 from cygnet.models.clip.config import CLIPVisionConfig
+from cygnet.models.norms import LayerNorm
 from cygnet.ops.attention import sdpa
-from cygnet.ops.norms import layer_norm
 from cygnet.types import Attention
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation with float32 statistics."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[..., D]`` -> the same, in the same dtype."""
-        return layer_norm(x, self.weight, self.bias, eps=self.eps)
 
 
 class SelfAttention(nn.Module):

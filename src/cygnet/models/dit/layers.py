@@ -16,30 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from cygnet.models.dit.config import DiTConfig
-from cygnet.ops.norms import layer_norm, rms_norm
+from cygnet.models.norms import LayerNorm, RMSNorm
 from cygnet.ops.rope import RotaryTable, rotate
 from cygnet.types import Attention
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the full width, before heads are split."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[..., D]`` -> the same shape and dtype."""
-        return rms_norm(x, self.weight, self.eps).to(x.dtype)
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer norm with float32 statistics whatever the dtype of the input."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[..., D]`` -> the same shape and dtype."""
-        return layer_norm(x, self.weight, self.bias, eps=self.eps)
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:

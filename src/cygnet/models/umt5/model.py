@@ -13,23 +13,10 @@ import torch
 from torch import nn
 
 from cygnet.errors import RequestError
+from cygnet.models.norms import RMSNorm
 from cygnet.models.umt5.config import UMT5Config
 from cygnet.ops.attention import sdpa
-from cygnet.ops.norms import rms_norm
 from cygnet.types import Attention
-
-
-class RMSNorm(nn.Module):
-    """Scale by the root mean square; no mean is subtracted and nothing is added."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[..., D]`` -> the same."""
-        return rms_norm(x, self.weight, self.eps)
 
 
 class RelativePosition(nn.Module):
