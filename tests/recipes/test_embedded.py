@@ -11,6 +11,7 @@ from recipes.tiny.latents import clip, to_video
 
 import cygnet
 from cygnet.checkpoints.catalogue import EMBEDDED
+from cygnet.models.umt5.config import TINY_UMT5
 from cygnet.models.vae.config import TINY_VAE, WAN_LATENTS_MEAN
 from cygnet.models.vae.model import WanVAE
 
@@ -37,3 +38,15 @@ def test_all_embedded_weights_stay_within_64_mb() -> None:
     files = list(Path(EMBEDDED).glob("*"))
     assert files
     assert sum(file.stat().st_size for file in files) <= 64 * 10**6
+
+
+def test_the_embedded_text_encoder_carries_its_own_vocabulary_and_tells_motions_apart() -> None:
+    text = cygnet.load_text_encoder(EMBEDDED / "text_encoder.safetensors")
+    assert text.tokenizer is not None
+    assert text.tokenizer.kind == "sentencepiece"
+    rows = text.encode("a red ball moves right on a black background")
+    assert rows.shape[1] == TINY_UMT5.dim
+    assert rows.shape[0] < 20, "common words are single pieces"
+    other = text.encode("a red ball moves left on a black background")
+    assert other.shape == rows.shape
+    assert float((rows - other).norm() / rows.norm()) > 0.1
