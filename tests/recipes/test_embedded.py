@@ -48,5 +48,5 @@ def test_the_embedded_text_encoder_carries_its_own_vocabulary_and_tells_motions_
     assert rows.shape[1] == TINY_UMT5.dim
     assert rows.shape[0] < 20, "common words are single pieces"
     other = text.encode("a red ball moves left on a black background")
-    assert other.shape == rows.shape
-    assert float((rows - other).norm() / rows.norm()) > 0.1
+    # The words before the motion are the same; their rows differ, for they carry how the thing moves.
+    assert float((rows[:7] - other[:7]).norm() / rows[:7].norm()) > 0.1
