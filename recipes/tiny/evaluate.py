@@ -30,8 +30,8 @@ from cygnet.models.vae.model import WanVAE
 from cygnet.solvers import sample
 from recipes.tiny.captions import plain_caption
 from recipes.tiny.checker import judge, judge_motion_only
-from recipes.tiny.latents import to_video
-from recipes.tiny.train_i2v import condition_of, mask_of
+from recipes.tiny.latents import condition_of, to_video
+from recipes.tiny.train_i2v import mask_of
 from recipes.tiny.world import Scene, random_scene, random_tracks, render
 
 LATENTS = (16, 5, 16, 16)

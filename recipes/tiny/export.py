@@ -2,7 +2,8 @@
 
     python -m recipes.tiny.export --runs runs --out src/cygnet/weights/tiny
 
-Writes whatever runs are there: ``vae``, ``text``, ``t2v``, ``clip`` and ``i2v``, each in the official layout.
+Writes whatever runs are there (or the one named by ``--only``): ``vae``, ``text``, ``clip``, ``t2v`` and ``i2v``, each
+in the official layout.
 """
 
 from __future__ import annotations
@@ -55,13 +56,17 @@ def finished_vae(run: Path) -> WanVAE:
     return vae
 
 
-def export(runs: Path, out: Path) -> None:
-    """Write every component whose run exists, and print what they weigh."""
+RUNS = ("vae", "text", "clip", "t2v", "i2v")
+
+
+def export(runs: Path, out: Path, names: tuple[str, ...] = RUNS) -> None:
+    """Write every named component whose run exists, and print what all of them weigh."""
     out.mkdir(parents=True, exist_ok=True)
-    if (runs / "vae").exists():
+    present = [name for name in names if (runs / name / "state.pt").exists()]
+    if "vae" in present:
         state = {name: value.contiguous() for name, value in finished_vae(runs / "vae").state_dict().items()}
         save_official(out / "vae.safetensors", state, TINY_VAE, dtype=torch.float16, metadata=LICENCE, overwrite=True)
-    if (runs / "text").exists():
+    if "text" in present:
         save_official(
             out / "text_encoder.safetensors",
             part_of(runs / "text", "encoder."),
@@ -71,7 +76,7 @@ def export(runs: Path, out: Path) -> None:
             metadata=LICENCE,
             overwrite=True,
         )
-    if (runs / "clip").exists():
+    if "clip" in present:
         save_official(
             out / "image_encoder.safetensors",
             part_of(runs / "clip", "tower."),
@@ -81,7 +86,7 @@ def export(runs: Path, out: Path) -> None:
             overwrite=True,
         )
     for name, config in (("t2v", TINY_T2V), ("i2v", TINY_I2V)):
-        if (runs / name).exists():
+        if name in present:
             save_official(
                 out / f"{name}.safetensors",
                 averaged(runs / name),
@@ -100,5 +105,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=RUNS)
     options = parser.parse_args()
-    export(options.runs, options.out)
+    export(options.runs, options.out, (options.only,) if options.only else RUNS)

@@ -1,22 +1,28 @@
 """Training clips as latents, encoded once and kept in shards.
 
-    python -m recipes.tiny.latents --vae weights/vae.safetensors --out runs/latents --clips 12000
+    python -m recipes.tiny.latents clips    --vae weights/vae.safetensors --out runs/latents
+    python -m recipes.tiny.latents pictures --vae weights/vae.safetensors --out runs/pictures
 
+``clips`` are whole clips; ``pictures`` are what an image-to-video model is given of each: its first frame, then grey.
 Clip i is drawn from the seed (17, i), so a shard needs no labels: its scenes can be drawn again. Shards appear whole,
-so training may start while later ones are still being made.
+and those that are there are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from cygnet import load_vae
 from cygnet.models.vae.model import WanVAE
-from recipes.tiny.world import Scene, random_scene, random_tracks, render
+from recipes.tiny.world import FRAMES, Scene, Track, random_scene, random_tracks, render
 
 SHARD = 250
 TWO = 0.45
@@ -30,6 +36,15 @@ def clip(index: int) -> tuple[Scene, np.ndarray]:
     return scene, render(scene, random_tracks(scene, rng))
 
 
+def first_frame(index: int) -> np.ndarray:
+    """The first frame of training clip ``index``, uint8 ``[128, 128, 3]``, without drawing the others."""
+    rng = np.random.default_rng([17, index])
+    scene = random_scene(rng, two=TWO)
+    tracks = random_tracks(scene, rng)
+    frame: np.ndarray = render(scene, tuple(Track(t.centre[:1], t.radius[:1], t.angle[:1]) for t in tracks))[0]
+    return frame
+
+
 def scene_of(index: int) -> Scene:
     """The scene of training clip ``index``, without drawing it."""
     return random_scene(np.random.default_rng([17, index]), two=TWO)
@@ -40,14 +55,31 @@ def to_video(frames: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
 
-def encode_shards(vae: WanVAE, folder: Path, clips: int) -> None:
-    """Write every missing shard of the first ``clips`` clips: float16 ``[250, 16, 5, 16, 16]`` each."""
+def latents_of(vae: WanVAE, frames: np.ndarray) -> torch.Tensor:
+    """Latents ``[16, 5, 16, 16]`` of a whole clip."""
+    return vae.encode(to_video(frames), chunk=1)[0]
+
+
+def condition_of(vae: WanVAE, frame: np.ndarray) -> torch.Tensor:
+    """Latents ``[16, 5, 16, 16]`` of a clip that is ``frame`` (uint8 ``[H, W, 3]``) and then grey."""
+    video = torch.zeros(1, 3, FRAMES, *frame.shape[:2])
+    video[:, :, :1] = to_video(frame[None])
+    return vae.encode(video, chunk=1)[0]
+
+
+def encode_shards(
+    encode: Callable[[int], torch.Tensor], folder: Path, clips: int, *, part: int = 0, parts: int = 1
+) -> None:
+    """Write every missing shard of the first ``clips`` clips: float16 ``[250, 16, 5, 16, 16]`` each.
+
+    Of several processes that share the work, number ``part`` of ``parts`` makes every ``parts``-th shard.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(clips // SHARD):
+    for number in range(part, clips // SHARD, parts):
         path = folder / f"{number:05d}.npy"
         if path.exists():
             continue
-        rows = [vae.encode(to_video(clip(number * SHARD + i)[1]), chunk=4)[0].half().numpy() for i in range(SHARD)]
+        rows = [encode(number * SHARD + i).half().numpy() for i in range(SHARD)]
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
             np.save(file, np.stack(rows))
@@ -56,18 +88,14 @@ def encode_shards(vae: WanVAE, folder: Path, clips: int) -> None:
 
 
 class Latents:
-    """All shards present, memory-mapped; call :meth:`refresh` to see new ones."""
+    """All shards of a folder, memory-mapped."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
         self.shards: list[np.ndarray] = []
-        self.refresh()
-
-    def refresh(self) -> int:
-        """Number of clips now known. Shards are taken in order, up to the first gap."""
-        while (path := self.folder / f"{len(self.shards):05d}.npy").exists():
+        while (path := folder / f"{len(self.shards):05d}.npy").exists():
             self.shards.append(np.load(path, mmap_mode="r"))
-        return len(self.shards) * SHARD
+        if not self.shards:
+            raise SystemExit(f"{folder} holds no latents; make them with recipes.tiny.latents")
 
     def __len__(self) -> int:
         return len(self.shards) * SHARD
@@ -76,12 +104,33 @@ class Latents:
         return torch.from_numpy(np.array(self.shards[index // SHARD][index % SHARD], dtype=np.float32))
 
 
-if __name__ == "__main__":
-    from cygnet import load_vae
-
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> None:
+    """Parse arguments; share the work among one process per core, which is faster than threads."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("clips", "pictures"))
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=12000)
+    parser.add_argument("--clips", type=int, default=8000)
+    parser.add_argument("--parts", type=int, default=os.cpu_count() or 1, help="how many processes share the work")
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    encode_shards(load_vae(options.vae, dtype=torch.bfloat16).channels_last(), options.out, options.clips)
+    if options.part is None:
+        again = [sys.executable, "-m", "recipes.tiny.latents", *sys.argv[1:]]
+        workers = [subprocess.Popen([*again, "--part", str(part)]) for part in range(options.parts)]
+        codes = [worker.wait() for worker in workers]
+        if any(codes):
+            raise SystemExit("a process failed; run the same command again to go on")
+        return
+    torch.set_num_threads(1)
+    vae = load_vae(options.vae, dtype=torch.bfloat16).channels_last()
+
+    def encode(index: int) -> torch.Tensor:
+        if options.kind == "clips":
+            return latents_of(vae, clip(index)[1])
+        return condition_of(vae, first_frame(index))
+
+    encode_shards(encode, options.out, options.clips, part=options.part, parts=options.parts)
+
+
+if __name__ == "__main__":
+    main()

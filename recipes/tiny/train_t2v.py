@@ -1,8 +1,8 @@
 """Train the tiny text-to-video transformer on stored latents.
 
-    python -m recipes.tiny.train_t2v --latents runs/latents --text runs/text --out runs/t2v
+    python -m recipes.tiny.train_t2v --latents runs/latents --weights weights --out runs/t2v
 
-Stops and resumes at any time: run the same command again.
+``--weights`` is the folder of the finished text encoder. Stops and resumes at any time: run the same command again.
 """
 
 from __future__ import annotations
@@ -16,42 +16,47 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cygnet import load_dit, load_text_encoder
 from cygnet.models.dit.config import TINY_T2V
 from cygnet.models.dit.model import DiT, initialise
-from cygnet.models.umt5.config import TINY_UMT5
-from cygnet.models.umt5.model import UMT5Encoder
-from cygnet.models.umt5.tokenizer import Tokenizer
+from cygnet.ops.attention import matmul_attention, sdpa
 from cygnet.training.flow import FlowMatching
 from cygnet.training.loop import Batch, Schedule, train_flow
+from cygnet.types import Attention
 from recipes.tiny.captions import caption
 from recipes.tiny.latents import Latents, scene_of
+from recipes.tiny.world import Scene
 
 BATCH = 16
 PICTURES = 0.15
 """Share of steps that train on first frames alone, four times as many per step."""
 DROP_CAPTION = 0.1
-ROWS = 16
-"""Captions are padded to a multiple of this many rows, so that a compiled step meets few shapes."""
-SCHEDULE = Schedule(steps=16000)
+ROWS = 48
+"""Captions are padded to this many rows, so that a compiled step meets one shape."""
+SCHEDULE = Schedule(steps=16000, matrix_rate=1e-3)
 
 
 class Captioner:
-    """The frozen text encoder: captions to context rows."""
+    """The frozen text encoder of the finished file: captions to context rows."""
 
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer = Tokenizer.from_sentencepiece((folder / "spiece.model").read_bytes())
-        self.encoder = UMT5Encoder(TINY_UMT5).eval()
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["both"]
-        self.encoder.load_state_dict(
-            {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
-        )
+    def __init__(self, path: Path) -> None:
+        encoder = load_text_encoder(path)
+        if encoder.tokenizer is None:
+            raise SystemExit(f"{path} holds no vocabulary; export it with recipes.tiny.export")
+        self.tokenizer = encoder.tokenizer
+        self.encoder = encoder.model.eval()
+
+    def draw(self, scene: Scene, rng: np.random.Generator) -> str:
+        """A caption of at most :data:`ROWS` tokens; one in a hundred wordings is longer and is drawn again."""
+        while len(self.tokenizer.encode(text := caption(scene, rng))) > ROWS:
+            pass
+        return text
 
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> torch.Tensor:
-        """``[B, n, D]``: rows beyond a caption's own are zero, which the transformer reads as the padding they are."""
+        """``[B, ROWS, D]``: rows behind a caption's own are zero, which the transformer reads as padding."""
         ids = [self.tokenizer.encode(text) for text in texts]
-        width = -(-max(map(len, ids)) // ROWS) * ROWS
-        padded = torch.tensor([row + [0] * (width - len(row)) for row in ids])
+        padded = torch.tensor([row + [0] * (ROWS - len(row)) for row in ids])
         mask = (padded != 0).long()
         rows: torch.Tensor = self.encoder(padded, mask)
         return rows.float() * mask[..., None]
@@ -63,37 +68,65 @@ def batches(latents: Latents, captioner: Captioner) -> Callable[[int], Batch]:
     def draw(step: int) -> Batch:
         rng = np.random.default_rng([23, step])
         picture = bool(rng.random() < PICTURES)
-        chosen = rng.integers(0, latents.refresh(), BATCH * 4 if picture else BATCH)
+        chosen = rng.integers(0, len(latents), BATCH * 4 if picture else BATCH)
         clips = torch.stack([latents[int(i)] for i in chosen])
-        texts = ["" if rng.random() < DROP_CAPTION else caption(scene_of(int(i)), rng) for i in chosen]
+        texts = ["" if rng.random() < DROP_CAPTION else captioner.draw(scene_of(int(i)), rng) for i in chosen]
         return Batch(clips[:, :, :1] if picture else clips, captioner(texts))
 
     return draw
 
 
-def fresh() -> DiT:
+def fresh(attention: Attention = sdpa) -> DiT:
     """An untrained transformer, the same on every machine."""
     torch.manual_seed(0)
-    dit = DiT(TINY_T2V)
+    dit = DiT(TINY_T2V, attention)
     initialise(dit)
     return dit
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments(steps: int) -> argparse.ArgumentParser:
+    """What both transformers' trainings take."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("--latents", type=Path, required=True)
-    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True, help="folder of the finished networks")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=SCHEDULE.steps)
+    parser.add_argument("--start", type=Path, help="weights to start from")
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--hours", type=float, default=24.0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="needs a C++ compiler")
-    options = parser.parse_args()
+    return parser
+
+
+def run(dit: DiT, draw: Callable[[int], Batch], schedule: Schedule, options: argparse.Namespace) -> None:
+    """Train as the arguments say."""
     torch.set_num_threads(os.cpu_count() or 1)
     train_flow(
-        fresh(),
-        batches(Latents(options.latents), Captioner(options.text)),
-        replace(SCHEDULE, steps=options.steps),
+        dit.to(options.device),
+        draw,
+        replace(schedule, steps=options.steps),
         options.out,
         objective=torch.compile(FlowMatching()) if options.compile else FlowMatching(),
         seconds=options.hours * 3600,
     )
+
+
+def attention_for(device: str) -> Attention:
+    """Products of matrices on the CPU, where they are faster to train; the fused kernel elsewhere."""
+    return matmul_attention if torch.device(device).type == "cpu" else sdpa
+
+
+def main() -> None:
+    """Parse arguments and train."""
+    parser = arguments(SCHEDULE.steps)
+    parser.description = __doc__
+    options = parser.parse_args()
+    dit = fresh(attention_for(options.device))
+    if options.start:
+        dit.load_state_dict(load_dit(options.start).state_dict())
+    captioner = Captioner(options.weights / "text_encoder.safetensors")
+    run(dit, batches(Latents(options.latents), captioner), SCHEDULE, options)
+
+
+if __name__ == "__main__":
+    main()

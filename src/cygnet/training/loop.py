@@ -24,6 +24,11 @@ class Batch:
     image_context: torch.Tensor | None = None
     image_condition: torch.Tensor | None = None
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        rows = (self.latents, self.context, self.image_context, self.image_condition)
+        return Batch(*(None if row is None else row.to(device) for row in rows))  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -69,7 +74,7 @@ def train_flow(
     losses: list[float] = []
     deadline = time.monotonic() + seconds
     while run.step < schedule.steps and time.monotonic() < deadline:
-        batch = draw(run.step)
+        batch = draw(run.step).to(dit.device)
         torch.manual_seed(run.step)
         set_learning_rate(optimizers, warmup_cosine(run.step, warmup=schedule.warmup, total=schedule.steps, floor=0.02))
         with torch.autocast(batch.latents.device.type, dtype=torch.bfloat16):

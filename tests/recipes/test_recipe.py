@@ -1,0 +1,135 @@
+"""The recipe's steps fit together: what one writes, the next reads, and all of it goes on after a stop."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recipes.tiny import export, make, train_i2v, train_t2v
+from recipes.tiny.latents import SHARD, Latents, clip, encode_shards, first_frame, scene_of
+from recipes.tiny.train_t2v import ROWS, Captioner
+
+import cygnet
+from cygnet.checkpoints.catalogue import EMBEDDED
+from cygnet.checkpoints.saving import save_official
+from cygnet.models.clip.config import TINY_CLIP
+from cygnet.models.clip.model import CLIPVision
+from cygnet.models.dit.config import TINY_I2V, TINY_T2V
+from cygnet.models.dit.model import DiT, initialise
+
+
+def fill(folder: Path, seed: int) -> Path:
+    """A shard of noise in place of encoded clips."""
+    generator = torch.Generator().manual_seed(seed)
+    encode_shards(lambda index: torch.randn(16, 5, 16, 16, generator=generator), folder, SHARD)
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, module: object, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["recipe", *map(str, arguments)])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    module.main()  # type: ignore[attr-defined]
+
+
+def test_the_first_frame_is_that_of_the_clip() -> None:
+    for index in (0, 7, 123):
+        scene, frames = clip(index)
+        assert scene == scene_of(index)
+        assert np.array_equal(frames[0], first_frame(index))
+
+
+def test_shards_are_shared_out_and_never_made_twice(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def encode(index: int) -> torch.Tensor:
+        asked.append(index)
+        return torch.full((1, 1, 1, 1), float(index))
+
+    for part in (1, 0):
+        encode_shards(encode, tmp_path, 3 * SHARD, part=part, parts=2)
+    assert sorted(asked) == list(range(3 * SHARD))
+    encode_shards(encode, tmp_path, 3 * SHARD)
+    assert len(asked) == 3 * SHARD
+    latents = Latents(tmp_path)
+    assert len(latents) == 3 * SHARD
+    assert float(latents[2 * SHARD + 5]) == 2 * SHARD + 5
+
+
+def test_a_folder_without_latents_says_how_to_make_them(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"recipes\.tiny\.latents"):
+        Latents(tmp_path)
+
+
+def test_captions_have_one_shape_and_zero_rows_behind_them() -> None:
+    captioner = Captioner(EMBEDDED / "text_encoder.safetensors")
+    rng = np.random.default_rng(0)
+    texts = [captioner.draw(scene_of(i), rng) for i in range(40)]
+    rows = captioner(["", *texts])
+    assert rows.shape[1] == ROWS
+    used = (rows.abs().sum(dim=-1) > 0).sum(dim=1)
+    assert used.tolist() == [len(captioner.tokenizer.encode(text)) for text in ["", *texts]]
+
+
+def test_both_transformers_train_resume_and_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    latents, pictures = fill(tmp_path / "latents", 1), fill(tmp_path / "pictures", 2)
+    weights, runs = tmp_path / "weights", tmp_path / "runs"
+    weights.mkdir()
+    (weights / "text_encoder.safetensors").write_bytes((EMBEDDED / "text_encoder.safetensors").read_bytes())
+    torch.manual_seed(0)
+    tower = CLIPVision(TINY_CLIP)
+    save_official(weights / "image_encoder.safetensors", tower.state_dict(), TINY_CLIP, dtype=torch.bfloat16)
+    for module in (train_t2v, train_i2v):
+        monkeypatch.setattr(module, "BATCH", 2)
+    given = ["--latents", latents, "--weights", weights, "--device", "cpu"]
+    for steps in (1, 2):
+        run(monkeypatch, train_t2v, *given, "--out", runs / "t2v", "--steps", steps)
+    assert torch.load(runs / "t2v" / "state.pt", weights_only=True)["step"] == 2
+    export.export(runs, weights, ("t2v",))
+    assert cygnet.load_dit(weights / "t2v.safetensors").config == TINY_T2V
+    run(monkeypatch, train_i2v, *given, "--pictures", pictures, "--out", runs / "i2v", "--steps", 1)
+    export.export(runs, weights)
+    assert cygnet.load_dit(weights / "i2v.safetensors").config == TINY_I2V
+    again = runs / "again"
+    run(monkeypatch, train_t2v, *given, "--out", again, "--start", weights / "t2v.safetensors", "--steps", 0)
+    started = torch.load(again / "state.pt", weights_only=True)["dit"]
+    trained = torch.load(runs / "t2v" / "state.pt", weights_only=True)["average"]["shadow"]
+    name = "blocks.0.self_attn.q.weight"
+    assert torch.equal(started[name], trained[name].bfloat16().float())
+
+
+@pytest.mark.parametrize("name", make.FILES)
+def test_the_one_command_calls_modules_that_understand_it(name: str, tmp_path: Path) -> None:
+    for module, *rest in make.commands(name, tmp_path / "runs", tmp_path / "out", compiled=True):
+        source = Path(make.__file__).with_name(f"{module}.py").read_text()
+        if "arguments(SCHEDULE" in source:
+            source += Path(train_t2v.__file__).read_text()
+        for option in (word for word in rest if word.startswith("--")):
+            assert f'"{option}"' in source, f"recipes.tiny.{module} takes no {option}"
+
+
+def test_a_finished_network_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in make.FILES.values():
+        (tmp_path / file).touch()
+    run(monkeypatch, make, "--runs", tmp_path / "runs", "--out", tmp_path)
+    assert capsys.readouterr().out.count(": finished") == len(make.FILES)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_failed_step_stops_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make, "commands", lambda *given: [["no_such_module"]])
+    with pytest.raises(SystemExit, match="no_such_module stopped"):
+        run(monkeypatch, make, "--runs", tmp_path / "runs", "--out", tmp_path)
+
+
+def test_an_untrained_transformer_predicts_nothing_at_first() -> None:
+    dit = train_t2v.fresh()
+    initialise(dit)
+    with torch.no_grad():
+        out = dit(torch.randn(1, 16, 1, 4, 4), torch.tensor([500.0]), torch.randn(1, 3, TINY_T2V.text_dim))
+    assert isinstance(dit, DiT)
+    assert float(out.abs().max()) == 0.0
