@@ -396,13 +396,13 @@ def test_metadata_that_a_format_would_change_is_refused(tmp_path: Path, metadata
 
 
 def test_places_that_cannot_be_written_to_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OutputError, match="does not exist; create it"):
+    with pytest.raises(RequestError, match="does not exist; create it"):
         save(tmp_path / "missing" / "x.mp4", noise(1))
     (tmp_path / "x.mp4").mkdir()
     with pytest.raises(RequestError, match="is a folder"):
         save(tmp_path / "x.mp4", noise(1))
     monkeypatch.setattr(video.os, "access", lambda *_: False)
-    with pytest.raises(OutputError, match="no permission"):
+    with pytest.raises(RequestError, match="no permission"):
         save(tmp_path / "y.mp4", noise(1))
 
 

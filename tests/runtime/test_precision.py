@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cygnet.errors import RequestError, UnsupportedError
+from cygnet.errors import RequestError
 from cygnet.runtime import precision
 from cygnet.runtime.precision import cpu_multiplies_bfloat16, parse_device, parse_dtype, pick_dtype
 
@@ -20,7 +20,7 @@ def test_cpu_is_always_there() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_that_is_absent_is_refused_with_the_remedy() -> None:
     assert parse_device("auto") == CPU
-    with pytest.raises(UnsupportedError, match=r"device is cuda:1, but .*; use cpu, or install torch for CUDA"):
+    with pytest.raises(RequestError, match=r"device is cuda:1, but .*; use cpu, or install torch for CUDA"):
         parse_device("cuda:1")
 
 

@@ -144,8 +144,8 @@ def check_output(
 ) -> OutputPlan:
     """Check everything about an output that can be known before the work begins; writes nothing.
 
-    Raises RequestError (unknown suffix, size or rate that the format cannot hold, name taken), OutputError (no such
-    folder, no permission), UnsupportedError (this installation lacks the encoder).
+    Raises RequestError (unknown suffix, size or rate that the format cannot hold, name taken, no such folder, no
+    permission) and UnsupportedError (this installation lacks the encoder).
     """
     target = Path(path)
     kind = _format_of(target, format)
@@ -403,9 +403,11 @@ def _check_place(plan: OutputPlan) -> None:
         _refuse_taken_folder(frames_folder(path), overwrite=plan.overwrite)
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise OutputError(f"the folder for {shorten(path.name)!r} does not exist; create it first or choose another")
+        raise RequestError(
+            f"the folder for {shorten(path.name)!r} does not exist; create it first or choose another", field="path"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"no permission to write {shorten(path.name)!r} there; choose another folder")
+        raise RequestError(f"no permission to write {shorten(path.name)!r} there; choose another folder", field="path")
 
 
 def _refuse_taken_folder(folder: Path, *, overwrite: bool) -> None:

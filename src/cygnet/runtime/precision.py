@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from cygnet.errors import RequestError, UnsupportedError
+from cygnet.errors import RequestError
 from cygnet.types import ComponentName
 
 DTYPES: dict[str, torch.dtype] = {
@@ -36,7 +36,7 @@ def parse_device(device: str | torch.device = "auto") -> torch.device:
     """The device that a word names: "auto", "cpu", "cuda", "cuda:1" or "mps".
 
     "auto" is the first CUDA device if there is one, else the CPU. Raises :class:`~cygnet.errors.RequestError` for a
-    word that names no device and :class:`~cygnet.errors.UnsupportedError` for one that this machine has not.
+    word that names no device, or one that this machine has not.
     """
     if device == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -49,7 +49,9 @@ def parse_device(device: str | torch.device = "auto") -> torch.device:
     if parsed.type == "cuda":
         return _checked_cuda(parsed)
     if parsed.type == "mps" and not torch.backends.mps.is_available():
-        raise UnsupportedError("device is mps, but this machine has no Apple GPU that torch can use; use cpu")
+        raise RequestError(
+            "device is mps, but this machine has no Apple GPU that torch can use; use cpu", field="device"
+        )
     if parsed.type not in ("cpu", "mps", "meta"):
         raise RequestError(
             f'device is {str(parsed)!r}; cygnet runs on "cpu", "cuda", "cuda:N" or "mps"', field="device"
@@ -60,11 +62,13 @@ def parse_device(device: str | torch.device = "auto") -> torch.device:
 def _checked_cuda(device: torch.device) -> torch.device:
     if not torch.cuda.is_available():
         reason = "this torch was built without CUDA" if torch.version.cuda is None else "no CUDA device answers"
-        raise UnsupportedError(f"device is {device}, but {reason}; use cpu, or install torch for CUDA and a driver")
+        raise RequestError(
+            f"device is {device}, but {reason}; use cpu, or install torch for CUDA and a driver", field="device"
+        )
     index = 0 if device.index is None else device.index
     count = torch.cuda.device_count()
     if not 0 <= index < count:
-        raise UnsupportedError(f"device is {device}, but there are {count} CUDA devices, from cuda:0 on")
+        raise RequestError(f"device is {device}, but there are {count} CUDA devices, from cuda:0 on", field="device")
     return torch.device("cuda", index)
 
 
