@@ -16,6 +16,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
+	mkdir -p out
 	$(BIN)/cygnet generate "a red ball moves right on a black background" --seed 1 --overwrite --out out/text-to-video.mp4
 	$(BIN)/cygnet generate "a yellow star spins on a navy background" --image $(PICTURE) --seed 1 --overwrite --out out/image-to-video.mp4
 
