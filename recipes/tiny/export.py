@@ -9,6 +9,7 @@ in the official layout.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from cygnet.models.vae.config import TINY_VAE
 from cygnet.models.vae.model import WanVAE
 from cygnet.training.vae import fold_statistics
 from recipes.tiny.latents import clip, to_video
+from recipes.tiny.make import FILES
 
 LICENCE = {"licence": "Apache-2.0", "source": "cygnet recipes/tiny"}
 
@@ -56,19 +58,16 @@ def finished_vae(run: Path) -> WanVAE:
     return vae
 
 
-RUNS = ("vae", "text", "clip", "t2v", "i2v")
-
-
-def export(runs: Path, out: Path, names: tuple[str, ...] = RUNS) -> None:
+def export(runs: Path, out: Path, names: Iterable[str] = FILES) -> None:
     """Write every named component whose run exists, and print what all of them weigh."""
     out.mkdir(parents=True, exist_ok=True)
     present = [name for name in names if (runs / name / "state.pt").exists()]
     if "vae" in present:
         state = {name: value.contiguous() for name, value in finished_vae(runs / "vae").state_dict().items()}
-        save_official(out / "vae.safetensors", state, TINY_VAE, dtype=torch.float16, metadata=LICENCE, overwrite=True)
+        save_official(out / FILES["vae"], state, TINY_VAE, dtype=torch.float16, metadata=LICENCE, overwrite=True)
     if "text" in present:
         save_official(
-            out / "text_encoder.safetensors",
+            out / FILES["text"],
             part_of(runs / "text", "encoder."),
             TINY_UMT5,
             dtype=torch.bfloat16,
@@ -78,7 +77,7 @@ def export(runs: Path, out: Path, names: tuple[str, ...] = RUNS) -> None:
         )
     if "clip" in present:
         save_official(
-            out / "image_encoder.safetensors",
+            out / FILES["clip"],
             part_of(runs / "clip", "tower."),
             TINY_CLIP,
             dtype=torch.bfloat16,
@@ -88,7 +87,7 @@ def export(runs: Path, out: Path, names: tuple[str, ...] = RUNS) -> None:
     for name, config in (("t2v", TINY_T2V), ("i2v", TINY_I2V)):
         if name in present:
             save_official(
-                out / f"{name}.safetensors",
+                out / FILES[name],
                 averaged(runs / name),
                 config,
                 dtype=torch.bfloat16,
@@ -105,6 +104,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", choices=RUNS)
+    parser.add_argument("--only", choices=tuple(FILES))
     options = parser.parse_args()
-    export(options.runs, options.out, (options.only,) if options.only else RUNS)
+    export(options.runs, options.out, (options.only,) if options.only else FILES)

@@ -29,19 +29,22 @@ TWO = 0.45
 """Share of clips with two entities."""
 
 
-def clip(index: int) -> tuple[Scene, np.ndarray]:
-    """Training clip ``index``: its scene and its frames, uint8 ``[17, 128, 128, 3]``."""
+def _drawn(index: int) -> tuple[Scene, tuple[Track, ...]]:
     rng = np.random.default_rng([17, index])
     scene = random_scene(rng, two=TWO)
-    return scene, render(scene, random_tracks(scene, rng))
+    return scene, random_tracks(scene, rng)
+
+
+def clip(index: int) -> tuple[Scene, np.ndarray]:
+    """Training clip ``index``: its scene and its frames, uint8 ``[17, 128, 128, 3]``."""
+    scene, tracks = _drawn(index)
+    return scene, render(scene, tracks)
 
 
 def first_frame(index: int) -> np.ndarray:
     """The first frame of training clip ``index``, uint8 ``[128, 128, 3]``, without drawing the others."""
-    rng = np.random.default_rng([17, index])
-    scene = random_scene(rng, two=TWO)
-    tracks = random_tracks(scene, rng)
-    frame: np.ndarray = render(scene, tuple(Track(t.centre[:1], t.radius[:1], t.angle[:1]) for t in tracks))[0]
+    scene, tracks = _drawn(index)
+    frame: np.ndarray = render(scene, tuple(track.frame(0) for track in tracks))[0]
     return frame
 
 

@@ -3,7 +3,7 @@
     python -m recipes.tiny.make --runs runs --out weights
 
 A network that is finished in ``--out`` is not trained again, so a folder that already holds some of them only gets the
-others. On two cores the whole takes a working day; with a GPU, which the transformers use by themselves, much less.
+others. The transformers train on a CUDA device where there is one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def commands(name: str, runs: Path, out: Path, compiled: bool) -> list[list[str]
 def main() -> None:
     """Parse arguments and run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the unfinished work, some 2 GB")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the unfinished work, about 1 GB")
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished networks")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     options = parser.parse_args()

@@ -20,7 +20,7 @@ from cygnet.models.clip.config import TINY_CLIP
 from cygnet.models.clip.model import CLIPVision
 from cygnet.models.clip.preprocess import preprocess
 from cygnet.training.state import Run, warmup_cosine
-from recipes.tiny.world import BACKGROUNDS, COLOURS, FRAMES, SHAPES, SIZE, Track, random_scene, random_tracks, render
+from recipes.tiny.world import BACKGROUNDS, COLOURS, FRAMES, SHAPES, SIZE, random_scene, random_tracks, render
 
 NAMES = list(COLOURS)
 
@@ -51,9 +51,7 @@ def draw_batch(rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch
     for i in range(size):
         scene = random_scene(rng, two=0.6)
         at = int(rng.integers(FRAMES))
-        tracks = tuple(
-            Track(t.centre[at : at + 1], t.radius[at : at + 1], t.angle[at : at + 1]) for t in random_tracks(scene, rng)
-        )
+        tracks = tuple(track.frame(at) for track in random_tracks(scene, rng))
         frames.append(render(scene, tracks, size=SIZE)[0])
         backgrounds.append(list(BACKGROUNDS).index(scene.background))
         for entity, track in zip(scene.entities, tracks, strict=True):

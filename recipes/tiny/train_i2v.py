@@ -19,12 +19,10 @@ from cygnet import load_dit, load_image_encoder
 from cygnet.models.clip.model import CLIPVision
 from cygnet.models.clip.preprocess import preprocess
 from cygnet.models.dit.config import TINY_I2V
-from cygnet.models.dit.model import DiT
 from cygnet.training.extend import extend_to_images
 from cygnet.training.loop import Batch, Schedule
-from cygnet.types import Attention
 from recipes.tiny.latents import Latents, first_frame, scene_of, to_video
-from recipes.tiny.train_t2v import BATCH, DROP_CAPTION, Captioner, arguments, attention_for, fresh, run
+from recipes.tiny.train_t2v import BATCH, DROP_CAPTION, Captioner, arguments, run
 
 SCHEDULE = Schedule(steps=3000, matrix_rate=5e-4, other_rate=5e-4)
 
@@ -54,15 +52,6 @@ def batches(latents: Latents, pictures: Latents, captioner: Captioner, tower: CL
     return draw
 
 
-def extended(t2v: Path, attention: Attention) -> DiT:
-    """The text-to-video weights with room for a picture."""
-    small = fresh()
-    small.load_state_dict(load_dit(t2v).state_dict())
-    i2v = DiT(TINY_I2V, attention)
-    i2v.load_state_dict(extend_to_images(small, TINY_I2V).state_dict())
-    return i2v
-
-
 def main() -> None:
     """Parse arguments and train."""
     parser = arguments(SCHEDULE.steps)
@@ -70,7 +59,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, required=True, help="latents of the given pictures")
     options = parser.parse_args()
     torch.manual_seed(1)
-    dit = extended(options.weights / "t2v.safetensors", attention_for(options.device))
+    dit = extend_to_images(load_dit(options.weights / "t2v.safetensors"), TINY_I2V)
     if options.start:
         dit.load_state_dict(load_dit(options.start).state_dict())
     draw = batches(

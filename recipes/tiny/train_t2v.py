@@ -19,10 +19,8 @@ import torch
 from cygnet import load_dit, load_text_encoder
 from cygnet.models.dit.config import TINY_T2V
 from cygnet.models.dit.model import DiT, initialise
-from cygnet.ops.attention import matmul_attention, sdpa
 from cygnet.training.flow import FlowMatching
 from cygnet.training.loop import Batch, Schedule, train_flow
-from cygnet.types import Attention
 from recipes.tiny.captions import caption
 from recipes.tiny.latents import Latents, scene_of
 from recipes.tiny.world import Scene
@@ -47,7 +45,7 @@ class Captioner:
         self.encoder = encoder.model.eval()
 
     def draw(self, scene: Scene, rng: np.random.Generator) -> str:
-        """A caption of at most :data:`ROWS` tokens; one in a hundred wordings is longer and is drawn again."""
+        """A caption of at most :data:`ROWS` tokens; 1.8 % of wordings are longer and are drawn again."""
         while len(self.tokenizer.encode(text := caption(scene, rng))) > ROWS:
             pass
         return text
@@ -76,10 +74,10 @@ def batches(latents: Latents, captioner: Captioner) -> Callable[[int], Batch]:
     return draw
 
 
-def fresh(attention: Attention = sdpa) -> DiT:
+def fresh() -> DiT:
     """An untrained transformer, the same on every machine."""
     torch.manual_seed(0)
-    dit = DiT(TINY_T2V, attention)
+    dit = DiT(TINY_T2V)
     initialise(dit)
     return dit
 
@@ -111,17 +109,12 @@ def run(dit: DiT, draw: Callable[[int], Batch], schedule: Schedule, options: arg
     )
 
 
-def attention_for(device: str) -> Attention:
-    """Products of matrices on the CPU, where they are faster to train; the fused kernel elsewhere."""
-    return matmul_attention if torch.device(device).type == "cpu" else sdpa
-
-
 def main() -> None:
     """Parse arguments and train."""
     parser = arguments(SCHEDULE.steps)
     parser.description = __doc__
     options = parser.parse_args()
-    dit = fresh(attention_for(options.device))
+    dit = fresh()
     if options.start:
         dit.load_state_dict(load_dit(options.start).state_dict())
     captioner = Captioner(options.weights / "text_encoder.safetensors")

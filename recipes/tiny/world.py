@@ -92,6 +92,11 @@ class Track:
     radius: Array
     angle: Array
 
+    def frame(self, index: int) -> Track:
+        """The track of that frame alone."""
+        only = slice(index, index + 1)
+        return Track(self.centre[only], self.radius[only], self.angle[only])
+
 
 def random_scene(rng: np.random.Generator, *, two: float = 0.4, held_out: bool = False) -> Scene:
     """A scene of training triples, or with ``held_out`` of held-out ones only; ``two`` is the chance of two entities.
