@@ -77,7 +77,7 @@ _LONGEST_STEP = 0.28  # between frames; the fastest true motion is the foot of a
 _AGREEMENT = 0.7  # share of the frames that must show a colour or a shape for the clip to have it
 _ANGLES = 72
 _RADII = 48
-_SYMMETRY = {"ball": 2, "square": 4, "triangle": 3, "star": 5}
+_SYMMETRY = {"square": 4, "triangle": 3, "star": 5}
 # Relative RMS distance from the nearest ideal outline beyond which a shape has no name. A ball's is the tightest,
 # because everything unknown is roundish: 0.085 is an ellipse of 1.27 to 1.
 _MISFIT_LIMIT = {"ball": 0.085, "square": 0.11, "triangle": 0.11, "star": 0.11}
@@ -344,7 +344,7 @@ def _blob(index: Ints, rgb: Floats, strength: Floats, shape: tuple[int, ...]) ->
 
 
 def _join_fragments(blobs: list[_Blob]) -> list[_Blob]:
-    """Join pieces of one colour that lie closer than whole objects can: a stripe may look like the background."""
+    """Join pieces of one colour that lie closer than whole objects can: a part may look like the background."""
     joined: list[_Blob] = []
     for blob in sorted(blobs, key=lambda it: -len(it.pixels)):
         for other in joined:
@@ -534,7 +534,7 @@ def _fractions() -> Floats:
 def _outline(polar: Floats, reach: Floats) -> Floats:
     """Distance ``[T, A]`` from the centre to the edge, in pixels."""
     # Sharpened, so that neither shading inside nor a soft edge outside adds length; then filled inwards, since a
-    # stripe may look like the background.
+    # spot may look like the background.
     solid = np.clip((polar - 0.5) * 1.5 + 0.5, 0.0, 1.0)
     filled = np.maximum.accumulate(solid[:, :, ::-1], axis=2)
     edge: Floats = filled.mean(axis=2) * reach[:, None]
@@ -589,13 +589,6 @@ def _misfits(outline: Floats) -> dict[str, Floats]:
     return {shape: misfit[:, [n == shape for n in names]].min(axis=1) for shape in SHAPES}
 
 
-def _support(outline: Floats) -> Floats:
-    """How far outlines ``[T, A]`` reach in each direction: the outline of a ball again, even with a stripe missing."""
-    angle = np.arange(_ANGLES) * (2 * math.pi / _ANGLES)
-    reach: Floats = (outline[:, None] * np.cos(angle[:, None] - angle)).max(axis=2)
-    return reach
-
-
 def _name_shape(outline: Floats) -> tuple[str | None, float]:
     """The shape that the outlines ``[T, A]`` show, and the share of them that do.
 
@@ -603,14 +596,6 @@ def _name_shape(outline: Floats) -> tuple[str | None, float]:
     must agree, and neither half of the clip may lack the shape, lest one that changes be called by its better half.
     """
     misfits = _misfits(outline)
-    # A ball's stripe may look like the background and leave two notches, opposite each other, as a star's are not.
-    # The penalty favours the outline as it is.
-    support = _support(outline)
-    dents = support - outline
-    opposite = (dents * np.roll(dents, _ANGLES // 2, axis=1)).sum(axis=1) > 0.4 * np.square(dents).sum(axis=1)
-    full = np.square(outline).mean(axis=1) > 0.68 * np.square(support).mean(axis=1)
-    restored = np.where(full & opposite, _misfits(support)["ball"] + 0.015, np.inf)
-    misfits["ball"] = np.minimum(misfits["ball"], restored)
     table = np.stack([misfits[shape] for shape in SHAPES], axis=1)  # [T, shapes]
     nearest = [SHAPES[i] for i in table.argmin(axis=1)]
     names = [shape if misfits[shape][t] < _MISFIT_LIMIT[shape] else None for t, shape in enumerate(nearest)]
@@ -623,21 +608,15 @@ def _name_shape(outline: Floats) -> tuple[str | None, float]:
 
 
 def _turns(polar: Floats, outline: Floats, reach: Floats, times: Floats, shape: str | None) -> float:
-    """Clockwise turns over the clip, at constant speed; 0 where the outline and the stripe give no direction."""
+    """Clockwise turns over the clip, at constant speed; 0 where neither outline nor spot gives a direction."""
     if shape is None or len(times) < 5:
         return 0.0
+    if shape == "ball":
+        return _turns_of_spot(polar, outline, reach, times)
     order = _SYMMETRY[shape]
     angle = np.arange(_ANGLES) * (2 * math.pi / _ANGLES)
     wave = np.exp(1j * order * angle)
-    if shape == "ball":
-        radius = reach[:, None] * _fractions()  # [T, R]
-        inner = (radius < 0.85 * outline.mean(axis=1, keepdims=True)) * radius
-        weight = inner / np.maximum(inner.sum(axis=1, keepdims=True), 1e-6)
-        light = np.einsum("tar,tr->ta", polar, weight)
-        light = light / np.maximum(light.mean(axis=1, keepdims=True), 1e-6)
-        moment = -(light * wave).mean(axis=1)  # the stripe is dark
-    else:
-        moment = (outline / np.maximum(outline.mean(axis=1, keepdims=True), 1e-6) * wave).mean(axis=1)
+    moment = (outline / np.maximum(outline.mean(axis=1, keepdims=True), 1e-6) * wave).mean(axis=1)
     if float(np.median(np.abs(moment))) < 0.01:
         return 0.0
     direction = moment / np.maximum(np.abs(moment), 1e-9)
@@ -646,6 +625,27 @@ def _turns(polar: Floats, outline: Floats, reach: Floats, times: Floats, shape: 
     response = np.abs(np.exp(-2j * math.pi * order * candidates[:, None] * times) @ direction) / len(times)
     best = int(response.argmax())
     return float(candidates[best]) if response[best] >= 0.6 else 0.0
+
+
+def _turns_of_spot(polar: Floats, outline: Floats, reach: Floats, times: Floats) -> float:
+    """Turns of a ball, by the side on which it is dark: a constant side (the light's) plus one that goes round."""
+    radius = reach[:, None] * _fractions()  # [T, R]
+    inner = (radius < 0.85 * outline.mean(axis=1, keepdims=True)) * radius
+    weight = inner / np.maximum(inner.sum(axis=1, keepdims=True), 1e-6)
+    light = np.einsum("tar,tr->ta", polar, weight)
+    light = light / np.maximum(light.mean(axis=1, keepdims=True), 1e-6)
+    side = (light * np.exp(1j * np.arange(_ANGLES) * (2 * math.pi / _ANGLES))).mean(axis=1)  # [T]
+    spread = float(np.square(np.abs(side - side.mean())).sum())
+    best, least, size = 0.0, math.inf, 0.0
+    for turns in np.arange(-1.45, 1.4501, 0.01):
+        if abs(turns) < 0.3:
+            continue  # too little to tell from a drift
+        model = np.stack([np.ones(len(times)), np.exp(2j * math.pi * turns * times)], axis=1)
+        fit = np.linalg.lstsq(model, side, rcond=None)[0]
+        left = float(np.square(np.abs(side - model @ fit)).sum())
+        if left < least:
+            best, least, size = float(turns), left, abs(fit[1])
+    return best if size > 0.02 and least < 0.4 * spread else 0.0
 
 
 # Motion

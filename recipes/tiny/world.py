@@ -152,7 +152,7 @@ def _track(motion: str, rng: np.random.Generator, frames: int, aspect: float, cr
         orbit = float(rng.uniform(0.15, 0.19) if crowd else rng.uniform(0.18, 0.24))
         dx, dy = orbit * np.cos(phase), orbit * np.sin(phase)
     elif motion == "spins":
-        angle = angle + 2 * math.pi * float(rng.uniform(0.8, 1.1)) * t
+        angle = angle + 2 * math.pi * float(rng.uniform(0.65, 0.85)) * t
     elif motion in ("grows", "shrinks"):
         span = np.linspace(0.5, 1.4, frames, dtype=np.float32)
         radius = r * (span if motion == "grows" else span[::-1])
@@ -222,8 +222,9 @@ def _draw(canvas: Array, entity: Entity, track: Track, i: int, size: int, left: 
     light = 1.04 - 0.17 * (px + py) / r  # from the upper left, fixed to the world
     if entity.shape == "ball":
         distance: Array = np.sqrt(px * px + py * py) - r
-        stripe = np.clip(0.5 + 0.17 * r - np.abs(v), 0.0, 1.0)
-        light = light * (1.0 - 0.45 * stripe)
+        # A dark spot above the middle shows a turn, and leaves the outline alone.
+        spot = np.clip(0.5 + 0.38 * r - np.sqrt(u * u + (v + 0.46 * r) ** 2), 0.0, 1.0)
+        light = light * (1.0 - 0.5 * spot)
     else:
         distance = _polygon_distance(u, v, OUTLINES[entity.shape] * r)
     cover = np.clip(0.5 - distance, 0.0, 1.0)[..., None]

@@ -148,7 +148,8 @@ def test_a_clip_on_its_side_keeps_its_shape_and_turns_its_direction() -> None:
 def test_tracks_are_measured_in_frame_heights() -> None:
     thing = only(drawn("cyan", "ball", x=(TIME - 0.5) * np.float32(0.4)))
     assert thing.centre[:, 0] == pytest.approx(0.5 + (TIME - 0.5) * 0.4, abs=0.01)
-    assert thing.centre[:, 1] == pytest.approx(0.5, abs=0.01)
+    # A spot that is darker than half the ball counts as a hole, which moves the centre by up to 7 % of the radius.
+    assert thing.centre[:, 1] == pytest.approx(0.5, abs=0.015)
     assert thing.present.all()
     assert thing.confidence > 0.95
     y, x = np.mgrid[:128, :128] - 63.5
@@ -274,7 +275,7 @@ def test_other_colours_have_no_name() -> None:
     assert only(painted(disc, (240, 40, 160))).colour is None
 
 
-def test_a_stripe_that_looks_like_the_background_leaves_one_ball() -> None:
+def test_a_spot_that_looks_like_the_background_leaves_a_ball() -> None:
     for seed in range(4):
         assert judge(clip("white", "ball", "spins", "grey", seed), [("white", "ball", "spins")], "grey").right
 
