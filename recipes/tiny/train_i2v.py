@@ -24,7 +24,7 @@ from cygnet.training.loop import Batch, Schedule
 from recipes.tiny.latents import Latents, first_frame, scene_of, to_video
 from recipes.tiny.train_t2v import BATCH, DROP_CAPTION, Captioner, arguments, run
 
-SCHEDULE = Schedule(steps=3000, matrix_rate=5e-4, other_rate=5e-4)
+SCHEDULE = Schedule(steps=3000, matrix_rate=2e-3)
 
 
 def mask_of(count: int, latent_frames: int, height: int, width: int) -> torch.Tensor:
