@@ -100,10 +100,15 @@ def export(runs: Path, out: Path, names: Iterable[str] = FILES) -> None:
     print(f"{np.sum(list(sizes.values())) / 2**20:7.2f} MiB  together")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Parse arguments and write the files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", choices=tuple(FILES))
     options = parser.parse_args()
     export(options.runs, options.out, (options.only,) if options.only else FILES)
+
+
+if __name__ == "__main__":
+    main()

@@ -96,9 +96,14 @@ def train(folder: Path, steps: int = 1500, batch: int = 24) -> None:
             run.save(parts)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Parse arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1500)
     options = parser.parse_args()
     train(options.out, options.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -145,9 +145,14 @@ def train(folder: Path, steps: int = 3000, batch: int = 64) -> None:
     print(f"trained in {time.monotonic() - begun:.0f} s")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Parse arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3000)
     options = parser.parse_args()
     train(options.out, options.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -132,7 +132,8 @@ def train(folder: Path, *, seconds: float, compiled: bool, stages: tuple[Stage, 
         begun += stage.steps
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Parse arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--hours", type=float, default=24.0)
@@ -140,3 +141,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     train(options.out, seconds=options.hours * 3600, compiled=options.compile)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cygnet.assembly import load_components
-from cygnet.errors import Cancelled, NumericalError, RequestError, UnsupportedError
+from cygnet.errors import Cancelled, NumericalError, RequestError
 from cygnet.models.dit.config import Variant
 from cygnet.pipelines.components import Components
 from cygnet.pipelines.generate import Inputs, Record, generate
@@ -133,7 +133,7 @@ def test_strength_without_a_video_is_refused(models: dict[Variant, Components]) 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
 def test_noise_from_a_device_that_is_not_there_is_refused_before_any_work(models: dict[Variant, Components]) -> None:
-    with pytest.raises(UnsupportedError, match="noise_device is 'cuda'"):
+    with pytest.raises(RequestError, match="noise_device is 'cuda'"):
         generate(models["t2v"], request(models["t2v"], noise_device="cuda"))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cygnet.errors import NumericalError, UnsupportedError
+from cygnet.errors import NumericalError, RequestError
 from cygnet.models.dit.model import DiT, PreparedContext
 from cygnet.pipelines.conditioning import Conditioning
 from cygnet.solvers import SolverName, StepReport, make_solver, sample
@@ -53,9 +53,9 @@ class Sampling:
 
 
 def check_noise_device(device: str) -> None:
-    """Raise :class:`~cygnet.errors.UnsupportedError` unless this machine has ``device`` ("cpu" or "cuda")."""
+    """Raise :class:`~cygnet.errors.RequestError` unless this machine has ``device`` ("cpu" or "cuda")."""
     if device != "cpu" and not torch.cuda.is_available():
-        raise UnsupportedError(f"noise_device is {device!r}, which this machine has not; use 'cpu'")
+        raise RequestError(f"noise_device is {device!r}, which this machine has not; use 'cpu'", field="noise_device")
 
 
 def make_noise(grid: tuple[int, int, int], channels: int, seed: int, device: str = "cpu") -> torch.Tensor:
