@@ -1,0 +1,1 @@
+"""Node graphs: schema, conversion, validation, scheduling, caching, execution; no torch, no HTTP, no concrete node."""

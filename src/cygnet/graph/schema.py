@@ -1,0 +1,203 @@
+"""What a node type declares: its inputs, outputs and flags, as clients read them from ``object_info``.
+
+A type name is a free string. ``*`` fits everything, and a comma list ("IMAGE,MASK") each of its members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cygnet.errors import RequestError
+
+Section = Literal["required", "optional"]
+
+COMBO = "COMBO"
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
+AUTOGROW = "COMFY_AUTOGROW_V3"
+MATCH = "COMFY_MATCHTYPE_V3"
+
+_WIDGET_TYPES = frozenset(
+    ("INT", "FLOAT", "STRING", "BOOLEAN", COMBO, "COLOR", "MARKDOWN", "CURVE", "BOUNDING_BOX", DYNAMIC_COMBO)
+)
+_UPLOADS = ("image_upload", "video_upload", "animated_image_upload")
+
+
+def fits(given: str, wanted: str) -> bool:
+    """Whether a value of type ``given`` may go into an input of type ``wanted``, by names alone."""
+    left, right = given.lower(), wanted.lower()
+    if left == right or any(name in ("", "*") for name in (left, right)):
+        return True
+    return bool({part.strip() for part in left.split(",")} & {part.strip() for part in right.split(",")})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One declared input of a node type."""
+
+    name: str
+    type: str
+    """A type name; ``COMBO`` for a choice among ``options["options"]``."""
+    section: Section = "required"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    listed: bool = False
+    """A combo that was declared as a bare list of its choices, and is shown to clients as one."""
+
+    @classmethod
+    def parse(cls, name: str, declared: Sequence[Any], section: Section) -> Input:
+        """From ``(type,)``, ``(type, options)``, ``(choices,)`` or ``(choices, options)``."""
+        kind = declared[0]
+        options = dict(declared[1]) if len(declared) > 1 and declared[1] else {}
+        if isinstance(kind, str):
+            return cls(name=name, type=kind, section=section, options=options)
+        return cls(name=name, type=COMBO, section=section, options={**options, "options": list(kind)}, listed=True)
+
+    def declared(self) -> list[Any]:
+        """Undo :meth:`parse`."""
+        if not self.listed:
+            return [self.type, dict(self.options)]
+        return [list(self.choices), {key: value for key, value in self.options.items() if key != "options"}]
+
+    @property
+    def choices(self) -> Sequence[Any]:
+        """What a combo offers; empty for other types."""
+        if self.type == DYNAMIC_COMBO:
+            return [option["key"] for option in self.options.get("options", ())]
+        return list(self.options.get("options") or ()) if self.type == COMBO else ()
+
+    @property
+    def has_widget(self) -> bool:
+        """Whether the page shows a field for it, so that a workflow file stores a value."""
+        return not self.options.get("forceInput") and (self.type in _WIDGET_TYPES or "widgetType" in self.options)
+
+    @property
+    def uploads(self) -> bool:
+        """Whether the page puts an upload button beside it."""
+        return any(self.options.get(key) for key in _UPLOADS)
+
+    @property
+    def default(self) -> Any:
+        """What the page fills in for a new node."""
+        if "default" in self.options:
+            return self.options["default"]
+        if self.choices:
+            return self.choices[0]
+        return {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(self.type, "")
+
+    def chosen(self, key: object) -> tuple[Input, ...]:
+        """The further inputs, named ``parent.child``, that a dynamic combo has while ``key`` is selected."""
+        if self.type != DYNAMIC_COMBO:
+            return ()
+        for option in self.options.get("options", ()):
+            if option["key"] == key:
+                return tuple(
+                    Input.parse(f"{self.name}.{name}", declared, section)
+                    for section, name, declared in _declarations(option.get("inputs", {}), {})
+                )
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """One output of a node type."""
+
+    name: str
+    type: str
+    is_list: bool = False
+    """The node returns a list whose members are spread over what follows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeType:
+    """Everything about a node type but what it does."""
+
+    name: str
+    inputs: tuple[Input, ...] = ()
+    """In the order in which the page shows them."""
+    outputs: tuple[Output, ...] = ()
+    is_output: bool = False
+    """Running it is a purpose in itself: a job runs its output nodes and what they need."""
+    display_name: str = ""
+    category: str = ""
+    hidden: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments filled in by the executor: name to kind (``PROMPT``, ``EXTRA_PNGINFO``, ``UNIQUE_ID``)."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else a client is told: description, flags, ``python_module``."""
+
+    @classmethod
+    def parse(cls, name: str, info: Mapping[str, Any]) -> NodeType:
+        """From an entry of ``object_info``. Raises :class:`~cygnet.errors.RequestError` when it is not one."""
+        try:
+            declared, order = info["input"], info.get("input_order", {})
+            lists = info.get("output_is_list") or [False] * len(info["output"])
+            names = info.get("output_name") or info["output"]
+            outputs = [
+                Output(name=str(label), type=kind if isinstance(kind, str) else COMBO, is_list=bool(many))
+                for label, kind, many in zip(names, info["output"], lists, strict=True)
+            ]
+            inputs = [Input.parse(key, spec, section) for section, key, spec in _declarations(declared, order)]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise RequestError(f"the description of node type {name!r} cannot be read: {error!r}") from error
+        return cls(
+            name=name,
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            is_output=bool(info.get("output_node")),
+            display_name=info.get("display_name") or "",
+            category=info.get("category") or "",
+            hidden=dict(declared.get("hidden", {})),
+            extra={key: value for key, value in info.items() if key not in _ENTRY},
+        )
+
+    def info(self) -> dict[str, Any]:
+        """The entry of ``object_info``."""
+        sections: dict[str, dict[str, Any]] = {"required": {}}
+        for it in self.inputs:
+            sections.setdefault(it.section, {})[it.name] = it.declared()
+        if self.hidden:
+            sections["hidden"] = dict(self.hidden)
+        return {
+            "input": sections,
+            "input_order": {section: list(entries) for section, entries in sections.items()},
+            "output": [it.type for it in self.outputs],
+            "output_is_list": [it.is_list for it in self.outputs],
+            "output_name": [it.name for it in self.outputs],
+            "name": self.name,
+            "display_name": self.display_name or self.name,
+            "category": self.category,
+            "output_node": self.is_output,
+            **self.extra,
+        }
+
+    def input(self, name: str) -> Input | None:
+        """The declared input of that name."""
+        return next((it for it in self.inputs if it.name == name), None)
+
+
+Registry = Mapping[str, NodeType]
+"""Every node type that can be run, by name."""
+
+_ENTRY = frozenset(
+    (
+        *("input", "input_order", "output", "output_is_list", "output_name"),
+        *("name", "display_name", "category", "output_node"),
+    )
+)
+
+
+def parse_registry(info: Mapping[str, Any]) -> dict[str, NodeType]:
+    """All entries of ``object_info``."""
+    return {name: NodeType.parse(name, entry) for name, entry in info.items()}
+
+
+def _declarations(
+    declared: Mapping[str, Any], order: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[Section, str, Sequence[Any]]]:
+    """Section, name and declaration of each input: required first; those without a place in ``order`` last."""
+    sections: tuple[Section, Section] = ("required", "optional")
+    for section in sections:
+        entries = declared.get(section) or {}
+        ordered = [name for name in order.get(section, ()) if name in entries]
+        for name in dict.fromkeys([*ordered, *entries]):
+            yield section, name, entries[name]

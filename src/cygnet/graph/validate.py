@@ -1,0 +1,326 @@
+"""Is a prompt fit to run? Answers are data, in the shapes that the page shows; nothing here raises for a bad prompt.
+
+Each node is looked at once. An output node is valid when everything that it needs is; a job runs its valid outputs.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cygnet.graph.contract import NodeClass
+from cygnet.graph.convert import Prompt
+from cygnet.graph.schema import AUTOGROW, COMBO, DYNAMIC_COMBO, MATCH, Input, NodeType, fits
+
+_CONVERSIONS: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
+_LONG_LIST = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong."""
+
+    type: str
+    """From the protocol's list; the page has a text for each."""
+    message: str
+    details: str = ""
+    extra_info: Mapping[str, Any] = field(default_factory=dict)
+
+    def json(self) -> dict[str, Any]:
+        """As clients read it."""
+        return {
+            "type": self.type,
+            "message": self.message,
+            "details": self.details,
+            "extra_info": dict(self.extra_info),
+        }
+
+
+@dataclass
+class NodeProblems:
+    """What is wrong with one node, and which outputs cannot run for it."""
+
+    class_type: str
+    errors: list[Problem] = field(default_factory=list)
+    dependent_outputs: list[str] = field(default_factory=list)
+
+    def json(self) -> dict[str, Any]:
+        """As clients read it."""
+        return {
+            "errors": [it.json() for it in self.errors],
+            "dependent_outputs": self.dependent_outputs,
+            "class_type": self.class_type,
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The result: with an ``error`` nothing runs, else the ``outputs`` do."""
+
+    prompt: Prompt
+    """The prompt with its constants converted to their declared types."""
+    outputs: tuple[str, ...] = ()
+    error: Problem | None = None
+    nodes: Mapping[str, NodeProblems] = field(default_factory=dict)
+
+
+def validate(prompt: Prompt, classes: Mapping[str, NodeClass], targets: Collection[str] | None = None) -> Verdict:
+    """Judge a prompt; with ``targets`` only those output nodes are asked for. The prompt given is left as it is."""
+    types: dict[str, NodeType] = {}
+    for key, node in prompt.items():
+        name = node.get("class_type") if isinstance(node, Mapping) else None
+        if not isinstance(name, str) or name not in classes or not isinstance(node.get("inputs"), Mapping):
+            return Verdict(prompt, error=_unknown(key, node, name))
+        types.setdefault(name, classes[name].describe())
+    wanted = [
+        key
+        for key, node in prompt.items()
+        if types[node["class_type"]].is_output and (targets is None or key in targets)
+    ]
+    if not wanted:
+        return Verdict(prompt, error=Problem("prompt_no_outputs", "The prompt has no output node, such as Save Video"))
+    converted = {key: {**node, "inputs": dict(node["inputs"])} for key, node in prompt.items()}
+    return _judge(converted, classes, types, wanted)
+
+
+def _judge(
+    prompt: Prompt, classes: Mapping[str, NodeClass], types: Mapping[str, NodeType], wanted: list[str]
+) -> Verdict:
+    needs = {key: links_of(node["inputs"]) for key, node in prompt.items()}
+    ancestors = {output: _upstream(output, needs) for output in wanted}
+    found: dict[str, NodeProblems] = {}
+    for key in dict.fromkeys(it for output in wanted for it in ancestors[output]):
+        node = prompt[key]
+        kind = types[node["class_type"]]
+        problems = _Node(key, node["inputs"], kind, classes[node["class_type"]], prompt, types).problems()
+        if problems:
+            found[key] = NodeProblems(kind.name, problems)
+    for ring in _rings(needs):
+        first = ring[0]
+        found.setdefault(first, NodeProblems(prompt[first]["class_type"])).errors.append(
+            Problem("dependency_cycle", "Nodes need one another's results", ", ".join(ring))
+        )
+    valid = []
+    for output in wanted:
+        broken = [key for key in ancestors[output] if key in found]
+        for key in broken:
+            found[key].dependent_outputs.append(output)
+        if not broken:
+            valid.append(output)
+    found = {key: it for key, it in found.items() if it.dependent_outputs}
+    if valid:
+        return Verdict(prompt, tuple(valid), None, found)
+    lines = [f"{it.message}: {it.details}" for node in found.values() for it in node.errors]
+    failed = Problem("prompt_outputs_failed_validation", "No output of the prompt can run", "\n".join(lines))
+    return Verdict(prompt, (), failed, found)
+
+
+def is_link(value: Any) -> bool:
+    """Whether an input's value is meant as a link: constants that are lists come wrapped."""
+    return isinstance(value, list)
+
+
+def links_of(inputs: Mapping[str, Any]) -> list[str]:
+    """Ids of the nodes that well-formed links lead to, in the order of the inputs."""
+    return [value[0] for value in inputs.values() if is_link(value) and _well_formed(value)]
+
+
+def _well_formed(link: list[Any]) -> bool:
+    return len(link) == 2 and isinstance(link[0], str) and isinstance(link[1], int) and not isinstance(link[1], bool)
+
+
+def _upstream(start: str, needs: Mapping[str, list[str]]) -> list[str]:
+    """``start`` and everything that it needs, each once, nearest first."""
+    seen = {start: None}
+    waiting = [start]
+    while waiting:
+        for key in needs[waiting.pop()]:
+            if key in needs and key not in seen:
+                seen[key] = None
+                waiting.append(key)
+    return list(seen)
+
+
+def _rings(needs: Mapping[str, list[str]]) -> list[list[str]]:
+    """Nodes that need one another, one list per loop found."""
+    done: set[str] = set()
+    rings = []
+    for start in needs:
+        path: dict[str, None] = {}
+        stack = [(start, iter(needs[start]))] if start not in done else []
+        if stack:
+            path[start] = None
+        while stack:
+            key, further = stack[-1]
+            following = next(further, None)
+            if following is None:
+                stack.pop()
+                path.pop(key, None)
+                done.add(key)
+            elif following in path:
+                keys = list(path)
+                rings.append(keys[keys.index(following) :])
+            elif following in needs and following not in done:
+                path[following] = None
+                stack.append((following, iter(needs[following])))
+    return rings
+
+
+def _unknown(key: str, node: Any, name: Any) -> Problem:
+    shown = node if isinstance(node, Mapping) else {}
+    title = (shown.get("_meta") or {}).get("title") if isinstance(shown.get("_meta"), Mapping) else None
+    if isinstance(name, str) and "inputs" in shown and not isinstance(shown["inputs"], Mapping):
+        message = f"Node {key} ({name}) has no inputs object"
+    else:
+        message = f"Node {key} is of a type that is not installed: {name}" if name else f"Node {key} has no class_type"
+    info = {"node_id": key, "class_type": name if isinstance(name, str) else None, "node_title": title}
+    return Problem("missing_node_type", message, f"Node ID '#{key}'", info)
+
+
+# One node
+
+
+@dataclass
+class _Node:
+    key: str
+    inputs: dict[str, Any]
+    kind: NodeType
+    node_class: NodeClass
+    prompt: Prompt
+    types: Mapping[str, NodeType]
+
+    def problems(self) -> list[Problem]:
+        found = [it for declared in self.declared() for it in self.input(declared)]
+        return found or self.hook()
+
+    def declared(self) -> Iterable[Input]:
+        """The declared inputs, dynamic ones spelt out for the names and choices that are present."""
+        for it in self.kind.inputs:
+            yield from self.expanded(it)
+
+    def expanded(self, it: Input) -> Iterable[Input]:
+        if it.type == AUTOGROW:
+            yield from _grown(it, self.inputs)
+            return
+        yield it
+        for further in it.chosen(self.inputs.get(it.name)):
+            yield from self.expanded(further)
+
+    def input(self, it: Input) -> list[Problem]:
+        if it.name not in self.inputs:
+            if it.section == "optional":
+                return []
+            return [_about(it, "required_input_missing", "A required input is missing")]
+        value = self.inputs[it.name]
+        return self.link(it, value) if is_link(value) else self.constant(it, value)
+
+    def link(self, it: Input, link: list[Any]) -> list[Problem]:
+        if not _well_formed(link):
+            text = "A link must be a node id and an output number"
+            return [_about(it, "bad_linked_input", text, received_value=link)]
+        source = self.prompt.get(link[0])
+        if source is None:
+            text = f"The node it is linked to, {link[0]}, is not in the prompt"
+            return [_about(it, "exception_during_validation", text, linked_node=link)]
+        outputs = self.types[source["class_type"]].outputs
+        if not 0 <= link[1] < len(outputs):
+            text = f"Node {link[0]} has {len(outputs)} outputs, not number {link[1]}"
+            return [_about(it, "bad_linked_input", text, received_value=link)]
+        given, wanted = outputs[link[1]].type, _link_type(it)
+        if self.node_class.judges_links or fits(given, wanted) or MATCH in (given, wanted):
+            return []
+        details = f"{it.name}, received_type({given}) mismatch input_type({wanted})"
+        text = "The linked output has another type"
+        return [_about(it, "return_type_mismatch", text, details, received_type=given, linked_node=link)]
+
+    def constant(self, it: Input, value: Any) -> list[Problem]:
+        if isinstance(value, Mapping) and "__value__" in value:
+            value = value["__value__"]
+        convert = _CONVERSIONS.get(it.type)
+        if convert is not None:
+            try:
+                value = convert(value)
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError("it is not a finite number")
+            except (TypeError, ValueError, OverflowError) as error:
+                text = f"The value cannot be made {it.type}"
+                details = f"{it.name}, {_short(value)}, {error}"
+                given = {"received_value": _short(value), "exception_message": str(error)}
+                return [_about(it, "invalid_input_type", text, details, **given)]
+        self.inputs[it.name] = value
+        judged = self.node_class.judged
+        return [] if judged is None or it.name in judged else list(_limits(it, value))
+
+    def hook(self) -> list[Problem]:
+        present = {it.name: self.inputs[it.name] for it in self.declared() if it.name in self.inputs}
+        constants = {name: value for name, value in present.items() if not is_link(value)}
+        link_types = {
+            name: self.types[self.prompt[value[0]]["class_type"]].outputs[value[1]].type
+            for name, value in present.items()
+            if is_link(value)
+        }
+        try:
+            wrong = self.node_class.check(constants, link_types)
+        except Exception as error:  # a foreign hook may raise anything
+            info = {"exception_type": type(error).__name__, "traceback": traceback.format_exception(error)}
+            return [Problem("exception_during_validation", "The node's own check failed", str(error), info)]
+        if wrong is None:
+            return []
+        return [Problem("custom_validation_failed", "The node refuses an input", wrong, {"input_name": ""})]
+
+
+def _about(it: Input, kind: str, message: str, details: str | None = None, **info: Any) -> Problem:
+    long = len(it.choices) > _LONG_LIST
+    config = None if long and kind == "value_not_in_list" else it.declared()
+    return Problem(
+        kind, message, it.name if details is None else details, {"input_name": it.name, "input_config": config, **info}
+    )
+
+
+def _limits(it: Input, value: Any) -> Iterable[Problem]:
+    low, high = it.options.get("min"), it.options.get("max")
+    if it.type in ("INT", "FLOAT"):
+        if low is not None and value < low:
+            text = f"{value} is smaller than the least allowed, {low}"
+            yield _about(it, "value_smaller_than_min", text, received_value=value)
+        if high is not None and value > high:
+            text = f"{value} is bigger than the most allowed, {high}"
+            yield _about(it, "value_bigger_than_max", text, received_value=value)
+    elif it.type in (COMBO, DYNAMIC_COMBO) and "remote" not in it.options:
+        several = it.options.get("multiselect") or it.options.get("multi_select")
+        for one in value if several and isinstance(value, list) else [value]:
+            if one not in it.choices:
+                allowed = f"(list of length {len(it.choices)})" if len(it.choices) > _LONG_LIST else list(it.choices)
+                details = f"{it.name}: {_short(one)!r} not in {allowed}"
+                text = "The value is not among the choices"
+                yield _about(it, "value_not_in_list", text, details, received_value=_short(one))
+
+
+def _link_type(it: Input) -> str:
+    if it.type == MATCH:
+        return str((it.options.get("template") or {}).get("allowed_types", "*"))
+    return COMBO if it.type == DYNAMIC_COMBO else it.type
+
+
+def _grown(it: Input, inputs: Mapping[str, Any]) -> Iterable[Input]:
+    """Inputs ``it.name.<member>`` that are present, and those that must be."""
+    template = it.options.get("template") or {}
+    declared = template.get("input") or {}
+    ((_, spec),) = list({**(declared.get("required") or {}), **(declared.get("optional") or {})}.items())[:1]
+    names = template.get("names") or [f"{template.get('prefix', '')}{i}" for i in range(int(template.get("max", 100)))]
+    least = int(template.get("min", 0))
+    for i, name in enumerate(names):
+        full = f"{it.name}.{name}"
+        if full in inputs or i < least:
+            yield Input.parse(full, spec, "required" if i < least and it.section == "required" else "optional")
+
+
+def _short(value: Any) -> Any:
+    """A value fit for a message: numbers as they are, the rest as text of bounded length."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
