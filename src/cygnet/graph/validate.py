@@ -17,6 +17,7 @@ from cygnet.graph.schema import AUTOGROW, COMBO, DYNAMIC_COMBO, MATCH, Input, No
 
 _CONVERSIONS: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 _LONG_LIST = 20
+_WRAPPED = "__value__"
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,11 @@ def _judge(
 def is_link(value: Any) -> bool:
     """Whether an input's value is meant as a link: constants that are lists come wrapped."""
     return isinstance(value, list)
+
+
+def unwrapped(value: Any) -> Any:
+    """A constant without the wrapping that tells a list from a link."""
+    return value[_WRAPPED] if isinstance(value, Mapping) and _WRAPPED in value else value
 
 
 def links_of(inputs: Mapping[str, Any]) -> list[str]:
@@ -237,8 +243,7 @@ class _Node:
         return [_about(it, "return_type_mismatch", text, details, received_type=given, linked_node=link)]
 
     def constant(self, it: Input, value: Any) -> list[Problem]:
-        if isinstance(value, Mapping) and "__value__" in value:
-            value = value["__value__"]
+        value = unwrapped(value)
         convert = _CONVERSIONS.get(it.type)
         if convert is not None:
             try:
@@ -250,13 +255,13 @@ class _Node:
                 details = f"{it.name}, {_short(value)}, {error}"
                 given = {"received_value": _short(value), "exception_message": str(error)}
                 return [_about(it, "invalid_input_type", text, details, **given)]
-        self.inputs[it.name] = value
+        self.inputs[it.name] = {_WRAPPED: value} if is_link(value) else value
         judged = self.node_class.judged
         return [] if judged is None or it.name in judged else list(_limits(it, value))
 
     def hook(self) -> list[Problem]:
         present = {it.name: self.inputs[it.name] for it in self.declared() if it.name in self.inputs}
-        constants = {name: value for name, value in present.items() if not is_link(value)}
+        constants = {name: unwrapped(value) for name, value in present.items() if not is_link(value)}
         link_types = {
             name: self.types[self.prompt[value[0]]["class_type"]].outputs[value[1]].type
             for name, value in present.items()

@@ -1,0 +1,112 @@
+"""What happens while a job runs, as values: the executor hands them to a sink, and the server alone sends them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A node as clients know it. Nodes made by another node's expansion are shown at the place of their maker."""
+
+    node: str
+    display: str
+    real: str
+    """The node of the submitted prompt that it stems from."""
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class JobStarted:
+    """The job's first event."""
+
+
+@dataclass(frozen=True)
+class NodesCached:
+    """Nodes whose results are known already and will not run; sent once, also when there are none."""
+
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NodeStarted:
+    """A node begins to run."""
+
+    place: Place
+
+
+@dataclass(frozen=True)
+class NodeProgressed:
+    """``value`` of ``total`` units of a running node are done."""
+
+    place: Place
+    value: float
+    total: float
+
+
+@dataclass(frozen=True)
+class NodePreviewed:
+    """A picture of what a running node is making: a whole JPEG or PNG file."""
+
+    place: Place
+    image: bytes
+    media_type: Literal["image/jpeg", "image/png"]
+
+
+@dataclass(frozen=True)
+class NodeSpoke:
+    """A line of text to show on a running node."""
+
+    place: Place
+    text: str
+
+
+@dataclass(frozen=True)
+class NodeFinished:
+    """A node is done; ``ui`` is what it shows, if anything, and ``cached`` says that it was done before."""
+
+    place: Place
+    ui: Mapping[str, Sequence[Any]] | None
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class NodeFailed:
+    """A node raised, or was told to fail; the job ends unless ``blocked``."""
+
+    place: Place
+    class_type: str
+    message: str
+    exception_type: str
+    traceback: tuple[str, ...] = ()
+    inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """What it was given, shortened to text; no prompt secrets are among node inputs."""
+    executed: tuple[str, ...] = ()
+    blocked: bool = False
+    """Another node withheld a value on purpose: this output is missing and the others go on."""
+
+
+@dataclass(frozen=True)
+class JobEnded:
+    """The job's last event."""
+
+    state: Literal["success", "error", "interrupted"]
+    at: Place | None = None
+    """Where it was when it ended early."""
+    executed: tuple[str, ...] = ()
+
+
+Event = (
+    JobStarted
+    | NodesCached
+    | NodeStarted
+    | NodeProgressed
+    | NodePreviewed
+    | NodeSpoke
+    | NodeFinished
+    | NodeFailed
+    | JobEnded
+)
+Sink = Callable[[Event], None]

@@ -1,0 +1,447 @@
+"""Run a validated prompt: what is needed, in order, each node once, nothing that is known already.
+
+Terms: a node's *sources* are the nodes that its links lead to. A *lazy* input's source runs only if the node asks for
+it. An *expanded* node is replaced by a small prompt of its own making and takes its values from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import traceback
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cygnet.errors import Cancelled
+from cygnet.graph.cache import Cache, Kept, key_of
+from cygnet.graph.context import Context, running
+from cygnet.graph.contract import NodeClass
+from cygnet.graph.convert import Prompt
+from cygnet.graph.events import (
+    JobEnded,
+    JobStarted,
+    NodeFailed,
+    NodeFinished,
+    NodesCached,
+    NodeStarted,
+    Place,
+    Sink,
+)
+from cygnet.graph.results import ExecutionBlocker, Result, parse_result, slices
+from cygnet.graph.schema import AUTOGROW, DYNAMIC_COMBO, NodeType
+from cygnet.graph.validate import is_link, unwrapped
+from cygnet.types import CancelToken
+
+Values = list[list[Any]]
+"""Per output of a node the list of its values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to run: a validated prompt and the output nodes asked for."""
+
+    prompt: Prompt
+    outputs: tuple[str, ...]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """``extra_data`` of the submission; nodes may ask for its ``extra_pnginfo``."""
+
+
+class Executor:
+    """Runs jobs one after another, keeping results and node objects between them. Not for several threads at once."""
+
+    def __init__(self, classes: Mapping[str, NodeClass], cache: Cache | None = None) -> None:
+        self.classes = classes
+        self.cache = cache if cache is not None else Cache()
+        self._instances: dict[str, tuple[str, Any]] = {}
+
+    def run(self, job: Job, sink: Sink, cancel: CancelToken | None = None) -> JobEnded:
+        """Run to the end, whatever it is; failures are events and never raised. Returns the last event."""
+        self._instances = {
+            key: it for key, it in self._instances.items() if job.prompt.get(key, {}).get("class_type") == it[0]
+        }
+        run = _Run(job, self.classes, self.cache, self._instances, sink, cancel or CancelToken())
+        ended = asyncio.run(run.to_the_end())
+        self.cache.trim(run.keys.values())
+        return ended
+
+
+class _Stop(Exception):
+    """A node failed and the failure was reported."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.place = place
+
+
+@dataclass(eq=False)
+class _Node:
+    key: str
+    kind: NodeType
+    node_class: NodeClass
+    inputs: Mapping[str, Any]
+    place: Place
+    missing: set[str] = field(default_factory=set)
+    """Sources that must be done first."""
+    asked: set[str] = field(default_factory=set)
+    """Lazy inputs that it wants."""
+    expanded: list[Result] | None = None
+    """Results whose links lead into its expansion."""
+    ui: Mapping[str, Sequence[Any]] | None = None
+
+    @property
+    def links(self) -> dict[str, tuple[str, int]]:
+        return {it: (self.inputs[it][0], self.inputs[it][1]) for it in self._names() if is_link(self.inputs.get(it))}
+
+    @property
+    def lazy(self) -> set[str]:
+        return {it.name for it in self.kind.inputs if it.options.get("lazy") and it.name in self.links}
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        present = {it: self.inputs[it] for it in self._names() if it in self.inputs}
+        return {name: unwrapped(value) for name, value in present.items() if not is_link(value)}
+
+    def _names(self) -> list[str]:
+        """Inputs that it declares, dynamic ones by the names that are there."""
+        names = []
+        for it in self.kind.inputs:
+            names += [it.name] if it.type != AUTOGROW else []
+            names += [name for name in self.inputs if name.startswith(f"{it.name}.")]
+        return names
+
+
+@dataclass
+class _Run:
+    job: Job
+    classes: Mapping[str, NodeClass]
+    cache: Cache
+    instances: dict[str, tuple[str, Any]]
+    sink: Sink
+    cancel: CancelToken
+    nodes: dict[str, _Node] = field(default_factory=dict)
+    keys: dict[str, str | None] = field(default_factory=dict)
+    values: dict[str, Values] = field(default_factory=dict)
+    waiting: dict[str, _Node] = field(default_factory=dict)
+    tasks: dict[asyncio.Future[list[Result]], _Node] = field(default_factory=dict)
+    executed: list[str] = field(default_factory=list)
+    now: Place | None = None
+    """The node that was last set to work."""
+
+    async def to_the_end(self) -> JobEnded:
+        self.sink(JobStarted())
+        ended = JobEnded("success")
+        try:
+            await self._all()
+        except _Stop as stop:
+            ended = JobEnded("error", stop.place, tuple(self.executed))
+        except Cancelled:
+            ended = JobEnded("interrupted", self.now, tuple(self.executed))
+        finally:
+            for task in self.tasks:
+                task.cancel()
+            await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.sink(ended)
+        return ended
+
+    async def _all(self) -> None:
+        for key in self.job.prompt:
+            self._add(key, self.job.prompt[key], Place(node=key, display=key, real=key))
+        known = [key for key in self._needed() if self.cache.get(self._key(key))]
+        self.sink(NodesCached(tuple(known)))
+        for key in self.job.outputs:
+            self._need(key)
+        while self.waiting or self.tasks:
+            self.cancel.check()
+            node = self._next()
+            if node is not None:
+                await self._step(node)
+            else:
+                await self._some_task()
+
+    # What is needed
+
+    def _add(self, key: str, node: Mapping[str, Any], place: Place) -> None:
+        node_class = self.classes[node["class_type"]]
+        self.nodes[key] = _Node(key, node_class.describe(), node_class, node["inputs"], place)
+
+    def _needed(self) -> list[str]:
+        """Every node that the outputs lead to, lazily or not."""
+        seen = dict.fromkeys(self.job.outputs)
+        waiting = list(self.job.outputs)
+        while waiting:
+            for source, _ in self.nodes[waiting.pop()].links.values():
+                if source not in seen:
+                    seen[source] = None
+                    waiting.append(source)
+        return list(seen)
+
+    def _need(self, key: str) -> None:
+        """Put a node, and what it needs, on the list; one whose result is kept is done at once."""
+        pending = [key]
+        running_now = {node.key for node in self.tasks.values()}
+        while pending:
+            node = self.nodes[pending.pop()]
+            if node.key in self.values or node.key in self.waiting or node.key in running_now:
+                continue
+            kept = self.cache.get(self._key(node.key))
+            if kept is not None:
+                self.values[node.key] = [list(column) for column in kept.values]
+                if kept.ui is not None:
+                    self.sink(NodeFinished(node.place, kept.ui, cached=True))
+                continue
+            self.waiting[node.key] = node
+            sources = {source for name, (source, _) in node.links.items() if name not in node.lazy}
+            node.missing = {source for source in sources if source not in self.values}
+            pending += sorted(node.missing)
+        for node in self.waiting.values():
+            node.missing -= self.values.keys()
+
+    def _key(self, key: str) -> str | None:
+        """The cache key of a node, and on the way of everything behind it."""
+        stack = [key]
+        while stack:
+            node = self.nodes[stack[-1]]
+            behind = [source for source, _ in node.links.values() if source not in self.keys]
+            if node.key in self.keys:
+                stack.pop()
+            elif behind:
+                stack += behind
+            else:
+                self.keys[stack.pop()] = self._own_key(node)
+        return self.keys[key]
+
+    def _own_key(self, node: _Node) -> str | None:
+        try:
+            fingerprint = node.node_class.fingerprint(node.constants)
+        except Exception:  # a foreign hook may raise anything; then its results are not kept
+            return None
+        personal = not node.node_class.idempotent or "UNIQUE_ID" in _hidden(node.kind).values()
+        sources = {name: (self.keys[source], slot) for name, (source, slot) in node.links.items()}
+        return key_of(node.kind.name, node.constants, sources, fingerprint, node.key if personal else "")
+
+    # One after another
+
+    def _next(self) -> _Node | None:
+        """A node that can run now; outputs first, then what feeds one, so that results appear early."""
+        ready = [node for node in self.waiting.values() if not node.missing]
+        if len(ready) < 2:
+            return ready[0] if ready else None
+        feeds = {source for node in self.waiting.values() if node.kind.is_output for source in node.missing}
+        return min(ready, key=lambda node: 0 if node.kind.is_output else 1 if node.key in feeds else 2)
+
+    async def _step(self, node: _Node) -> None:
+        self.now = node.place
+        arguments: dict[str, list[Any]] = {}
+        try:
+            if node.expanded is not None:
+                self._finish(node, node.expanded)
+                return
+            arguments = self._arguments(node)
+            if self._asks_for_more(node, arguments):
+                return
+            self.sink(NodeStarted(node.place))
+            results, later = self._call(node, arguments)
+            del self.waiting[node.key]
+            if later is None:
+                self._results(node, results)
+            else:
+                self.tasks[asyncio.ensure_future(later)] = node
+        except (Cancelled, _Stop):
+            raise
+        except Exception as error:  # whatever a node raises ends the job, not the executor
+            self._fail(node, error, arguments)
+
+    def _arguments(self, node: _Node) -> dict[str, list[Any]]:
+        """Each input's list of values; lazy ones only if they are there."""
+        found: dict[str, list[Any]] = {name: [value] for name, value in node.constants.items()}
+        for name, (source, slot) in node.links.items():
+            if source in self.values and (name not in node.lazy or name in node.asked):
+                found[name] = self.values[source][slot]
+        for name, kind in _hidden(node.kind).items():
+            found[name] = [self._hidden_value(node, kind)]
+        return found
+
+    def _hidden_value(self, node: _Node, kind: str) -> Any:
+        match kind:
+            case "PROMPT" | "DYNPROMPT":
+                return self.job.prompt
+            case "EXTRA_PNGINFO":
+                return self.job.extra.get("extra_pnginfo")
+            case "UNIQUE_ID":
+                return node.key
+            case _:
+                return None  # credentials of foreign services are not handed out
+
+    def _asks_for_more(self, node: _Node, arguments: Mapping[str, list[Any]]) -> bool:
+        open_lazy = frozenset(node.lazy - node.asked)
+        if not open_lazy:
+            return False
+        wanted: set[str] = set()
+        instance = self._instance(node)
+        for values in slices(arguments):
+            wanted |= set(node.node_class.wanted(instance, values, open_lazy)) & open_lazy
+        if not wanted:
+            return False
+        node.asked |= wanted
+        for name in wanted:
+            source = node.links[name][0]
+            self._need(source)
+            if source not in self.values:
+                node.missing.add(source)
+        return True
+
+    def _instance(self, node: _Node) -> Any:
+        if node.key not in self.instances:
+            self.instances[node.key] = (node.kind.name, node.node_class.instance())
+        return self.instances[node.key][1]
+
+    # Calls
+
+    def _call(
+        self, node: _Node, arguments: dict[str, list[Any]]
+    ) -> tuple[list[Result], Awaitable[list[Result]] | None]:
+        """Results, or what to wait for. A call that is given a blocker gives blockers."""
+        instance = self._instance(node)
+        calls: list[Mapping[str, Any]]
+        calls = [arguments] if node.node_class.input_is_list else list(slices(arguments))
+        count = len(node.kind.outputs)
+        returned: list[Any] = []
+        with running(Context(node.place, self.sink, self.cancel)):
+            for values in calls:
+                blocker = _blocker(values)
+                if blocker is not None:
+                    returned.append(self._blocked(node, blocker))
+                else:
+                    returned.append(node.node_class.call(instance, _nested(node.kind, values)))
+            if any(inspect.isawaitable(it) for it in returned):
+                return [], _gather(returned, count, node.kind.name)
+        return [parse_result(it, count, node.kind.name) for it in returned], None
+
+    def _blocked(self, node: _Node, blocker: ExecutionBlocker) -> ExecutionBlocker:
+        if blocker.message is not None and node.kind.is_output:
+            failed = NodeFailed(node.place, node.kind.name, blocker.message, "ExecutionBlocked", blocked=True)
+            self.sink(failed)
+        return ExecutionBlocker(None if node.kind.is_output else blocker.message)
+
+    async def _some_task(self) -> None:
+        done, _ = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED, timeout=0.1)
+        for task in done:
+            node = self.tasks.pop(task)
+            try:
+                self._results(node, task.result())
+            except (Cancelled, _Stop):
+                raise
+            except Exception as error:  # as in _step
+                self._fail(node, error, self._arguments(node))
+
+    def _fail(self, node: _Node, error: Exception, arguments: Mapping[str, list[Any]]) -> None:
+        name = type(error).__name__
+        module = type(error).__module__
+        failed = NodeFailed(
+            node.place,
+            node.kind.name,
+            str(error) or name,
+            name if module == "builtins" else f"{module}.{name}",
+            tuple(traceback.format_exception(error)),
+            {key: [_shortened(value) for value in column] for key, column in arguments.items()},
+            tuple(self.executed),
+        )
+        self.sink(failed)
+        raise _Stop(node.place) from error
+
+    # Results
+
+    def _results(self, node: _Node, results: list[Result]) -> None:
+        if any(result.expand for result in results):
+            self._expand(node, results)
+        else:
+            self._finish(node, results)
+
+    def _expand(self, node: _Node, results: list[Result]) -> None:
+        """Run the nodes that it returned, then take its values from them."""
+        node.expanded = results
+        node.ui = _merged(results)
+        inner = {key: it for result in results for key, it in result.expand.items()}
+        for key, it in inner.items():
+            display = str(it.get("override_display_id") or node.place.display)
+            self._add(key, it, Place(node=key, display=display, real=node.place.real, parent=node.key))
+        linked = {value[0] for result in results for value in result.values if _links_into(value, inner)}
+        outputs = {key for key in inner if self.nodes[key].kind.is_output}
+        for key in sorted(linked | outputs):
+            self._need(key)
+        node.missing = {key for key in linked | outputs if key not in self.values}
+        self.waiting[node.key] = node
+
+    def _finish(self, node: _Node, results: list[Result]) -> None:
+        columns: Values = [[] for _ in node.kind.outputs]
+        for result in results:
+            for column, output, value in zip(columns, node.kind.outputs, result.values, strict=True):
+                if _links_into(value, result.expand):
+                    column += self.values[value[0]][value[1]]
+                elif output.is_list and not isinstance(value, ExecutionBlocker):
+                    column += list(value or ())
+                else:
+                    column.append(value)
+        ui = node.ui if node.expanded is not None else _merged(results)
+        self.waiting.pop(node.key, None)
+        self.values[node.key] = columns
+        self.executed.append(node.key)
+        for other in self.waiting.values():
+            other.missing.discard(node.key)
+        if not any(isinstance(value, ExecutionBlocker) for column in columns for value in column):
+            self.cache.put(self._key(node.key), Kept(columns, ui))
+        self.sink(NodeFinished(node.place, ui))
+
+
+async def _gather(returned: list[Any], outputs: int, name: str) -> list[Result]:
+    waited = [await it if inspect.isawaitable(it) else it for it in returned]
+    return [parse_result(it, outputs, name) for it in waited]
+
+
+def _hidden(kind: NodeType) -> dict[str, str]:
+    """Names of the hidden arguments and their kinds; both contracts' ways of writing them."""
+    return {name: it if isinstance(it, str) else str(it[0]) for name, it in kind.hidden.items()}
+
+
+def _nested(kind: NodeType, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names gathered into one mapping per dynamic input, as nodes take them."""
+    given: dict[str, Any] = {it.name: {} for it in kind.inputs if it.type == AUTOGROW}
+    types = {it.name: it.type for it in kind.inputs}
+    for name, value in values.items():
+        head, _, tail = name.partition(".")
+        if types.get(head) in (AUTOGROW, DYNAMIC_COMBO):
+            given.setdefault(head, {})[tail or head] = value
+        else:
+            given[name] = value
+    return given
+
+
+def _blocker(values: Mapping[str, Any]) -> ExecutionBlocker | None:
+    for value in values.values():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, ExecutionBlocker):
+                return one
+    return None
+
+
+def _merged(results: list[Result]) -> Mapping[str, Sequence[Any]] | None:
+    """What all calls show, joined; None when nothing."""
+    ui: dict[str, list[Any]] = {}
+    for result in results:
+        for name, shown in result.ui.items():
+            ui.setdefault(name, []).extend(shown)
+    return ui or None
+
+
+def _links_into(value: Any, nodes: Mapping[str, Any]) -> bool:
+    return isinstance(value, list) and len(value) == 2 and value[0] in nodes and isinstance(value[1], int)
+
+
+def _shortened(value: Any) -> str:
+    """Text of a value for an error report: tensors by their shape, long texts cut."""
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"{type(value).__name__} {list(shape)} {getattr(value, 'dtype', '')}".strip()
+    text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."

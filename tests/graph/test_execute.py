@@ -1,0 +1,397 @@
+"""A job runs what it needs, once, in order, and says what happens."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from cygnet.graph.cache import Cache
+from cygnet.graph.context import current
+from cygnet.graph.contract import Classic, NodeClass
+from cygnet.graph.events import (
+    Event,
+    JobEnded,
+    NodeFailed,
+    NodeFinished,
+    NodeProgressed,
+    NodesCached,
+    NodeSpoke,
+    NodeStarted,
+)
+from cygnet.graph.execute import Executor, Job
+from cygnet.graph.results import ExecutionBlocker
+from cygnet.types import CancelToken
+
+RUNS: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    RUNS.clear()
+
+
+def classic(
+    inputs: dict[str, Any],
+    returns: tuple[str, ...],
+    run: Any,
+    *,
+    hidden: dict[str, str] | None = None,
+    **attributes: Any,
+) -> type:
+    """A class of the classic contract; ``run`` takes the inputs as keywords, without self."""
+    declared = {"required": inputs, "hidden": hidden or {}}
+    return type(
+        "Node",
+        (),
+        {
+            "INPUT_TYPES": classmethod(lambda cls: declared),
+            "RETURN_TYPES": returns,
+            "FUNCTION": "run",
+            "run": lambda self, **given: run(**given),
+            **attributes,
+        },
+    )
+
+
+def logged(name: str, value: Any) -> Any:
+    RUNS.append(name)
+    return value
+
+
+def fail(**_: Any) -> Any:
+    raise ValueError("it broke")
+
+
+async def slowly(value: str) -> tuple[str]:
+    RUNS.append(f"begin {value}")
+    await asyncio.sleep(0.01)
+    RUNS.append(f"end {value}")
+    return (value,)
+
+
+def grow(text: str) -> dict[str, Any]:
+    inner = {
+        "x.1": {"class_type": "Text", "inputs": {"value": text + "!"}},
+        "x.2": {"class_type": "Upper", "inputs": {"text": ["x.1", 0]}},
+        "x.3": {"class_type": "Show", "inputs": {"text": ["x.1", 0]}},
+    }
+    return {"expand": inner, "result": (["x.2", 0], "plain")}
+
+
+def work(steps: int) -> tuple[int]:
+    for i in range(steps):
+        current().progress(i + 1, steps)
+    current().say(f"did {steps}")
+    return (steps,)
+
+
+STRING, INT = ("STRING", {}), ("INT", {})
+KINDS: dict[str, type] = {
+    "Text": classic({"value": STRING}, ("STRING",), lambda value: logged(f"Text {value}", (value,))),
+    "Upper": classic({"text": STRING}, ("STRING",), lambda text: logged("Upper", (text.upper(),))),
+    "Show": classic(
+        {"text": ("*", {})}, (), lambda text: logged(f"Show {text}", {"ui": {"text": [text]}}), OUTPUT_NODE=True
+    ),
+    "Fail": classic({"text": STRING}, ("STRING",), fail),
+    "Work": classic({"steps": INT}, ("INT",), work),
+    "Slow": classic({"value": STRING}, ("STRING",), slowly),
+    "Pair": classic({"a": STRING, "b": STRING}, ("STRING",), lambda a, b: logged("Pair", (f"{a}{b}",))),
+    "Many": classic({"count": INT}, ("INT",), lambda count: (list(range(count)),), OUTPUT_IS_LIST=[True]),
+    "Double": classic({"number": INT}, ("INT",), lambda number: (number * 2,)),
+    "Sum": classic({"numbers": INT}, ("INT",), lambda numbers: (sum(numbers),), INPUT_IS_LIST=True),
+    "Switch": classic(
+        {"on": ("BOOLEAN", {}), "yes": ("*", {"lazy": True}), "no": ("*", {"lazy": True})},
+        ("*",),
+        lambda on, yes=None, no=None: (yes if on else no,),
+        check_lazy_status=lambda self, on, yes, no: [] if (yes if on else no) is not None else ["yes" if on else "no"],
+    ),
+    "Block": classic({"message": STRING}, ("STRING",), lambda message: (ExecutionBlocker(message or None),)),
+    "Grow": classic({"text": STRING}, ("STRING", "STRING"), grow),
+    "Clock": classic(
+        {}, ("STRING",), lambda: logged("Clock", ("now",)), IS_CHANGED=classmethod(lambda cls: float("nan"))
+    ),
+    "File": classic(
+        {}, ("STRING",), lambda: logged("File", ("f",)), IS_CHANGED=classmethod(lambda cls: FILE["digest"])
+    ),
+    "Who": classic(
+        {},
+        ("STRING",),
+        lambda me, everything, page: logged("Who", (f"{me} {len(everything)} {page}",)),
+        hidden={"me": "UNIQUE_ID", "everything": "PROMPT", "page": "EXTRA_PNGINFO"},
+    ),
+    "Wrong": classic({}, ("STRING", "STRING"), lambda: ("one",)),
+    "Grown": classic(
+        {
+            "values": ("COMFY_AUTOGROW_V3", {"template": {"input": {"required": {"v": STRING}}, "names": ["a", "b"]}}),
+            "mode": ("COMFY_DYNAMICCOMBO_V3", {"options": [{"key": "k", "inputs": {"required": {"w": INT}}}]}),
+        },
+        ("STRING",),
+        lambda values, mode: (f"{values} {mode}",),
+    ),
+}
+FILE = {"digest": "one"}
+CLASSES: dict[str, NodeClass] = {name: Classic(name, it) for name, it in KINDS.items()}
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def run(
+    prompt: dict[str, Any], *outputs: str, executor: Executor | None = None, **extra: Any
+) -> tuple[list[Event], JobEnded]:
+    events: list[Event] = []
+    asked = outputs or tuple(key for key, it in prompt.items() if it["class_type"] == "Show")
+    ended = (executor or Executor(CLASSES)).run(Job(prompt=prompt, outputs=asked, extra=extra), events.append)
+    return events, ended
+
+
+def shown(events: Sequence[Event]) -> list[Any]:
+    return [text for it in events if isinstance(it, NodeFinished) and it.ui for text in it.ui["text"]]
+
+
+def test_nodes_run_in_order_and_only_those_that_are_needed() -> None:
+    events, ended = run(
+        {
+            "1": node("Show", text=["2", 0]),
+            "2": node("Upper", text=["3", 0]),
+            "3": node("Text", value="a"),
+            "4": node("Text"),
+        }
+    )
+    assert RUNS == ["Text a", "Upper", "Show A"]
+    assert ended == JobEnded("success")
+    assert events[1] == NodesCached(())
+    started = [it.place.node for it in events if isinstance(it, NodeStarted)]
+    assert started == ["3", "2", "1"]
+    assert shown(events) == ["A"]
+    assert events[-1] == ended
+
+
+def test_random_graphs_run_every_node_once_after_its_sources() -> None:
+    for seed in range(30):
+        rng = random.Random(seed)
+        prompt = {"0": node("Text", value="0")}
+        for i in range(1, 25):
+            a, b = (str(rng.randrange(i)) for _ in range(2))
+            prompt[str(i)] = node("Pair", a=[a, 0], b=[b, 0])
+        prompt["show"] = node("Show", text=["24", 0])
+        events, ended = run(prompt)
+        assert ended.state == "success"
+        order = [it.place.node for it in events if isinstance(it, NodeStarted)]
+        assert len(order) == len(set(order))
+        for key in order:
+            for value in prompt[key]["inputs"].values():
+                assert not isinstance(value, list) or order.index(value[0]) < order.index(key)
+
+
+def test_an_unchanged_job_runs_nothing_and_shows_its_results_again() -> None:
+    executor = Executor(CLASSES)
+    prompt = {"1": node("Text", value="a"), "2": node("Upper", text=["1", 0]), "3": node("Show", text=["2", 0])}
+    run(prompt, executor=executor)
+    RUNS.clear()
+    events, ended = run(prompt, executor=executor)
+    assert RUNS == []
+    assert ended.state == "success"
+    assert NodesCached(("3", "2", "1")) in events
+    assert [it.cached for it in events if isinstance(it, NodeFinished)] == [True]
+    assert shown(events) == ["A"]
+
+
+def test_a_change_runs_the_node_and_what_follows_it_whatever_the_ids_are() -> None:
+    executor = Executor(CLASSES)
+    run(
+        {"1": node("Text", value="a"), "2": node("Upper", text=["1", 0]), "3": node("Show", text=["2", 0])},
+        executor=executor,
+    )
+    RUNS.clear()
+    run(
+        {
+            "7": node("Text", value="a"),
+            "8": node("Upper", text=["7", 0]),
+            "9": node("Pair", a=["8", 0], b="c"),
+            "10": node("Show", text=["9", 0]),
+        },
+        executor=executor,
+    )
+    assert RUNS == ["Pair", "Show Ac"]
+
+
+def test_only_the_last_graph_is_kept() -> None:
+    for extra, again in ((0, ["Text a", "Show a"]), (5, [])):
+        executor = Executor(CLASSES, Cache(extra))
+        one = {"1": node("Text", value="a"), "2": node("Show", text=["1", 0])}
+        run(one, executor=executor)
+        run({"1": node("Text", value="b"), "2": node("Show", text=["1", 0])}, executor=executor)
+        RUNS.clear()
+        run(one, executor=executor)
+        assert again == RUNS
+
+
+def test_a_fingerprint_decides_whether_a_node_runs_again() -> None:
+    executor = Executor(CLASSES)
+    prompt = {
+        "1": node("File"),
+        "2": node("Clock"),
+        "3": node("Pair", a=["1", 0], b=["2", 0]),
+        "4": node("Show", text=["3", 0]),
+    }
+    run(prompt, executor=executor)
+    RUNS.clear()
+    run(prompt, executor=executor)
+    assert RUNS == ["Clock", "Pair", "Show fnow"]
+    FILE["digest"] = "two"
+    RUNS.clear()
+    run(prompt, executor=executor)
+    assert sorted(RUNS) == ["Clock", "File", "Pair", "Show fnow"]
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_switch_evaluates_one_branch(on: bool) -> None:
+    events, _ = run(
+        {
+            "1": node("Text", value="yes"),
+            "2": node("Text", value="no"),
+            "3": node("Switch", on=on, yes=["1", 0], no=["2", 0]),
+            "4": node("Show", text=["3", 0]),
+        }
+    )
+    want = "yes" if on else "no"
+    assert [f"Text {want}", f"Show {want}"] == RUNS
+    assert shown(events) == [want]
+
+
+def test_lists_are_spread_and_gathered() -> None:
+    events, _ = run(
+        {
+            "1": node("Many", count=4),
+            "2": node("Double", number=["1", 0]),
+            "3": node("Sum", numbers=["2", 0]),
+            "4": node("Show", text=["3", 0]),
+            "5": node("Show", text=["2", 0]),
+        }
+    )
+    assert sorted(map(str, shown(events))) == ["0", "12", "2", "4", "6"]
+
+
+def test_an_expanded_node_is_replaced_by_what_it_returns() -> None:
+    executor = Executor(CLASSES)
+    prompt = {
+        "1": node("Grow", text="a"),
+        "2": node("Pair", a=["1", 0], b=["1", 1]),
+        "3": node("Show", text=["2", 0]),
+    }
+    events, ended = run(prompt, executor=executor)
+    assert ended.state == "success"
+    assert shown(events) == ["a!", "A!plain"]
+    inner = next(it.place for it in events if isinstance(it, NodeStarted) and it.place.node == "x.2")
+    assert (inner.display, inner.real, inner.parent) == ("1", "1", "1")
+    RUNS.clear()
+    events, _ = run(prompt, executor=executor)
+    assert RUNS == []
+
+
+def test_a_blocked_value_skips_what_needs_it_and_a_message_is_reported() -> None:
+    prompt = {
+        "1": node("Block", message=""),
+        "2": node("Upper", text=["1", 0]),
+        "3": node("Show", text=["2", 0]),
+        "4": node("Block", message="no video"),
+        "5": node("Show", text=["4", 0]),
+        "6": node("Text", value="fine"),
+        "7": node("Show", text=["6", 0]),
+    }
+    events, ended = run(prompt)
+    assert ended.state == "success"
+    assert RUNS == ["Text fine", "Show fine"]
+    (failed,) = [it for it in events if isinstance(it, NodeFailed)]
+    assert (failed.place.node, failed.message, failed.blocked) == ("5", "no video", True)
+
+
+def test_async_nodes_overlap() -> None:
+    prompt = {
+        "1": node("Slow", value="a"),
+        "2": node("Slow", value="b"),
+        "3": node("Pair", a=["1", 0], b=["2", 0]),
+        "4": node("Show", text=["3", 0]),
+    }
+    events, _ = run(prompt)
+    assert sorted(RUNS[:2]) == ["begin a", "begin b"]
+    assert shown(events) == ["ab"]
+
+
+def test_a_failure_ends_the_job_and_says_where() -> None:
+    executor = Executor(CLASSES)
+    prompt = {"1": node("Text", value="a" * 300), "2": node("Fail", text=["1", 0]), "3": node("Show", text=["2", 0])}
+    events, ended = run(prompt, executor=executor)
+    failed = next(it for it in events if isinstance(it, NodeFailed))
+    assert (failed.place.node, failed.class_type, failed.message) == ("2", "Fail", "it broke")
+    assert failed.exception_type == "ValueError"
+    assert failed.executed == ("1",)
+    assert "it broke" in "".join(failed.traceback)
+    assert len(failed.inputs["text"][0]) < 210
+    assert (ended.state, ended.at, events[-1]) == ("error", failed.place, ended)
+    assert run({"1": node("Show", text="next")}, executor=executor)[1].state == "success"
+
+
+def test_a_wrong_number_of_results_is_a_failure_in_words() -> None:
+    events, ended = run({"1": node("Wrong"), "2": node("Show", text=["1", 1])})
+    assert ended.state == "error"
+    failed = next(it for it in events if isinstance(it, NodeFailed))
+    assert "1 values; it declares 2 outputs" in failed.message
+
+
+def test_a_stop_is_honoured_inside_a_node() -> None:
+    token = CancelToken()
+    events: list[Event] = []
+
+    def watch(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, NodeProgressed) and event.value == 3:
+            token.cancel()
+
+    prompt = {"1": node("Work", steps=100), "2": node("Show", text=["1", 0])}
+    ended = Executor(CLASSES).run(Job(prompt=prompt, outputs=("2",)), watch, token)
+    assert ended.state == "interrupted"
+    assert ended.at is not None
+    assert ended.at.node == "1"
+    assert [it.value for it in events if isinstance(it, NodeProgressed)] == [1, 2, 3]
+
+
+def test_progress_and_text_carry_the_node() -> None:
+    events, _ = run({"5": node("Work", steps=2), "6": node("Show", text=["5", 0])})
+    assert [(it.place.node, it.value, it.total) for it in events if isinstance(it, NodeProgressed)] == [
+        ("5", 1, 2),
+        ("5", 2, 2),
+    ]
+    assert [(it.place.node, it.text) for it in events if isinstance(it, NodeSpoke)] == [("5", "did 2")]
+
+
+def test_hidden_inputs_are_filled_in_and_make_equal_nodes_differ() -> None:
+    prompt = {
+        "1": node("Who"),
+        "2": node("Who"),
+        "3": node("Pair", a=["1", 0], b=["2", 0]),
+        "4": node("Show", text=["3", 0]),
+    }
+    events, _ = run(prompt, extra_pnginfo={"workflow": 1})
+    assert shown(events) == ["1 4 {'workflow': 1}2 4 {'workflow': 1}"]
+
+
+def test_dynamic_inputs_arrive_as_mappings() -> None:
+    prompt = {
+        "1": node("Text", value="v"),
+        "2": node("Grown", **{"values.a": ["1", 0], "values.b": "c", "mode": "k", "mode.w": 3}),
+        "3": node("Show", text=["2", 0]),
+    }
+    events, _ = run(prompt)
+    assert shown(events) == ["{'b': 'c', 'a': 'v'} {'mode': 'k', 'w': 3}"]
+
+
+def test_a_list_constant_is_no_link() -> None:
+    events, _ = run({"1": node("Show", text={"__value__": ["9", 0]})})
+    assert shown(events) == [["9", 0]]
