@@ -1,0 +1,426 @@
+"""Jobs that are never lost: one SQLite file, written before anything is acknowledged.
+
+States::
+
+    pending ──claim──> running ──finish──> completed | failed | cancelled
+       │                  └──lost──> pending again, or quarantined after too many attempts
+       └──cancel──> cancelled
+
+Each claim raises the job's *fence*; a result is taken only with the fence of the latest claim, so that a worker that
+was given up cannot overwrite what its successor does. Order follows numbers that the store gives out, never a clock; times
+are there to be shown (UTC, milliseconds since the epoch).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from filelock import FileLock, Timeout
+
+from cygnet.errors import CygnetError, OutputError, RequestError
+
+JobState = Literal["pending", "running", "completed", "failed", "cancelled", "quarantined"]
+JOB_STATES: tuple[JobState, ...] = get_args(JobState)
+ENDED: tuple[JobState, ...] = ("completed", "failed", "cancelled", "quarantined")
+
+VERSION = 1
+"""Of the tables below. A file from a later version is refused, one from an earlier is migrated after a copy is made."""
+MOST_ATTEMPTS = 3
+"""How often a job may take its worker down before it is set aside."""
+
+_TABLES = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE jobs (
+  id TEXT PRIMARY KEY,
+  place REAL NOT NULL,            -- lower runs first
+  sequence INTEGER NOT NULL,      -- order of submission
+  state TEXT NOT NULL,
+  body TEXT NOT NULL,             -- prompt, outputs, extra and client as JSON
+  digest TEXT NOT NULL,           -- of the submission, to tell a repeated one from another
+  workflow_id TEXT,
+  attempts INTEGER NOT NULL DEFAULT 0,
+  fence INTEGER NOT NULL DEFAULT 0,
+  created_ms INTEGER NOT NULL,
+  started_ms INTEGER,
+  ended_ms INTEGER,
+  result TEXT                     -- outputs, messages and error as JSON, once it has ended
+) STRICT;
+CREATE INDEX jobs_by_place ON jobs (state, place, sequence);
+CREATE INDEX jobs_by_time ON jobs (state, ended_ms);
+"""
+
+
+class DuplicateJobError(RequestError):
+    """A job of that id was submitted before, with other contents."""
+
+    code = "job_conflict"
+
+
+class StoreError(CygnetError):
+    """The job file cannot be used."""
+
+    code = "store_unusable"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What a client asks for, already validated."""
+
+    id: str
+    prompt: Mapping[str, Any]
+    outputs: Sequence[str]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Without secrets: whatever is here can be read back by any client."""
+    client_id: str | None = None
+
+    @property
+    def workflow_id(self) -> str | None:
+        """The page's id of the workflow that the prompt was made from."""
+        workflow = (self.extra.get("extra_pnginfo") or {}).get("workflow") or {}
+        found = workflow.get("id") if isinstance(workflow, Mapping) else None
+        return found if isinstance(found, str) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a job ended."""
+
+    state: JobState
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    """Node id to what it shows."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[Sequence[Any]] = ()
+    """``[event, data]`` pairs for clients that read the history."""
+    error: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """One job as stored."""
+
+    id: str
+    number: float
+    """The priority shown to clients; lower runs first."""
+    state: JobState
+    submission: Submission
+    attempts: int
+    fence: int
+    created_ms: int
+    started_ms: int | None
+    ended_ms: int | None
+    ending: Ending | None
+
+
+class JobStore:
+    """The jobs of one data directory. Methods may be called from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        self._db = self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        fresh = not self.path.exists()
+        db = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=10)
+            db.row_factory = sqlite3.Row
+            if not fresh:
+                self._check(db)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")  # an acknowledged job survives a power cut
+            if fresh:
+                db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+        except (sqlite3.DatabaseError, OSError) as error:
+            if db is not None:
+                db.close()
+            raise StoreError(
+                f"the job file {self.path.name} cannot be used ({error}); it was left as it is. Move it away to start "
+                "with an empty queue, or restore it from a backup"
+            ) from error
+        return db
+
+    def _check(self, db: sqlite3.Connection) -> None:
+        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+        if version != VERSION:
+            db.close()
+            later = "a later" if version > VERSION else "an unknown"
+            raise StoreError(
+                f"the job file {self.path.name} was written by {later} version of cygnet (format {version}, this one "
+                f"reads {VERSION}); it was left as it is. Install that version, or move the file away"
+            )
+
+    def close(self) -> None:
+        """Finish; the file stays."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: everything in it happens, or nothing."""
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield self._db
+                self._db.execute("COMMIT")
+            except sqlite3.OperationalError as error:
+                self._roll_back()
+                raise OutputError(f"the job file could not be written: {error}") from error
+            except BaseException:
+                self._roll_back()
+                raise
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    # Submission
+
+    def submit(self, it: Submission, *, front: bool = False, number: float | None = None) -> JobRecord:
+        """Store a job; on return it is on disk. The same submission again gives the job that is there already.
+
+        Jobs run by ascending number. The store counts them up; with ``front`` the count is negated, so that the job
+        comes before all others. Raises :class:`DuplicateJobError` when the id belongs to another submission.
+        """
+        body = json.dumps(
+            {"prompt": it.prompt, "outputs": list(it.outputs), "extra": it.extra, "client_id": it.client_id},
+            separators=(",", ":"),
+        )
+        digest = hashlib.sha256(json.dumps([it.prompt, list(it.outputs)], sort_keys=True).encode()).hexdigest()
+        with self._writing() as db:
+            known = db.execute("SELECT digest FROM jobs WHERE id = ?", (it.id,)).fetchone()
+            if known is not None and known["digest"] != digest:
+                raise DuplicateJobError(f"job {it.id} was submitted before with other contents; use a new prompt_id")
+            if known is None:
+                sequence = self._count(db)
+                place = number if number is not None else float(-sequence if front else sequence)
+                db.execute(
+                    "INSERT INTO jobs (id, place, sequence, state, body, digest, workflow_id, created_ms)"
+                    " VALUES (?, ?, ?, 'pending', ?, ?, ?, ?)",
+                    (it.id, place, sequence, body, digest, it.workflow_id, _now()),
+                )
+        return self.require(it.id)
+
+    @staticmethod
+    def _count(db: sqlite3.Connection) -> int:
+        """The next sequence number; numbers of deleted jobs are not given out again."""
+        row = db.execute(
+            "INSERT INTO facts VALUES ('sequence', '1') ON CONFLICT (name)"
+            " DO UPDATE SET value = CAST(value AS INTEGER) + 1 RETURNING value"
+        ).fetchone()
+        return int(row["value"])
+
+    # Work
+
+    def claim(self) -> JobRecord | None:
+        """Take the next pending job to run; None when there is none."""
+        with self._writing() as db:
+            row = db.execute(
+                "UPDATE jobs SET state = 'running', attempts = attempts + 1, fence = fence + 1, started_ms = ?"
+                " WHERE id = (SELECT id FROM jobs WHERE state = 'pending' ORDER BY place, sequence LIMIT 1)"
+                " RETURNING *",
+                (_now(),),
+            ).fetchone()
+        return None if row is None else _record(row)
+
+    def finish(self, job_id: str, fence: int, ending: Ending) -> bool:
+        """Record the end of a running job; False, and nothing recorded, when the claim is no longer the latest."""
+        if ending.state not in ENDED:
+            raise ValueError(f"a job does not end as {ending.state}")
+        with self._writing() as db:
+            changed = db.execute(
+                "UPDATE jobs SET state = ?, result = ?, ended_ms = ? WHERE id = ? AND state = 'running' AND fence = ?",
+                (ending.state, _ending_text(ending), _now(), job_id, fence),
+            ).rowcount
+        return changed == 1
+
+    def lose(self, evidence: str, only: Iterable[str] | None = None) -> list[JobRecord]:
+        """Running jobs whose worker is gone: pending again, or quarantined when they were tried too often.
+
+        Called at start for all, and by the server for the job of a worker that died. Returns the jobs as they are now.
+        """
+        with self._writing() as db:
+            running = [row["id"] for row in db.execute("SELECT id FROM jobs WHERE state = 'running'")]
+            lost = [it for it in running if only is None or it in set(only)]
+            for job_id in lost:
+                error = {"exception_type": "WorkerLost", "exception_message": evidence, "node_id": "", "node_type": ""}
+                ending = Ending(state="quarantined", error={**error, "traceback": []})
+                db.execute(
+                    "UPDATE jobs SET state = CASE WHEN attempts < ?1 THEN 'pending' ELSE 'quarantined' END,"
+                    " result = CASE WHEN attempts < ?1 THEN NULL ELSE ?2 END,"
+                    " ended_ms = CASE WHEN attempts < ?1 THEN NULL ELSE ?3 END, fence = fence + 1 WHERE id = ?4",
+                    (MOST_ATTEMPTS, _ending_text(ending), _now(), job_id),
+                )
+        return [self.require(job_id) for job_id in lost]
+
+    def retry(self, job_id: str) -> JobRecord:
+        """Put an ended job at the end of the queue again, with its attempts forgotten."""
+        with self._writing() as db:
+            place = self._count(db)
+            changed = db.execute(
+                "UPDATE jobs SET state = 'pending', attempts = 0, result = NULL, started_ms = NULL, ended_ms = NULL,"
+                f" place = ?, sequence = ? WHERE id = ? AND state IN ({_marks(ENDED)})",
+                (place, place, job_id, *ENDED),
+            ).rowcount
+        if not changed:
+            state = self.require(job_id).state
+            raise RequestError(f"job {job_id} is {state}; only a job that has ended can be tried again")
+        return self.require(job_id)
+
+    def cancel(self, job_ids: Iterable[str] | None = None) -> list[str]:
+        """Cancel pending jobs, all of them with None; returns the ids of those that were pending."""
+        ending = _ending_text(Ending(state="cancelled"))
+        with self._writing() as db:
+            pending = [row["id"] for row in db.execute("SELECT id FROM jobs WHERE state = 'pending'")]
+            chosen = pending if job_ids is None else [it for it in job_ids if it in set(pending)]
+            db.executemany(
+                "UPDATE jobs SET state = 'cancelled', result = ?, ended_ms = ? WHERE id = ?",
+                [(ending, _now(), it) for it in chosen],
+            )
+        return chosen
+
+    def forget(self, job_ids: Iterable[str] | None = None) -> None:
+        """Delete ended jobs from the history, all of them with None; files that they wrote stay."""
+        with self._writing() as db:
+            if job_ids is None:
+                db.execute(f"DELETE FROM jobs WHERE state IN ({_marks(ENDED)})", ENDED)
+            else:
+                db.executemany(
+                    f"DELETE FROM jobs WHERE id = ? AND state IN ({_marks(ENDED)})", [(it, *ENDED) for it in job_ids]
+                )
+
+    # Reading
+
+    def get(self, job_id: str) -> JobRecord | None:
+        """One job, or None."""
+        rows = self._rows("SELECT * FROM jobs WHERE id = ?", (job_id,))
+        return _record(rows[0]) if rows else None
+
+    def require(self, job_id: str) -> JobRecord:
+        """One job; raises :class:`~cygnet.errors.RequestError` when there is none of that id."""
+        found = self.get(job_id)
+        if found is None:
+            raise RequestError(f"there is no job {job_id}; list the jobs with: cygnet jobs list", field="id")
+        return found
+
+    def remaining(self) -> int:
+        """How many jobs are pending or running."""
+        (row,) = self._rows("SELECT COUNT(*) AS n FROM jobs WHERE state IN ('pending', 'running')")
+        return int(row["n"])
+
+    def queue(self, state: Literal["pending", "running"]) -> list[JobRecord]:
+        """Jobs that are waiting, in the order in which they will run; or the running ones."""
+        return [
+            _record(it) for it in self._rows("SELECT * FROM jobs WHERE state = ? ORDER BY place, sequence", (state,))
+        ]
+
+    def history(self, limit: int | None = None, offset: int | None = None) -> list[JobRecord]:
+        """Ended jobs, oldest first: the newest ``limit``, or from ``offset`` (of the oldest) on."""
+        order, start = ("DESC", 0) if offset is None or offset < 0 else ("ASC", offset)
+        rows = self._rows(
+            f"SELECT * FROM jobs WHERE state IN ({_marks(ENDED)}) ORDER BY ended_ms {order}, sequence {order}"
+            " LIMIT ? OFFSET ?",
+            (*ENDED, -1 if limit is None else limit, start),
+        )
+        return [_record(it) for it in (rows if order == "ASC" else rows[::-1])]
+
+    def page(
+        self,
+        states: Sequence[JobState],
+        *,
+        workflow_id: str | None = None,
+        by_duration: bool = False,
+        ascending: bool = False,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> tuple[list[JobRecord], int]:
+        """A page of the jobs in any of ``states``, and how many there are in all."""
+        where = f"state IN ({_marks(states)}) AND (? IS NULL OR workflow_id = ?)"
+        values = (*states, workflow_id, workflow_id)
+        (row,) = self._rows(f"SELECT COUNT(*) AS n FROM jobs WHERE {where}", values)
+        column = "COALESCE(ended_ms - started_ms, 0)" if by_duration else "created_ms"
+        order = "ASC" if ascending else "DESC"
+        rows = self._rows(
+            f"SELECT * FROM jobs WHERE {where} ORDER BY {column} {order}, sequence {order} LIMIT ? OFFSET ?",
+            (*values, -1 if limit is None else limit, offset),
+        )
+        return [_record(it) for it in rows], int(row["n"])
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _ending_text(it: Ending) -> str:
+    fields = {"outputs": it.outputs, "meta": it.meta, "messages": it.messages, "error": it.error}
+    return json.dumps(fields, separators=(",", ":"))
+
+
+def _record(row: sqlite3.Row) -> JobRecord:
+    body = json.loads(row["body"])
+    result = None if row["result"] is None else json.loads(row["result"])
+    return JobRecord(
+        id=row["id"],
+        number=row["place"],
+        state=row["state"],
+        submission=Submission(
+            id=row["id"],
+            prompt=body["prompt"],
+            outputs=tuple(body["outputs"]),
+            extra=body["extra"],
+            client_id=body["client_id"],
+        ),
+        attempts=row["attempts"],
+        fence=row["fence"],
+        created_ms=row["created_ms"],
+        started_ms=row["started_ms"],
+        ended_ms=row["ended_ms"],
+        ending=None if result is None else Ending(state=row["state"], **result),
+    )
+
+
+@contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Hold a data directory for this process; raises StoreError, naming the holder, when another one has it.
+
+    The lock belongs to the process and not to the file: it is gone when the process is, however it ended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / "server.pid"
+    lock = FileLock(folder / "server.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        holder = note.read_text().strip() if note.exists() else "unknown"
+        raise StoreError(
+            f"another cygnet server (process {holder}) uses this data directory; stop it, or start this one with "
+            "another --base-directory"
+        ) from error
+    try:
+        note.write_text(f"{os.getpid()}\n")
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+        lock.release()
