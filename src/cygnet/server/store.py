@@ -7,8 +7,8 @@ States::
        └──cancel──> cancelled
 
 Each claim raises the job's *fence*; a result is taken only with the fence of the latest claim, so that a worker that
-was given up cannot overwrite what its successor does. Order follows numbers that the store gives out, never a clock; times
-are there to be shown (UTC, milliseconds since the epoch).
+was given up cannot overwrite what its successor does. Order follows numbers that the store gives out, never a clock;
+times are there to be shown (UTC, milliseconds since the epoch).
 """
 
 from __future__ import annotations
