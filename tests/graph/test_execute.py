@@ -329,7 +329,7 @@ def test_a_failure_ends_the_job_and_says_where() -> None:
     prompt = {"1": node("Text", value="a" * 300), "2": node("Fail", text=["1", 0]), "3": node("Show", text=["2", 0])}
     events, ended = run(prompt, executor=executor)
     failed = next(it for it in events if isinstance(it, NodeFailed))
-    assert (failed.place.node, failed.class_type, failed.message) == ("2", "Fail", "it broke")
+    assert (failed.place.node, failed.place.class_type, failed.message) == ("2", "Fail", "it broke")
     assert failed.exception_type == "ValueError"
     assert failed.executed == ("1",)
     assert "it broke" in "".join(failed.traceback)

@@ -16,6 +16,7 @@ class Place:
     real: str
     """The node of the submitted prompt that it stems from."""
     parent: str | None = None
+    class_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,6 @@ class NodeFailed:
     """A node raised, or was told to fail; the job ends unless ``blocked``."""
 
     place: Place
-    class_type: str
     message: str
     exception_type: str
     traceback: tuple[str, ...] = ()

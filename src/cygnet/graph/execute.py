@@ -146,7 +146,8 @@ class _Run:
 
     async def _all(self) -> None:
         for key in self.job.prompt:
-            self._add(key, self.job.prompt[key], Place(node=key, display=key, real=key))
+            kind = self.job.prompt[key]["class_type"]
+            self._add(key, self.job.prompt[key], Place(node=key, display=key, real=key, class_type=kind))
         known = [key for key in self._needed() if self.cache.get(self._key(key))]
         self.sink(NodesCached(tuple(known)))
         for key in self.job.outputs:
@@ -320,7 +321,7 @@ class _Run:
 
     def _blocked(self, node: _Node, blocker: ExecutionBlocker) -> ExecutionBlocker:
         if blocker.message is not None and node.kind.is_output:
-            failed = NodeFailed(node.place, node.kind.name, blocker.message, "ExecutionBlocked", blocked=True)
+            failed = NodeFailed(node.place, blocker.message, "ExecutionBlocked", blocked=True)
             self.sink(failed)
         return ExecutionBlocker(None if node.kind.is_output else blocker.message)
 
@@ -340,7 +341,6 @@ class _Run:
         module = type(error).__module__
         failed = NodeFailed(
             node.place,
-            node.kind.name,
             str(error) or name,
             name if module == "builtins" else f"{module}.{name}",
             tuple(traceback.format_exception(error)),
@@ -365,7 +365,8 @@ class _Run:
         inner = {key: it for result in results for key, it in result.expand.items()}
         for key, it in inner.items():
             display = str(it.get("override_display_id") or node.place.display)
-            self._add(key, it, Place(node=key, display=display, real=node.place.real, parent=node.key))
+            place = Place(node=key, display=display, real=node.place.real, parent=node.key, class_type=it["class_type"])
+            self._add(key, it, place)
         linked = {value[0] for result in results for value in result.values if _links_into(value, inner)}
         outputs = {key for key in inner if self.nodes[key].kind.is_output}
         for key in sorted(linked | outputs):
