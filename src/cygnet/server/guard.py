@@ -1,0 +1,196 @@
+"""Who may talk to the server: a gate in front of every route and of the socket.
+
+A browser on this machine runs pages of other sites, and those can reach a loopback address. What tells them apart is
+what the browser adds by itself: ``Origin`` and ``Sec-Fetch-Site`` (set on requests that other sites cause) and ``Host``
+(which keeps the name that a rebound domain was reached by). Programs send none of the first two and pass. On an address
+that other machines reach, a token is needed besides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from cygnet.errors import RequestError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+COOKIE = "cygnet_token"
+_LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
+_WRONG_TOKENS, _WINDOW = 20, 60.0  # so many wrong tokens in so many seconds, then none is looked at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Who is let in.
+
+    ``listen`` is the address bound to, ``names`` further host names under which users reach the server, ``origins``
+    other sites' origins that may call it, ``token`` the secret that every request must carry.
+    """
+
+    listen: str = "127.0.0.1"
+    names: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.token is None and not is_loopback(self.listen):
+            raise RequestError(
+                f"listening on {self.listen} lets other machines in, and needs a token: start with --token-file FILE "
+                "(a file with a long random line), or leave --listen away to serve this machine alone",
+                field="listen",
+            )
+        if self.token is not None and len(self.token) < 16:
+            raise RequestError("the token is shorter than 16 characters; use a long random one", field="token")
+
+    def knows(self, host: str) -> bool:
+        """Whether ``host``, without port, is a name of this server."""
+        own = {self.listen} if self.listen not in ("0.0.0.0", "::") else set()
+        return host in _LOOPBACK_NAMES | own | self.names or (self.token is not None and _is_address(host))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    return host in _LOOPBACK_NAMES or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass
+class Guard:
+    """ASGI middleware. ``is_page(path)`` tells documents and static files, which may be navigated to, from data."""
+
+    app: App
+    access: Access
+    is_page: Callable[[str], bool]
+    clock: Callable[[], float] = time.monotonic
+    wrong: list[float] = field(default_factory=list)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request through, or answer it."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        refusal = self.refusal(scope)
+        if refusal is None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": refusal.reason})
+        else:
+            await refusal.answer(send)
+
+    def refusal(self, scope: Scope) -> Refusal | None:
+        """Why a request is not let through; None if it is."""
+        headers = _headers(scope)
+        hosts = headers.get("host", [])
+        host = _host_name(hosts[0]) if len(hosts) == 1 else None
+        if host is None or not self.access.knows(host):
+            return Refusal(403, "this host name is not one of the server's; add it with --allow-host")
+        if (reason := self._foreign(scope, headers, hosts[0])) is not None:
+            return Refusal(403, reason)
+        return self._without_token(scope, headers)
+
+    def _foreign(self, scope: Scope, headers: Mapping[str, list[str]], host: str) -> str | None:
+        visiting = (
+            scope["type"] == "http"
+            and scope.get("method") in ("GET", "HEAD")
+            and self.is_page(scope["path"])
+            and "origin" not in headers
+        )
+        for origin in headers.get("origin", []):
+            if origin not in self.access.origins and urlsplit(origin).netloc.lower() != host.lower():
+                return f"requests from {origin[:100]!r} are refused"
+        sites = headers.get("sec-fetch-site", [])
+        if any(site not in ("same-origin", "none") for site in sites) and not visiting:
+            allowed = set(headers.get("origin", [])) & self.access.origins
+            if not allowed:
+                return "requests that another site causes are refused"
+        return None
+
+    def _without_token(self, scope: Scope, headers: Mapping[str, list[str]]) -> Refusal | None:
+        if self.access.token is None or scope["path"] in ("/login", "/health"):
+            return None
+        now = self.clock()
+        self.wrong = [at for at in self.wrong if now - at < _WINDOW]
+        if len(self.wrong) >= _WRONG_TOKENS:
+            return Refusal(429, "too many wrong tokens; wait a minute")
+        given = _token_in(scope, headers)
+        if given is not None and matches(given, self.access.token):
+            return None
+        if given is not None:
+            self.wrong.append(now)
+        return Refusal(401, "a token is needed: open /login, or send it as 'Authorization: Bearer ...'")
+
+
+def matches(given: str, token: str) -> bool:
+    """Whether a token is right, in a time that does not depend on how much of it is."""
+    left, right = (hashlib.sha256(it.encode(errors="replace")).digest() for it in (given, token))
+    return hmac.compare_digest(left, right)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An answer in place of the application's."""
+
+    status: int
+    reason: str
+
+    async def answer(self, send: Send) -> None:
+        """Send it."""
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"x-content-type-options", b"nosniff")]
+        if self.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": f"{self.reason}\n".encode()})
+
+
+def _headers(scope: Scope) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, value in scope["headers"]:
+        found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1").strip())
+    return found
+
+
+def _host_name(host: str) -> str | None:
+    """A Host header without its port; None when it is not of the form ``name[:port]``."""
+    try:
+        parts = urlsplit(f"//{host}")
+        _ = parts.port  # raises for one that is no number
+    except ValueError:
+        return None
+    plain = parts.hostname is not None and not parts.path and not parts.query and "@" not in host
+    return parts.hostname if plain else None
+
+
+def _token_in(scope: Scope, headers: Mapping[str, list[str]]) -> str | None:
+    for value in headers.get("authorization", []):
+        kind, _, given = value.partition(" ")
+        if kind.lower() == "bearer":
+            return given.strip()
+    for value in headers.get("cookie", []):
+        try:
+            morsel = SimpleCookie(value).get(COOKIE)
+        except CookieError:
+            continue
+        if morsel is not None:
+            return morsel.value
+    if scope["type"] == "websocket":  # a browser can give a socket no header of its own
+        return next(iter(parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [])), None)
+    return None

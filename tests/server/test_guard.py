@@ -1,0 +1,170 @@
+"""Other sites, rebound names and strangers are kept out; programs and the page itself pass."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any
+
+import pytest
+
+from cygnet.errors import RequestError
+from cygnet.server.guard import Access, Guard, Refusal, is_loopback
+
+TOKEN = "a-long-and-random-token"
+
+
+def is_page(path: str) -> bool:
+    return path == "/" or path.startswith("/assets/")
+
+
+def scope(path: str = "/api/prompt", method: str = "POST", kind: str = "http", **headers: str | list[str]) -> Any:
+    rows = {"host": "127.0.0.1:8188"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    pairs = [
+        (name.encode(), value.encode())
+        for name, values in rows.items()
+        for value in ([values] if isinstance(values, str) else values)
+    ]
+    path, _, query = path.partition("?")
+    return {"type": kind, "path": path, "method": method, "headers": pairs, "query_string": query.encode()}
+
+
+async def nothing(scope: Any, receive: Any, send: Any) -> None:
+    return None
+
+
+def judge(request: Any, **access: Any) -> int:
+    refusal = Guard(nothing, Access(**access), is_page).refusal(request)
+    return 200 if refusal is None else refusal.status
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8188", "127.0.0.1:8188", "[::1]:8188", "LOCALHOST:1"])
+def test_programs_reach_it_by_its_own_names(host: str) -> None:
+    assert judge(scope(host=host)) == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.test", "evil.test:8188", "localhost.evil.test", "127.1", "2130706433", "", "localhost:x"),
+        *("user@localhost", "localhost/x", "127.0.0.1:8188, evil.test", "0.0.0.0:8188", "192.168.0.7"),
+    ],
+)
+def test_other_names_are_refused(host: str) -> None:
+    assert judge(scope(host=host)) == 403
+
+
+def test_a_missing_or_repeated_host_is_refused() -> None:
+    assert judge(scope(host=[])) == 403
+    assert judge(scope(host=["127.0.0.1", "127.0.0.1"])) == 403
+
+
+def test_names_can_be_added() -> None:
+    assert judge(scope(host="studio.lan:8188"), names=frozenset({"studio.lan"})) == 200
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_the_page_itself_passes_and_other_sites_do_not(kind: str, method: str) -> None:
+    def status(**headers: str) -> int:
+        return judge(scope(method=method, kind=kind, **headers))
+
+    assert status(origin="http://127.0.0.1:8188", sec_fetch_site="same-origin") == 200
+    assert status(sec_fetch_site="same-origin") == 200
+    assert status(sec_fetch_site="none") == 200
+    for bad in (
+        {"origin": "null"},
+        {"origin": "http://evil.test"},
+        {"origin": "http://127.0.0.1:3000"},
+        {"origin": "https://127.0.0.1:8188.evil.test"},
+        {"origin": ""},
+        {"sec_fetch_site": "cross-site"},
+        {"sec_fetch_site": "same-site"},
+        {"sec_fetch_site": "nonsense"},
+        {"origin": "http://127.0.0.1:8188", "sec_fetch_site": "cross-site"},
+    ):
+        assert status(**bad) == 403, bad
+
+
+def test_the_document_and_its_files_may_be_navigated_to_from_anywhere_but_not_posted_to() -> None:
+    for path in ("/", "/assets/a.js"):
+        assert judge(scope(path, "GET", sec_fetch_site="cross-site")) == 200
+        assert judge(scope(path, "POST", sec_fetch_site="cross-site")) == 403
+        assert judge(scope(path, "GET", sec_fetch_site="cross-site", origin="null")) == 403
+    assert judge(scope("/ws", "GET", "websocket", sec_fetch_site="cross-site")) == 403
+
+
+def test_another_origin_can_be_allowed_by_name() -> None:
+    request = scope(origin="http://tool.lan:3000", sec_fetch_site="cross-site")
+    assert judge(request, origins=frozenset({"http://tool.lan:3000"})) == 200
+    assert judge(request, origins=frozenset({"http://tool.lan"})) == 403
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0", "::", "192.168.0.7", "studio.lan"])
+def test_other_machines_need_a_token(listen: str) -> None:
+    with pytest.raises(RequestError, match="needs a token"):
+        Access(listen=listen)
+    assert Access(listen=listen, token=TOKEN).token == TOKEN
+    with pytest.raises(RequestError, match="shorter than 16"):
+        Access(listen=listen, token="short")
+
+
+def test_loopback_is_told_from_the_rest() -> None:
+    assert all(is_loopback(it) for it in ("localhost", "127.0.0.1", "127.8.9.1", "::1"))
+    assert not any(is_loopback(it) for it in ("0.0.0.0", "10.0.0.1", "example.test", "127.0.0.1.evil.test"))
+
+
+def test_a_token_is_taken_from_header_cookie_or_a_sockets_query() -> None:
+    def status(request: Any) -> int:
+        return judge(request, listen="0.0.0.0", token=TOKEN)
+
+    assert status(scope()) == 401
+    assert status(scope(host="192.168.0.7:8188")) == 401
+    assert status(scope(authorization=f"Bearer {TOKEN}")) == 200
+    assert status(scope(authorization=f"bearer {TOKEN}x")) == 401
+    assert status(scope(authorization=f"Basic {TOKEN}")) == 401
+    assert status(scope(cookie=f"a=b; cygnet_token={TOKEN}")) == 200
+    assert status(scope(cookie="cygnet_token=")) == 401
+    assert status(scope(f"/ws?clientId=1&token={TOKEN}", kind="websocket")) == 200
+    assert status(scope(f"/api/queue?token={TOKEN}", "GET")) == 401  # it would end up in logs and histories
+    assert status(scope("/login", "GET")) == 200
+    assert status(scope("/health", "GET")) == 200
+
+
+def test_guessing_is_slowed_down() -> None:
+    now = [0.0]
+    guard = Guard(nothing, Access(token=TOKEN), is_page, clock=lambda: now[0])
+
+    def status(token: str) -> int:
+        refusal = guard.refusal(scope(authorization=f"Bearer {token}"))
+        return 200 if refusal is None else refusal.status
+
+    statuses = [status(f"guess {i}") for i in range(25)]
+    assert statuses == [401] * 20 + [429] * 5
+    assert status(TOKEN) == 429
+    now[0] = 61
+    assert status(TOKEN) == 200
+
+
+def test_refusals_are_answers() -> None:
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "websocket.connect"}
+
+    guard = Guard(nothing, Access(), is_page)
+    asyncio.run(guard(scope(host="evil.test"), receive, send))
+    assert sent[0]["status"] == 403
+    assert b"--allow-host" in sent[1]["body"]
+    sent.clear()
+    asyncio.run(guard(scope("/ws", kind="websocket", origin="null"), receive, send))
+    assert sent == [{"type": "websocket.close", "code": 1008, "reason": "requests from 'null' are refused"}]
+    sent.clear()
+    asyncio.run(guard({"type": "lifespan"}, receive, send))
+    asyncio.run(guard(scope(), receive, send))
+    assert sent == []
+    asyncio.run(Refusal(401, "no").answer(send))
+    assert (b"www-authenticate", b"Bearer") in sent[0]["headers"]
