@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,3 +111,30 @@ Event = (
     | JobEnded
 )
 Sink = Callable[[Event], None]
+
+_BY_NAME: dict[str, type[Any]] = {it.__name__: it for it in get_args(Event)}
+_PLACES = ("place", "at")
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """An event for another process: plain JSON values, pictures in base64."""
+    fields = asdict(event)
+    if isinstance(event, NodePreviewed):
+        fields["image"] = base64.b64encode(event.image).decode()
+    return {"event": type(event).__name__, **fields}
+
+
+def from_json(fields: Mapping[str, Any]) -> Event:
+    """Undo :func:`to_json`. Raises KeyError, TypeError or ValueError for anything else."""
+    values = dict(fields)
+    kind = _BY_NAME[values.pop("event")]
+    for name in _PLACES:
+        if values.get(name) is not None:
+            values[name] = Place(**values[name])
+    if kind is NodePreviewed:
+        values["image"] = base64.b64decode(values["image"], validate=True)
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = tuple(value)
+    event: Event = kind(**values)
+    return event
