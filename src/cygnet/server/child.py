@@ -1,0 +1,188 @@
+"""Processes of our own that do what must not happen in the server: import foreign code, hold models, crash.
+
+Both sides speak JSON over a pipe. The server asks (``{"ask": number, "what": name, ...}``) and is answered
+(``{"answer": number, "value": ...}`` or ``"error"``); in between a child may tell other things, such as a job's events.
+JSON and not pickle: what a crashed or captured child sends cannot run code in the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import itertools
+import json
+import logging
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from cygnet.errors import CygnetError
+
+_log = logging.getLogger(__name__)
+
+
+class ChildLost(CygnetError):
+    """The process that was asked is gone."""
+
+    code = "worker_lost"
+
+
+class ChildFailed(CygnetError):
+    """The process answered that it could not; the message is its own."""
+
+    code = "worker_failed"
+
+
+class Channel:
+    """The child's end. Sending may be done from any thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next message; None when the server is gone or asks to stop."""
+        try:
+            message: dict[str, Any] = json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            return None
+        return None if message.get("what") == "stop" else message
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Tell the server something; silently nothing when it is gone, which :meth:`receive` will say."""
+        data = json.dumps(message).encode()
+        with self._lock, contextlib.suppress(OSError):
+            self._connection.send_bytes(data)
+
+    def answer(self, message: Mapping[str, Any], work: Callable[[], Any]) -> None:
+        """Do what was asked and send the result, or in words why there is none."""
+        try:
+            value = work()
+        except Exception as error:  # the server must hear of any failure
+            _log.exception("failed: %s", message.get("what"))
+            self.send({"answer": message["ask"], "error": f"{type(error).__name__}: {error}"})
+        else:
+            self.send({"answer": message["ask"], "value": value})
+
+
+def _run(target: str, options: Mapping[str, Any], connection: Connection) -> None:
+    """The child's main: ``target`` is ``module:function``, called with its channel and options."""
+    # Ctrl-C reaches the whole group of processes; the server decides what happens to its children.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    module, _, name = target.partition(":")
+    getattr(importlib.import_module(module), name)(Channel(connection), options)
+
+
+@dataclass(eq=False)
+class Child:
+    """The server's end of one process. Made, used and heard on the event loop."""
+
+    target: str
+    options: Mapping[str, Any]
+    heard: Callable[[dict[str, Any]], None]
+    """Called with everything that is no answer."""
+    ended: Callable[[str], None]
+    """Called once with how the process ended, in words."""
+    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _open: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
+    _process: SpawnProcess | None = None
+    _connection: Connection | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return self._process.pid if self._process is not None and self._process.is_alive() else None
+
+    def start(self) -> None:
+        """Start the process; what is asked before it is ready waits."""
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_run, args=(self.target, dict(self.options), theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._read, args=(loop,), daemon=True, name=f"reads {self.target}").start()
+
+    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
+        assert self._connection is not None
+        assert self._process is not None
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                data = self._connection.recv_bytes()
+                try:
+                    message = json.loads(data)
+                except ValueError:
+                    _log.warning("a child sent what is no JSON; ignored")
+                    continue
+                loop.call_soon_threadsafe(self._take, message)
+        self._process.join()
+        with contextlib.suppress(RuntimeError):  # the loop may be closed already
+            loop.call_soon_threadsafe(self._lost, how_it_ended(self._process.exitcode))
+
+    def _take(self, message: Any) -> None:
+        if not isinstance(message, dict) or "answer" not in message:
+            if isinstance(message, dict):
+                self.heard(message)
+            return
+        future = self._open.pop(message["answer"], None)
+        if future is not None and not future.done():
+            if "error" in message:
+                future.set_exception(ChildFailed(str(message["error"])))
+            else:
+                future.set_result(message.get("value"))
+
+    def _lost(self, how: str) -> None:
+        for future in self._open.values():
+            if not future.done():
+                future.set_exception(ChildLost(f"the process {how}"))
+        self._open.clear()
+        self.ended(how)
+
+    def tell(self, what: str, **more: Any) -> None:
+        """Send without waiting for an answer."""
+        assert self._connection is not None
+        with contextlib.suppress(OSError):
+            self._connection.send_bytes(json.dumps({"what": what, **more}).encode())
+
+    async def ask(self, what: str, **more: Any) -> Any:
+        """Send and wait for the answer. Raises :class:`ChildLost` or :class:`ChildFailed`."""
+        if self.pid is None:
+            raise ChildLost("the process is not running")
+        number = next(self._numbers)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._open[number] = future
+        self.tell(what, ask=number, **more)
+        return await future
+
+    async def stop(self, grace: float) -> None:
+        """Ask it to stop, and after ``grace`` seconds end it by force."""
+        if self._process is None:
+            return
+        self.tell("stop")
+        await asyncio.to_thread(self._process.join, grace)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it now."""
+        if self._process is not None and self._process.is_alive():
+            self._process.kill()
+
+
+def how_it_ended(exit_code: int | None) -> str:
+    """An exit code in words."""
+    if exit_code is None:
+        return "is still running"
+    if exit_code >= 0:
+        return f"ended with exit code {exit_code}"
+    if -exit_code == signal.SIGKILL:
+        return "was killed (by the system for lack of memory, or by somebody)"
+    try:
+        return f"was ended by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"was ended by signal {-exit_code}"
