@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
+from cygnet.graph.context import current
+from cygnet.graph.contract import Classic
 from cygnet.server.child import Channel
+from cygnet.server.worker import serve_catalogue, serve_jobs
 
 
 def echo(channel: Channel, options: Mapping[str, Any]) -> None:
@@ -24,3 +28,53 @@ def echo(channel: Channel, options: Mapping[str, Any]) -> None:
             case "leave":
                 sys.exit(3)
     channel.send({"goodbye": True})
+
+
+class Text:
+    """A source; the text "crash" takes the process down, "fail" raises, "wait" waits to be stopped."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"text": ("STRING", {})}}
+
+    RETURN_TYPES = ("STRING",)
+    FUNCTION = "run"
+
+    def run(self, text: str) -> tuple[str]:
+        if text == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if text == "fail":
+            raise ValueError("it broke")
+        if text == "wait":
+            for i in range(10_000):
+                current().progress(i, 10_000)
+                time.sleep(0.005)
+        if text == "preview":
+            current().preview(b"picture", "image/jpeg")
+        return (text,)
+
+
+class Show:
+    """An output."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"text": ("STRING", {"forceInput": True})}}
+
+    RETURN_TYPES = ()
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+
+    def run(self, text: str) -> dict[str, Any]:
+        return {"ui": {"text": [text]}}
+
+
+CLASSES = {"Text": Classic("Text", Text), "Show": Classic("Show", Show)}
+
+
+def worker(channel: Channel, options: Mapping[str, Any]) -> None:
+    serve_jobs(channel, CLASSES)
+
+
+def catalogue(channel: Channel, options: Mapping[str, Any]) -> None:
+    serve_catalogue(channel, lambda: CLASSES)

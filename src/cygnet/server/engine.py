@@ -1,0 +1,289 @@
+"""The studio without HTTP: submissions become stored jobs, jobs run in the worker, events reach the sockets.
+
+One loop of life for a job: validated by the catalogue, stored, acknowledged; claimed when the worker is free; its end
+is stored before any client is told that the queue has moved on. Whatever process dies, what was acknowledged is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cygnet.graph.events import JobEnded, from_json
+from cygnet.server.child import Child, ChildLost
+from cygnet.server.sockets import Sockets
+from cygnet.server.store import DuplicateJobError, Ending, JobRecord, JobStore, Submission
+from cygnet.server.wire import JobMessages, Message, over, status
+
+_log = logging.getLogger(__name__)
+
+SECRETS = frozenset(("auth_token_comfy_org", "api_key_comfy_org"))
+"""Keys of ``extra_data`` that are credentials of a vendor's service: never stored, never shown."""
+MOST_NODES = 20_000
+MOST_PENDING = 10_000
+_RESTART_AFTER = (0.0, 1.0, 5.0, 15.0, 60.0)  # seconds before each further start of a worker that dies at once
+
+
+class Refused(Exception):
+    """A submission is answered with an HTTP status and a body in the protocol's shape."""
+
+    def __init__(
+        self, http_status: int, error: Mapping[str, Any], node_errors: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(error.get("message"))
+        self.http_status = http_status
+        self.body = {"error": dict(error), "node_errors": dict(node_errors or {})}
+
+
+def _refusal(kind: str, message: str, details: str = "", http_status: int = 400) -> Refused:
+    return Refused(http_status, {"type": kind, "message": message, "details": details, "extra_info": {}})
+
+
+@dataclass
+class _Running:
+    record: JobRecord
+    messages: JobMessages
+
+
+@dataclass(eq=False)
+class Engine:
+    """Everything the routes call. Lives on the event loop."""
+
+    store: JobStore
+    sockets: Sockets
+    worker_target: str
+    catalogue_target: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Given to both processes."""
+    running: _Running | None = None
+    draining: bool = False
+    _worker: Child | None = None
+    _worker_ready: bool = False
+    _catalogue: Child | None = None
+    _deaths: int = 0
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    # Life
+
+    async def start(self) -> None:
+        """Start both processes and go on with what an earlier server left."""
+        for record in self.store.lose("the server stopped while it ran"):
+            _log.info("job %s: %s again after attempt %d", record.id, record.state, record.attempts)
+        self._idle.set()
+        self._start_catalogue()
+        self._start_worker()
+
+    async def stop(self, grace: float = 10.0) -> None:
+        """Take no more jobs, let the running one end within ``grace`` seconds, stop the processes.
+
+        A job that does not end in time is pending again for the next server.
+        """
+        self.draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), grace)
+        except TimeoutError:
+            _log.warning("the running job did not end in %s s; it will start again", grace)
+        self.running = None  # a worker that is stopped says that its job was interrupted; nobody asked for that
+        self.store.lose("the server stopped while it ran")
+        for task in self._tasks:
+            task.cancel()
+        for child in (self._worker, self._catalogue):
+            if child is not None:
+                await child.stop(2.0)
+        self.sockets.end_all()
+
+    def _start_worker(self) -> None:
+        self._worker_ready = False
+        self._worker = Child(self.worker_target, self.options, self._hear, self._worker_ended)
+        self._worker.start()
+
+    def _start_catalogue(self) -> None:
+        self._catalogue = Child(self.catalogue_target, self.options, lambda message: None, self._catalogue_ended)
+        self._catalogue.start()
+
+    def _later(self, seconds: float, work: Callable[[], None]) -> None:
+        async def wait() -> None:
+            await asyncio.sleep(seconds)
+            work()
+
+        task = asyncio.get_running_loop().create_task(wait())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _catalogue_ended(self, how: str) -> None:
+        if not self.draining:
+            _log.error("the catalogue %s; starting it again", how)
+            self._later(1.0, self._start_catalogue)
+
+    def _worker_ended(self, how: str) -> None:
+        lost, self.running = self.running, None
+        self._worker_ready = False
+        if lost is not None:
+            (record,) = self.store.lose(f"the worker {how}", only=[lost.record.id]) or [lost.record]
+            _log.error("job %s: the worker %s at attempt %d; now %s", record.id, how, record.attempts, record.state)
+            if record.ending is not None and record.ending.error is not None:
+                self._tell_failure(record, record.ending.error)
+            self._idle.set()
+            self.sockets.send(status(self.store.remaining()))
+            self.sockets.send(over(record.id), record.submission.client_id)
+        if not self.draining:
+            delay = _RESTART_AFTER[min(self._deaths, len(_RESTART_AFTER) - 1)]
+            self._deaths += 1
+            _log.error("the worker %s; starting it again in %s s", how, delay)
+            self._later(delay, self._start_worker)
+
+    def _tell_failure(self, record: JobRecord, error: Mapping[str, Any]) -> None:
+        data = {**error, "prompt_id": record.id, "executed": [], "current_inputs": {}, "current_outputs": []}
+        self.sockets.send(Message("execution_error", data), record.submission.client_id)
+
+    # Submission
+
+    async def submit(self, body: object) -> dict[str, Any]:
+        """Take a submission in the protocol's form; raises :class:`Refused`. On return the job is on disk."""
+        if not isinstance(body, Mapping):
+            raise _refusal("invalid_prompt", "The body is not a JSON object")
+        if self.draining:
+            raise _refusal("draining", "The server is stopping and takes no more jobs", http_status=503)
+        prompt = body.get("prompt")
+        if not isinstance(prompt, Mapping) or not prompt:
+            raise _refusal("no_prompt", "No prompt was given", "the body needs 'prompt', an object of nodes")
+        if len(prompt) > MOST_NODES:
+            raise _refusal("invalid_prompt", f"The prompt has {len(prompt)} nodes; at most {MOST_NODES} are taken")
+        if self.store.remaining() >= MOST_PENDING:
+            raise _refusal("queue_full", f"The queue holds {MOST_PENDING} jobs; try again later", http_status=429)
+        job_id = _job_id(body.get("prompt_id"))
+        verdict = await self._judge(prompt, body.get("partial_execution_targets"))
+        if verdict["error"] is not None:
+            raise Refused(400, verdict["error"], verdict["node_errors"])
+        submission = Submission(
+            id=job_id,
+            prompt=verdict["prompt"],
+            outputs=tuple(verdict["outputs"]),
+            extra=_public(body.get("extra_data")),
+            client_id=body["client_id"] if isinstance(body.get("client_id"), str) else None,
+        )
+        try:
+            record = self.store.submit(submission, front=body.get("front") is True, number=_number(body.get("number")))
+        except DuplicateJobError as error:
+            raise _refusal("job_conflict", str(error), http_status=409) from error
+        self.sockets.send(status(self.store.remaining()))
+        self.dispatch()
+        return {"prompt_id": record.id, "number": record.number, "node_errors": verdict["node_errors"]}
+
+    async def _judge(self, prompt: Mapping[str, Any], targets: object) -> dict[str, Any]:
+        asked = [str(it) for it in targets] if isinstance(targets, list) else None
+        verdict: dict[str, Any] = await self.know("validate", prompt=prompt, targets=asked)
+        return verdict
+
+    async def know(self, what: str, **more: Any) -> Any:
+        """Ask the catalogue; once more when it died meanwhile."""
+        for patience in (0.0, 2.0):
+            await asyncio.sleep(patience)
+            try:
+                assert self._catalogue is not None
+                return await self._catalogue.ask(what, **more)
+            except ChildLost as error:
+                lost = error
+        raise _refusal("catalogue_lost", "The process that knows the nodes died", str(lost), http_status=503)
+
+    # Work
+
+    def dispatch(self) -> None:
+        """Hand the next job to the worker, if both are there."""
+        if self.running is not None or not self._worker_ready or self.draining or self._worker is None:
+            return
+        record = self.store.claim()
+        if record is None:
+            return
+        self.running = _Running(record, JobMessages(record.id))
+        self._idle.clear()
+        it = record.submission
+        self._worker.tell(
+            "run", job=it.id, fence=record.fence, prompt=it.prompt, outputs=list(it.outputs), extra=it.extra
+        )
+        self.sockets.send(status(self.store.remaining()))
+
+    def _hear(self, message: Mapping[str, Any]) -> None:
+        if message.get("ready"):
+            self._worker_ready = True
+            self.dispatch()
+            return
+        running = self.running
+        if running is None or (message.get("job"), message.get("fence")) != (running.record.id, running.record.fence):
+            return  # of a job that was given up
+        fields = {key: value for key, value in message.items() if key not in ("job", "fence")}
+        try:
+            event = from_json(fields)
+        except (KeyError, TypeError, ValueError):
+            _log.exception("the worker sent an event that cannot be read; ignored")
+            return
+        client = running.record.submission.client_id
+        for item in running.messages.of(event):
+            self.sockets.send(item, client)
+        if isinstance(event, JobEnded):
+            self._ended(running, running.messages.ending())
+
+    def _ended(self, running: _Running, ending: Ending) -> None:
+        self.store.finish(running.record.id, running.record.fence, ending)
+        self.running = None
+        self._deaths = 0
+        self._idle.set()
+        # Clients read the history on the next message, so it is stored by now.
+        self.sockets.send(status(self.store.remaining()))
+        self.sockets.send(over(running.record.id), running.record.submission.client_id)
+        self.dispatch()
+
+    # Control
+
+    def interrupt(self, job_id: str | None = None) -> bool:
+        """Stop the running job, or only if it is ``job_id``; whether there was one to stop."""
+        running = self.running
+        if running is None or self._worker is None or (job_id is not None and job_id != running.record.id):
+            return False
+        self._worker.tell("cancel", job=running.record.id)
+        return True
+
+    def cancel(self, job_ids: list[str] | None = None) -> bool:
+        """Cancel pending jobs, all of them with None, and interrupt a running one that is named."""
+        cancelled = bool(self.store.cancel(job_ids))
+        for job_id in job_ids or ():
+            cancelled = self.interrupt(job_id) or cancelled
+        self.sockets.send(status(self.store.remaining()))
+        return cancelled
+
+    def free(self, *, results: bool) -> None:
+        """Unload models once the running job is over; with ``results`` also forget what nodes gave."""
+        if self._worker is not None and self._worker_ready:
+            self._worker.tell("free", results=results)
+
+    async def idle(self) -> None:
+        """Wait until no job runs and none is pending."""
+        while self.running is not None or self.store.remaining():
+            await asyncio.sleep(0.01)
+
+
+def _job_id(given: object) -> str:
+    if given is None:
+        return str(uuid.uuid4())
+    try:
+        if isinstance(given, str) and str(uuid.UUID(given)) == given:
+            return given
+    except ValueError:
+        pass
+    raise _refusal("invalid_prompt_id", "prompt_id must be a UUID in lower case with hyphens, or left away")
+
+
+def _number(given: object) -> float | None:
+    return float(given) if isinstance(given, (int, float)) and not isinstance(given, bool) else None
+
+
+def _public(extra: object) -> dict[str, Any]:
+    """``extra_data`` without credentials, and with the time of submission."""
+    kept = {key: value for key, value in extra.items() if key not in SECRETS} if isinstance(extra, Mapping) else {}
+    return {**kept, "create_time": time.time_ns() // 1_000_000}

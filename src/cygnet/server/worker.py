@@ -1,0 +1,110 @@
+"""What runs inside the child processes: one that runs jobs and owns the models, one that knows and judges.
+
+The command gives each its node classes. The *catalogue* answers while the *worker* is busy, and neither shares a
+process with the server, so that a node's import or crash cannot stop it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cygnet.graph.cache import Cache
+from cygnet.graph.contract import NodeClass, describe_all
+from cygnet.graph.convert import to_prompt
+from cygnet.graph.events import Event, to_json
+from cygnet.graph.execute import Executor, Job
+from cygnet.graph.validate import Verdict, validate
+from cygnet.server.child import Channel
+from cygnet.types import CancelToken
+
+_log = logging.getLogger(__name__)
+
+
+def serve_jobs(
+    channel: Channel,
+    classes: Mapping[str, NodeClass],
+    *,
+    cache: Cache | None = None,
+    free: Callable[[], None] = lambda: None,
+) -> None:
+    """Run jobs one after another until the server stops; ``free`` unloads models when asked.
+
+    Jobs run in the calling thread, which owns the device; another thread listens, so that a stop is heard at once.
+    """
+    executor = Executor(classes, cache)
+    orders: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    running: dict[str, CancelToken] = {}
+
+    def listen() -> None:
+        while (message := channel.receive()) is not None:
+            if message["what"] == "cancel":
+                token = running.get(message["job"])
+                if token is not None:
+                    token.cancel()
+            else:
+                if message["what"] == "run":
+                    running[message["job"]] = CancelToken()
+                orders.put(message)
+        for token in [*running.values()]:
+            token.cancel()
+        orders.put(None)
+
+    threading.Thread(target=listen, daemon=True, name="listens to the server").start()
+    channel.send({"ready": True})
+    while (order := orders.get()) is not None:
+        if order["what"] == "free":
+            if order.get("results"):
+                executor.cache.clear()
+            free()
+        elif order["what"] == "run":
+            _run(channel, executor, order, running[order["job"]])
+            del running[order["job"]]
+
+
+def _run(channel: Channel, executor: Executor, order: Mapping[str, Any], cancel: CancelToken) -> None:
+    def tell(event: Event) -> None:
+        channel.send({"job": order["job"], "fence": order["fence"], **to_json(event)})
+
+    job = Job(prompt=order["prompt"], outputs=tuple(order["outputs"]), extra=order["extra"])
+    executor.run(job, tell, cancel)
+
+
+def serve_catalogue(channel: Channel, classes: Callable[[], Mapping[str, NodeClass]]) -> None:
+    """Describe node types, judge prompts and convert workflows until the server stops."""
+    known = classes()
+    channel.send({"ready": True})
+    while (message := channel.receive()) is not None:
+        channel.answer(message, functools.partial(_answer, message, known))
+
+
+def _answer(order: Mapping[str, Any], classes: Mapping[str, NodeClass]) -> Any:
+    match order["what"]:
+        case "describe":
+            wanted = order.get("name")
+            chosen = classes if wanted is None else {wanted: classes[wanted]} if wanted in classes else {}
+            return {name: it.info() for name, it in describe_all(chosen, _report).items()}
+        case "validate":
+            return verdict_json(validate(order["prompt"], classes, order.get("targets")))
+        case "convert":
+            return to_prompt(order["workflow"], describe_all(classes, _report))
+        case other:
+            raise ValueError(f"the catalogue does not know {other!r}")
+
+
+def _report(name: str, error: Exception) -> None:
+    _log.error("node type %s cannot be described and is left out: %r", name, error)
+
+
+def verdict_json(it: Verdict) -> dict[str, Any]:
+    """A verdict for the server."""
+    return {
+        "prompt": it.prompt,
+        "outputs": list(it.outputs),
+        "error": None if it.error is None else it.error.json(),
+        "node_errors": {key: node.json() for key, node in it.nodes.items()},
+    }

@@ -1,0 +1,275 @@
+"""Whatever happens to the processes, an acknowledged job reaches one end, and clients hear of it in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cygnet.server.engine import Engine, Refused
+from cygnet.server.sockets import Sockets
+from cygnet.server.store import MOST_ATTEMPTS, JobStore
+
+
+class Wire:
+    """A transport that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.got: list[dict[str, Any]] = []
+        self.frames: list[bytes] = []
+
+    async def send_text(self, text: str) -> None:
+        self.got.append(json.loads(text))
+
+    async def send_bytes(self, data: bytes) -> None:
+        self.frames.append(data)
+
+    async def close(self, code: int, reason: str) -> None:
+        return None
+
+    def of_job(self) -> list[str]:
+        return [it["type"] for it in self.got if "prompt_id" in it["data"]]
+
+
+class Studio:
+    """An engine with a client."""
+
+    def __init__(self, path: Path) -> None:
+        self.store = JobStore(path)
+        self.wire = Wire()
+        self.sockets = Sockets({})
+        self.engine = Engine(
+            self.store, self.sockets, "tests.server.children:worker", "tests.server.children:catalogue"
+        )
+
+    async def submit(self, text: str, **more: Any) -> str:
+        prompt = {
+            "1": {"class_type": "Text", "inputs": {"text": text}},
+            "2": {"class_type": "Show", "inputs": {"text": ["1", 0]}},
+        }
+        answer = await self.engine.submit({"prompt": prompt, "client_id": "me", **more})
+        return str(answer["prompt_id"])
+
+    async def begun(self) -> None:
+        while "progress" not in self.wire.of_job():
+            await asyncio.sleep(0.01)
+
+    async def ended(self, job_id: str) -> str:
+        while (state := self.store.require(job_id).state) in ("pending", "running"):
+            await asyncio.sleep(0.01)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return state
+
+
+def studio(path: Path, story: Callable[[Studio], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        it = Studio(path)
+        await it.engine.start()
+        pump = asyncio.create_task(it.sockets.join("me", it.wire, 0).pump())
+        try:
+            await asyncio.wait_for(story(it), 100)
+        finally:
+            await it.engine.stop(0.1)
+            pump.cancel()
+            it.store.close()
+
+    asyncio.run(whole())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.sqlite"
+
+
+def test_a_job_runs_and_its_messages_come_in_the_recorded_order(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        job = await it.submit("hello")
+        assert await it.ended(job) == "completed"
+        record = it.store.require(job)
+        assert record.ending is not None
+        assert record.ending.outputs == {"2": {"text": ["hello"]}}
+        assert it.wire.of_job() == [
+            *("execution_start", "execution_cached"),
+            *("progress_state", "executing", "progress_state"),
+            *("progress_state", "executing", "executed", "progress_state"),
+            *("execution_success", "executing"),
+        ]
+        assert [e["type"] for e in it.wire.got[-2:]] == ["status", "executing"]
+        assert it.wire.got[-1]["data"] == {"node": None, "prompt_id": job}
+        assert it.wire.got[-2]["data"]["status"]["exec_info"]["queue_remaining"] == 0
+        again = await it.submit("hello")
+        assert await it.ended(again) == "completed"
+        assert it.store.require(again).ending is not None
+        preview = await it.submit("preview")
+        await it.ended(preview)
+        assert [it[8:] for it in it.wire.frames] == [b"picture"]
+
+    studio(path, story)
+
+
+def test_a_failing_node_fails_its_job_alone(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        bad, good = await it.submit("fail"), await it.submit("fine")
+        assert await it.ended(bad) == "failed"
+        assert await it.ended(good) == "completed"
+        ending = it.store.require(bad).ending
+        assert ending is not None
+        assert ending.error is not None
+        assert (ending.error["exception_message"], ending.error["node_type"]) == ("it broke", "Text")
+
+    studio(path, story)
+
+
+def test_a_crash_costs_an_attempt_then_the_job_is_set_aside_and_the_queue_moves_on(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        poison, good = await it.submit("crash"), await it.submit("fine")
+        assert await it.ended(poison) == "quarantined"
+        record = it.store.require(poison)
+        assert record.attempts == MOST_ATTEMPTS
+        assert record.ending is not None
+        assert record.ending.error is not None
+        assert "SIGSEGV" in record.ending.error["exception_message"]
+        assert await it.ended(good) == "completed"
+
+    studio(path, story)
+
+
+def test_a_killed_worker_is_replaced_and_its_job_starts_again(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        job = await it.submit("wait")
+        await it.begun()
+        assert it.engine._worker is not None
+        assert it.engine._worker.pid is not None
+        os.kill(it.engine._worker.pid, signal.SIGKILL)
+        while it.store.require(job).attempts < 2:
+            await asyncio.sleep(0.01)
+        assert it.engine.interrupt(job)
+        assert await it.ended(job) == "cancelled"
+
+    studio(path, story)
+
+
+def test_a_stop_is_heard_inside_a_node_and_only_by_the_named_job(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        first, second = await it.submit("wait"), await it.submit("fine")
+        await it.begun()
+        assert not it.engine.interrupt(second)
+        assert not it.engine.interrupt("nobody")
+        assert it.engine.cancel([first])
+        assert await it.ended(first) == "cancelled"
+        assert "execution_interrupted" in it.wire.of_job()
+        assert await it.ended(second) == "completed"
+        assert not it.engine.interrupt()
+
+    studio(path, story)
+
+
+def test_pending_jobs_can_be_cancelled(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        running, waiting, other = [await it.submit(text) for text in ("wait", "a", "b")]
+        await it.begun()
+        assert it.engine.cancel([waiting])
+        assert it.engine.cancel()
+        assert not it.engine.cancel()
+        assert it.store.require(waiting).state == it.store.require(other).state == "cancelled"
+        it.engine.interrupt()
+        assert await it.ended(running) == "cancelled"
+
+    studio(path, story)
+
+
+def test_another_server_goes_on_where_one_stopped(path: Path) -> None:
+    jobs: list[str] = []
+
+    async def first(it: Studio) -> None:
+        jobs.extend([await it.submit("fine"), await it.submit("wait"), await it.submit("late")])
+        await it.ended(jobs[0])
+        await it.begun()
+
+    async def second(it: Studio) -> None:
+        assert [it.store.require(job).state for job in jobs] == ["completed", "pending", "pending"]
+        while it.store.require(jobs[1]).attempts < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        it.engine.interrupt()
+        assert await it.ended(jobs[1]) == "cancelled"
+        assert await it.ended(jobs[2]) == "completed"
+
+    studio(path, first)
+    studio(path, second)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "http_status"),
+    [
+        (None, "invalid_prompt", 400),
+        ({}, "no_prompt", 400),
+        ({"prompt": {}}, "no_prompt", 400),
+        ({"prompt": {"1": {"class_type": "Nope", "inputs": {}}}}, "missing_node_type", 400),
+        ({"prompt": {"1": {"class_type": "Text", "inputs": {"text": "a"}}}}, "prompt_no_outputs", 400),
+        ({"prompt": {"1": {"class_type": "Show", "inputs": {}}}}, "prompt_outputs_failed_validation", 400),
+        ({"prompt": {"1": {"class_type": "Show", "inputs": {}}}, "prompt_id": "x"}, "invalid_prompt_id", 400),
+    ],
+)
+def test_bad_submissions_are_refused_in_the_protocols_shape(path: Path, body: Any, kind: str, http_status: int) -> None:
+    async def story(it: Studio) -> None:
+        with pytest.raises(Refused) as refused:
+            await it.engine.submit(body)
+        assert refused.value.http_status == http_status
+        assert refused.value.body["error"]["type"] == kind
+        assert set(refused.value.body["error"]) == {"type", "message", "details", "extra_info"}
+        assert it.store.remaining() == 0
+
+    studio(path, story)
+
+
+def test_ids_numbers_fronts_and_secrets(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        running = await it.submit("wait")
+        await it.begun()
+        name = str(uuid.uuid4())
+        extra = {"api_key_comfy_org": "s3cret", "extra_pnginfo": {"workflow": {"id": "w"}}}
+        assert await it.submit("a", prompt_id=name, extra_data=extra) == name
+        assert await it.submit("a", prompt_id=name) == name
+        with pytest.raises(Refused) as refused:
+            await it.submit("b", prompt_id=name)
+        assert (refused.value.http_status, refused.value.body["error"]["type"]) == (409, "job_conflict")
+        front = await it.submit("front", front=True)
+        assert [record.id for record in it.store.queue("pending")] == [front, name]
+        stored = it.store.require(name).submission
+        assert "s3cret" not in json.dumps(dict(stored.extra))
+        assert stored.workflow_id == "w"
+        assert isinstance(stored.extra["create_time"], int)
+        it.engine.draining = True
+        with pytest.raises(Refused) as refused:
+            await it.submit("late")
+        assert refused.value.http_status == 503
+        it.engine.draining = False
+        it.engine.free(results=True)
+        it.engine.interrupt(running)
+        await it.ended(running)
+
+    studio(path, story)
+
+
+def test_the_catalogue_describes_and_survives_its_own_death(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        described = await it.engine.know("describe")
+        assert set(described) == {"Text", "Show"}
+        assert set(await it.engine.know("describe", name="Show")) == {"Show"}
+        assert await it.engine.know("describe", name="Nope") == {}
+        workflow = {"nodes": [{"id": 1, "type": "Text", "widgets_values": ["x"]}], "links": []}
+        assert (await it.engine.know("convert", workflow=workflow))["1"]["inputs"] == {"text": "x"}
+        assert it.engine._catalogue is not None
+        it.engine._catalogue.kill()
+        assert set(await it.engine.know("describe", name="Show")) == {"Show"}
+
+    studio(path, story)
