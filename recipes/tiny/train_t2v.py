@@ -31,7 +31,7 @@ PICTURES = 0.15
 DROP_CAPTION = 0.1
 ROWS = 48
 """Captions are padded to this many rows, so that a compiled step meets one shape."""
-SCHEDULE = Schedule(steps=6000, matrix_rate=4e-3)
+SCHEDULE = Schedule(steps=6000, matrix_rate=3e-3)
 
 
 class Captioner:

@@ -48,6 +48,10 @@ MOTIONS = (
 FRAMES = 17
 FPS = 16
 SIZE = 128
+CALM = 0.4
+"""Part of its possible places that a single entity uses."""
+LAYOUTS = 8
+"""Placements of two entities that are compared."""
 
 Triple = tuple[str, str, str]
 
@@ -118,17 +122,25 @@ def random_scene(rng: np.random.Generator, *, two: float = 0.4, held_out: bool =
 def random_tracks(
     scene: Scene, rng: np.random.Generator, *, frames: int = FRAMES, aspect: float = 1.0
 ) -> tuple[Track, ...]:
-    """Motion for each entity: everything stays inside the frame (``aspect`` = width / height) and nothing overlaps."""
-    while True:
-        crowd = len(scene.entities) > 1
+    """Motion for each entity: everything stays inside the frame (``aspect`` = width / height) and nothing overlaps.
+
+    A single entity keeps to the middle of where it may be; of :data:`LAYOUTS` ways to place two, the widest apart is
+    taken. Placement decides itself at the highest noise, where a small model is least sure: with entities anywhere it
+    often drew the same one twice.
+    """
+    crowd = len(scene.entities) > 1
+    found: list[tuple[float, tuple[Track, ...]]] = []
+    while len(found) < (LAYOUTS if crowd else 1):
         tracks = tuple(_track(entity.motion, rng, frames, aspect, crowd) for entity in scene.entities)
-        if not crowd or _apart(*tracks):
-            return tracks
+        gap = _gap(*tracks) if crowd else 1.0
+        if gap > 0:
+            found.append((gap, tracks))
+    return max(found, key=lambda it: it[0])[1]
 
 
-def _apart(a: Track, b: Track) -> bool:
-    gap = np.linalg.norm(a.centre - b.centre, axis=1) - (a.radius + b.radius) * 1.12
-    return bool(gap.min() > 0)
+def _gap(a: Track, b: Track) -> float:
+    """The narrowest distance between the outlines at any time."""
+    return float((np.linalg.norm(a.centre - b.centre, axis=1) - (a.radius + b.radius) * 1.12).min())
 
 
 def _track(motion: str, rng: np.random.Generator, frames: int, aspect: float, crowd: bool) -> Track:
@@ -159,10 +171,16 @@ def _track(motion: str, rng: np.random.Generator, frames: int, aspect: float, cr
     else:
         raise ValueError(f"unknown motion {motion!r}")
     margin = float(radius.max()) + 0.02
-    cx = rng.uniform(margin - dx.min(), aspect - margin - dx.max())
-    cy = rng.uniform(margin - dy.min(), 1.0 - margin - dy.max())
+    free = 1.0 if crowd else CALM
+    cx = _around_middle(rng, margin - dx.min(), aspect - margin - dx.max(), free)
+    cy = _around_middle(rng, margin - dy.min(), 1.0 - margin - dy.max(), free)
     centre = np.stack([cx + dx, cy + dy], axis=1).astype(np.float32)
     return Track(centre, radius.astype(np.float32), angle.astype(np.float32))
+
+
+def _around_middle(rng: np.random.Generator, low: float, high: float, free: float) -> float:
+    """A number from the middle part, as large as ``free`` of the whole, of an interval."""
+    return (low + high) / 2 + (high - low) / 2 * free * float(rng.uniform(-1, 1))
 
 
 def render(
