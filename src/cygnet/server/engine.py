@@ -16,7 +16,7 @@ from typing import Any
 
 from cygnet.graph.events import JobEnded, from_json
 from cygnet.server.child import Child, ChildLost
-from cygnet.server.sockets import Sockets
+from cygnet.server.sockets import Socket, Sockets
 from cygnet.server.store import DuplicateJobError, Ending, JobRecord, JobStore, Submission
 from cygnet.server.wire import JobMessages, Message, over, status
 
@@ -172,7 +172,7 @@ class Engine:
             record = self.store.submit(submission, front=body.get("front") is True, number=_number(body.get("number")))
         except DuplicateJobError as error:
             raise _refusal("job_conflict", str(error), http_status=409) from error
-        self.sockets.send(status(self.store.remaining()))
+        self.tell_status()
         self.dispatch()
         return {"prompt_id": record.id, "number": record.number, "node_errors": verdict["node_errors"]}
 
@@ -254,8 +254,19 @@ class Engine:
         cancelled = bool(self.store.cancel(job_ids))
         for job_id in job_ids or ():
             cancelled = self.interrupt(job_id) or cancelled
-        self.sockets.send(status(self.store.remaining()))
+        self.tell_status()
         return cancelled
+
+    def catch_up(self, socket: Socket) -> None:
+        """Tell a client that has (re)connected which node of its job is running."""
+        running = self.running
+        if running is not None and running.record.submission.client_id == socket.client_id:
+            for item in running.messages.now():
+                socket.put(item)
+
+    def tell_status(self) -> None:
+        """Tell all clients how many jobs there are."""
+        self.sockets.send(status(self.store.remaining()))
 
     def free(self, *, results: bool) -> None:
         """Unload models once the running job is over; with ``results`` also forget what nodes gave."""

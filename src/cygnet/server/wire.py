@@ -124,6 +124,15 @@ class JobMessages:
             case JobEnded() as ended:
                 return self._ended(ended)
 
+    def now(self) -> Sequence[Outgoing]:
+        """For a client that comes back: the node that was begun last and is not done."""
+        begun = [it for it in self.nodes.values() if it["state"] == "running"]
+        if not begun:
+            return []
+        data = {"node": begun[-1]["node_id"], "display_node": begun[-1]["display_node_id"], "prompt_id": self.job}
+        state = Message("progress_state", {"prompt_id": self.job, "nodes": dict(self.nodes)})
+        return [state, Message("executing", data)]
+
     def ending(self) -> Ending:
         """What to store once :class:`JobEnded` has passed."""
         return Ending(state=self.state, outputs=self.outputs, meta=self.meta, messages=self.history, error=self.error)

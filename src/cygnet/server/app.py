@@ -1,0 +1,91 @@
+"""The application: every route behind the guard, the socket, and the engine's life."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from starlette.middleware.gzip import GZipMiddleware
+
+from cygnet.server.engine import Engine
+from cygnet.server.guard import Guard
+from cygnet.server.logs import LogLines
+from cygnet.server.routes_files import files_router, internal_files_router
+from cygnet.server.routes_jobs import jobs_router
+from cygnet.server.routes_nodes import nodes_router
+from cygnet.server.routes_page import is_page, page_router, shared_router
+from cygnet.server.routes_user import user_router
+from cygnet.server.settings import Settings
+
+LARGEST_MESSAGE = 2**20
+
+
+def features(settings: Settings) -> dict[str, object]:
+    """What the server says it can do, over HTTP and on the socket."""
+    return {
+        "supports_preview_metadata": True,
+        "supports_progress_text_metadata": True,
+        "max_upload_size": settings.largest_upload,
+    }
+
+
+def create_app(engine: Engine, settings: Settings) -> Guard:
+    """The ASGI application. The engine starts and stops with it."""
+    logs = LogLines()
+
+    @contextlib.asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        for folder in (settings.folders.input, settings.folders.output, settings.folders.temp):
+            folder.mkdir(parents=True, exist_ok=True)
+        loop = asyncio.get_running_loop()
+        logs.tell = lambda message: loop.call_soon_threadsafe(engine.sockets.send_log, message)  # from any thread
+        logging.getLogger("cygnet").addHandler(logs)
+        await engine.start()
+        try:
+            yield
+        finally:
+            logging.getLogger("cygnet").removeHandler(logs)
+            await engine.stop()
+
+    app = FastAPI(title="cygnet studio", lifespan=life, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
+    app.add_middleware(GZipMiddleware, minimum_size=1000)
+    for router in (
+        jobs_router(engine),
+        files_router(settings),
+        user_router(settings),
+        nodes_router(engine, settings),
+        shared_router(settings),
+    ):
+        app.include_router(router, prefix="/api")
+        app.include_router(router, include_in_schema=False)
+    app.include_router(internal_files_router(settings), include_in_schema=False)
+    _add_socket(app, engine)
+    app.include_router(page_router(engine, settings, logs), include_in_schema=False)
+    return Guard(app, settings.access, is_page)
+
+
+def _add_socket(app: FastAPI, engine: Engine) -> None:
+    @app.websocket("/ws")
+    async def socket(connection: WebSocket) -> None:
+        await connection.accept()
+        client_id = connection.query_params.get("clientId")
+        joined = engine.sockets.join(client_id[:200] if client_id else None, connection, engine.store.remaining())
+        engine.catch_up(joined)
+        pump = asyncio.create_task(joined.pump())
+        try:
+            while True:
+                text = await connection.receive_text()
+                if len(text) <= LARGEST_MESSAGE:
+                    with contextlib.suppress(ValueError, RecursionError):
+                        engine.sockets.hear(joined, json.loads(text))
+        except (WebSocketDisconnect, RuntimeError, KeyError):
+            pass  # the client has gone, or sent what is no text
+        finally:
+            engine.sockets.leave(joined)
+            pump.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await pump

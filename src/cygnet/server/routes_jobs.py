@@ -1,0 +1,171 @@
+"""Submitting, watching and stopping jobs: ``/prompt``, ``/queue``, ``/history``, ``/jobs`` and what belongs to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from cygnet.server.body import read_json
+from cygnet.server.engine import Engine, Refused
+from cygnet.server.jobs_view import STATES, history_entry, job_detail, job_row, queue_item
+from cygnet.server.store import JobRecord, JobState
+
+_LONGEST_PAGE = 1000
+
+
+def jobs_router(engine: Engine) -> APIRouter:
+    """The routes, without their ``/api`` prefix."""
+    router = APIRouter(tags=["jobs"])
+    store = engine.store
+
+    @router.get("/prompt")
+    async def exec_info() -> dict[str, Any]:
+        return {"exec_info": {"queue_remaining": store.remaining()}}
+
+    @router.post("/prompt")
+    async def submit(request: Request) -> JSONResponse:
+        try:
+            return JSONResponse(await engine.submit(await _body(request)))
+        except Refused as refused:
+            return JSONResponse(refused.body, refused.http_status)
+
+    @router.get("/queue")
+    async def queue() -> dict[str, Any]:
+        return {
+            "queue_running": [queue_item(it) for it in store.queue("running")],
+            "queue_pending": [queue_item(it) for it in store.queue("pending")],
+        }
+
+    @router.post("/queue")
+    async def change_queue(request: Request) -> Response:
+        order = await _object(request)
+        if order.get("clear"):
+            engine.cancel()
+        if isinstance(order.get("delete"), list):
+            store.cancel([str(it) for it in order["delete"]])
+            engine.tell_status()
+        return Response()
+
+    @router.post("/interrupt")
+    async def interrupt(request: Request) -> Response:
+        order = await _object(request)
+        engine.interrupt(order["prompt_id"] if isinstance(order.get("prompt_id"), str) else None)
+        return Response()
+
+    @router.post("/free")
+    async def free(request: Request) -> Response:
+        order = await _object(request)
+        if order.get("unload_models") or order.get("free_memory"):
+            engine.free(results=bool(order.get("free_memory")))
+        return Response()
+
+    @router.get("/history")
+    async def history(max_items: int | None = None, offset: int | None = None) -> dict[str, Any]:
+        return {it.id: history_entry(it) for it in store.history(max_items, offset)}
+
+    @router.get("/history/{job_id}")
+    async def history_of(job_id: str) -> dict[str, Any]:
+        found = store.get(job_id)
+        return {} if found is None or found.ended_ms is None else {found.id: history_entry(found)}
+
+    @router.post("/history")
+    async def change_history(request: Request) -> Response:
+        order = await _object(request)
+        if order.get("clear"):
+            store.forget()
+        if isinstance(order.get("delete"), list):
+            store.forget([str(it) for it in order["delete"]])
+        return Response()
+
+    @router.get("/jobs")
+    async def jobs(request: Request) -> JSONResponse:
+        try:
+            return JSONResponse(_page(engine, dict(request.query_params)))
+        except ValueError as error:
+            return JSONResponse({"error": str(error)}, 400)
+
+    @router.get("/jobs/{job_id}")
+    async def job(job_id: str) -> JSONResponse:
+        found = store.get(job_id)
+        return JSONResponse({"error": "Job not found"}, 404) if found is None else JSONResponse(job_detail(found))
+
+    @router.post("/jobs/cancel")
+    async def cancel_jobs(request: Request) -> dict[str, bool]:
+        ids = (await _object(request)).get("job_ids")
+        return {"cancelled": engine.cancel([str(it) for it in ids] if isinstance(ids, list) else [])}
+
+    @router.post("/jobs/{job_id}/cancel")
+    async def cancel_job(job_id: str) -> dict[str, bool]:
+        return {"cancelled": engine.cancel([job_id])}
+
+    return router
+
+
+async def _body(request: Request) -> Any:
+    try:
+        return await read_json(request)
+    except HTTPException as error:
+        if error.status_code != 400:
+            raise
+        shape = {"type": "invalid_prompt", "message": error.detail, "details": "", "extra_info": {}}
+        raise Refused(400, shape) from error
+
+
+async def _object(request: Request) -> dict[str, Any]:
+    """A JSON object, or an empty one where no body was sent."""
+    if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
+        return {}
+    body = await read_json(request)
+    if not isinstance(body, dict):
+        raise HTTPException(400, "the body must be a JSON object")
+    return body
+
+
+def _page(engine: Engine, query: dict[str, str]) -> dict[str, Any]:
+    """``GET /jobs``; raises ValueError for a parameter that cannot be understood."""
+    words = query.get("status", ",".join(STATES)).split(",")
+    unknown = [it for it in words if it not in STATES]
+    if unknown:
+        raise ValueError(f"unknown status {unknown[0]!r}; use {', '.join(STATES)}")
+    states: list[JobState] = [state for word, found in STATES.items() if word in words for state in found]
+    by = _one_of(query, "sort_by", "created_at", "execution_duration")
+    order = _one_of(query, "sort_order", "desc", "asc")
+    limit, offset = _number(query, "limit", 1), _number(query, "offset", 0) or 0
+    rows, total = engine.store.page(
+        states,
+        workflow_id=query.get("workflow_id"),
+        by_duration=by == "execution_duration",
+        ascending=order == "asc",
+        limit=min(limit or _LONGEST_PAGE, _LONGEST_PAGE),
+        offset=offset,
+    )
+    shown: list[JobRecord] = rows
+    return {
+        "jobs": [job_row(it) for it in shown],
+        "pagination": {
+            "offset": offset,
+            "limit": limit or _LONGEST_PAGE,
+            "total": total,
+            "has_more": offset + len(shown) < total,
+        },
+    }
+
+
+def _one_of(query: dict[str, str], name: str, *allowed: str) -> str:
+    value = query.get(name, allowed[0])
+    if value not in allowed:
+        raise ValueError(f"{name} is {value[:50]!r}; use {' or '.join(allowed)}")
+    return value
+
+
+def _number(query: dict[str, str], name: str, least: int) -> int | None:
+    text = query.get(name)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < least or len(text) > 9:
+        raise ValueError(f"{name} is {text[:50]!r}; it must be a whole number from {least} on")
+    return int(text)

@@ -1,0 +1,143 @@
+"""The web page's own files, workflow templates, node help and the log panel."""
+
+from __future__ import annotations
+
+import mimetypes
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+
+from cygnet.errors import RequestError
+from cygnet.graph.folders import inside
+from cygnet.server.body import read_json
+from cygnet.server.engine import Engine
+from cygnet.server.logs import LogLines
+from cygnet.server.settings import Settings
+
+_DAY, _HOUR = "public, max-age=86400", "public, max-age=3600"
+_TYPES = {
+    ".js": "application/javascript",
+    ".mjs": "application/javascript",
+    ".css": "text/css",
+    ".json": "application/json",
+    ".html": "text/html; charset=utf-8",
+    ".wasm": "application/wasm",
+    ".woff2": "font/woff2",
+    ".svg": "image/svg+xml",
+    ".webp": "image/webp",
+    ".md": "text/markdown; charset=utf-8",
+}
+POLICY = "frame-ancestors 'self' vscode-webview:; object-src 'none'; base-uri 'self'"
+"""The page may be framed by itself and by an editor's simple browser, and loads no plugins."""
+
+
+def is_page(path: str) -> bool:
+    """Whether a path is a document or a static file, which other sites may lead to, and not data."""
+    return path in ("/", "/index.html", "/favicon.ico") or path.startswith(
+        ("/assets/", "/fonts/", "/scripts/", "/extensions/", "/materialdesignicons", "/cursor/", "/icons/")
+    )
+
+
+def shared_router(settings: Settings) -> APIRouter:
+    """Routes that have an ``/api`` prefix."""
+    router = APIRouter(tags=["page"])
+
+    @router.get("/extensions")
+    async def extensions() -> list[str]:
+        if settings.page is None:
+            return []
+        found = (settings.page / "extensions").rglob("*.js")
+        return sorted(f"/{it.relative_to(settings.page).as_posix()}" for it in found)
+
+    @router.get("/workflow_templates")
+    async def packs_with_templates() -> dict[str, Any]:
+        return {}
+
+    return router
+
+
+def page_router(engine: Engine, settings: Settings, logs: LogLines) -> APIRouter:
+    """Routes that have no prefix; the last of them takes every other path."""
+    router = APIRouter(tags=["page"])
+
+    @router.get("/user.css")
+    async def user_css() -> Response:
+        path = settings.user / "default" / "user.css"
+        return Response(path.read_bytes() if path.is_file() else b"", media_type="text/css")
+
+    @router.get("/internal/logs")
+    async def log_text() -> str:
+        return logs.text()
+
+    @router.get("/internal/logs/raw")
+    async def log_entries() -> dict[str, Any]:
+        return {"entries": logs.entries(), "size": {"cols": 120, "rows": 50}}
+
+    @router.patch("/internal/logs/subscribe")
+    async def subscribe(request: Request) -> Response:
+        order = await read_json(request)
+        if not isinstance(order, dict) or not isinstance(order.get("clientId"), str):
+            raise HTTPException(400, "clientId is missing")
+        engine.sockets.subscribe(order["clientId"], bool(order.get("enabled")))
+        return Response()
+
+    @router.get("/internal/folder_paths")
+    async def folder_paths() -> dict[str, list[str]]:
+        return {kind: [str(it) for it in roots] for kind, roots in settings.models.items()}
+
+    @router.get("/templates/{name:path}")
+    async def template(name: str) -> Response:
+        for root in settings.templates:
+            if (found := _static(root, name)) is not None:
+                return found
+        raise HTTPException(404, "there is no such template")
+
+    @router.get("/docs/{name:path}")
+    async def node_help(name: str) -> Response:
+        found = _static(settings.docs, name) if settings.docs else None
+        if found is None:
+            raise HTTPException(404, "there is no help for this node")
+        return found
+
+    @router.get("/health")
+    async def health() -> JSONResponse:
+        return JSONResponse({"status": "draining" if engine.draining else "ok", "queue": engine.store.remaining()})
+
+    @router.get("/{name:path}")
+    async def page(name: str) -> Response:
+        if settings.page is None:
+            if not name:
+                return PlainTextResponse(
+                    "This is a cygnet server without its web page. Install it with: pip install 'cygnet[ui]'\n"
+                )
+            raise HTTPException(404, "not found")
+        found = _static(settings.page, name or "index.html")
+        if found is None:
+            raise HTTPException(404, "not found")
+        if not name or name == "index.html":
+            found.headers["Content-Security-Policy"] = POLICY
+        return found
+
+    return router
+
+
+def _static(root: Path, name: str) -> Response | None:
+    """A file of a folder that we installed, or None."""
+    try:
+        path = inside(root, name)
+    except RequestError:
+        return None
+    if not path.is_file():
+        return None
+    suffix = path.suffix.lower()
+    media_type = _TYPES.get(suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    if suffix in (".html", ".js", ".mjs", ".css") or path.name.startswith("index"):
+        cache = "no-cache"
+    else:
+        cache = _DAY if media_type.startswith("image/") else _HOUR
+    headers = {"Cache-Control": cache, "X-Content-Type-Options": "nosniff"}
+    return FileResponse(path, media_type=media_type, headers=headers)

@@ -1,0 +1,364 @@
+"""The routes that the page and the command-line clients use, over HTTP and the socket, with toy nodes."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+from starlette.testclient import TestClient
+
+from cygnet.graph.folders import Folders
+from cygnet.server.app import create_app, features
+from cygnet.server.engine import Engine
+from cygnet.server.settings import Settings
+from cygnet.server.sockets import Sockets
+from cygnet.server.store import JobStore
+
+HERE = "tests.server.children"
+PROMPT = {
+    "1": {"class_type": "Text", "inputs": {"text": "hello"}},
+    "2": {"class_type": "Show", "inputs": {"text": ["1", 0]}},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("studio")
+    page = root / "page"
+    for name, text in (("index.html", "<html>"), ("assets/a.js", "1"), ("extensions/core/x.js", "2")):
+        (page / name).parent.mkdir(parents=True, exist_ok=True)
+        (page / name).write_text(text)
+    (root / "templates").mkdir()
+    (root / "templates" / "index.json").write_text("[]")
+    (root / "models" / "vae" / "sub").mkdir(parents=True)
+    save_file({"a": np.zeros(1)}, root / "models" / "vae" / "sub" / "v.safetensors", metadata={"k": "v"})
+    return root
+
+
+@pytest.fixture(scope="module")
+def client(base: Path) -> Iterator[TestClient]:
+    settings = Settings(
+        folders=Folders.below(base),
+        user=base / "user",
+        page=base / "page",
+        templates=(base / "templates",),
+        models={"vae": (base / "models" / "vae",), "diffusion_models": ()},
+        largest_upload=100_000,
+    )
+    store = JobStore(base / "jobs.sqlite")
+    engine = Engine(store, Sockets(features(settings)), f"{HERE}:worker", f"{HERE}:catalogue")
+    with TestClient(create_app(engine, settings), base_url="http://127.0.0.1:8188") as it:
+        yield it
+    store.close()
+
+
+def submit(client: TestClient, **more: Any) -> str:
+    answer = client.post("/api/prompt", json={"prompt": PROMPT, **more})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["prompt_id"])
+
+
+def wait(client: TestClient, job: str) -> Any:
+    for _ in range(2000):
+        if found := client.get(f"/history/{job}").json():
+            return found[job]
+        time.sleep(0.01)
+    raise AssertionError("the job did not end")
+
+
+# Start
+
+
+def test_the_page_finds_everything_that_it_needs_to_start(client: TestClient) -> None:
+    for route in ("users", "settings", "extensions", "object_info", "features", "system_stats", "i18n"):
+        for prefix in ("/api/", "/"):
+            answer = client.get(prefix + route)
+            assert answer.status_code == 200, route
+            assert answer.headers["content-type"] == "application/json"
+    assert client.get("/api/users").json() == {"storage": "server", "migrated": True}
+    assert client.get("/api/extensions").json() == ["/extensions/core/x.js"]
+    assert set(client.get("/api/object_info").json()) == {"Text", "Show"}
+    assert client.get("/api/object_info/Nope").json() == {}
+    system = client.get("/api/system_stats").json()
+    assert system["devices"][0]["type"] == "cpu"
+    assert {"os", "comfyui_version", "python_version", "argv", "ram_free"} <= set(system["system"])
+
+
+def test_static_files_have_their_types_and_may_be_framed_by_an_editor(client: TestClient) -> None:
+    page = client.get("/")
+    assert page.headers["cache-control"] == "no-cache"
+    assert "vscode-webview:" in page.headers["content-security-policy"]
+    assert client.get("/assets/a.js").headers["content-type"].startswith("application/javascript")
+    assert client.get("/templates/index.json").headers["content-type"] == "application/json"
+    assert client.get("/user.css").headers["content-type"].startswith("text/css")
+    for missing in ("/assets/none.js", "/templates/none.json", "/docs/x/en.md", "/manager/version", "/..%2f..%2fx"):
+        assert client.get(missing).status_code == 404, missing
+
+
+def test_other_sites_are_kept_out_of_every_data_route(client: TestClient) -> None:
+    for headers in ({"origin": "null"}, {"sec-fetch-site": "cross-site"}, {"host": "evil.test"}):
+        for route in ("/api/queue", "/queue", "/view?filename=x", "/api/settings", "/internal/logs", "/ws"):
+            assert client.get(route, headers=headers).status_code == 403, (route, headers)
+        assert client.post("/prompt", json={"prompt": PROMPT}, headers=headers).status_code == 403
+    assert client.get("/", headers={"sec-fetch-site": "cross-site"}).status_code == 200
+
+
+def test_models_are_listed_by_kind(client: TestClient) -> None:
+    assert client.get("/models").json() == ["diffusion_models", "vae"]
+    assert client.get("/models/vae").json() == ["sub/v.safetensors"]
+    assert client.get("/models/unet").json() == []
+    assert client.get("/models/nope").status_code == 404
+    (row,) = client.get("/experiment/models/vae").json()
+    assert (row["name"], row["pathIndex"]) == ("sub/v.safetensors", 0)
+    assert client.get("/view_metadata/vae?filename=sub/v.safetensors").json() == {"k": "v"}
+    for bad in ("../v.safetensors", "sub/v.pth", "none.safetensors"):
+        assert client.get("/view_metadata/vae", params={"filename": bad}).status_code == 404
+    assert client.get("/embeddings").json() == []
+
+
+# Jobs
+
+
+def test_a_submitted_job_runs_and_is_found_everywhere(client: TestClient) -> None:
+    workflow = {"id": "w1", "nodes": []}
+    job = submit(client, extra_data={"extra_pnginfo": {"workflow": workflow}}, client_id="me")
+    entry = wait(client, job)
+    assert entry["outputs"] == {"2": {"text": ["hello"]}}
+    assert entry["status"]["status_str"] == "success"
+    assert entry["prompt"][1] == job
+    assert job in client.get("/api/history?max_items=1").json()
+    listed = client.get("/api/jobs?status=completed&limit=5&workflow_id=w1").json()
+    assert listed["jobs"][0]["id"] == job
+    assert listed["pagination"] == {"offset": 0, "limit": 5, "total": 1, "has_more": False}
+    detail = client.get(f"/api/jobs/{job}").json()
+    assert detail["workflow"]["extra_data"]["extra_pnginfo"]["workflow"] == workflow
+    assert client.get("/api/jobs/nobody").status_code == 404
+    assert client.get("/prompt").json() == {"exec_info": {"queue_remaining": 0}}
+    assert client.get("/queue").json() == {"queue_running": [], "queue_pending": []}
+    assert client.post("/history", json={"delete": [job]}).status_code == 200
+    assert client.get(f"/history/{job}").json() == {}
+
+
+@pytest.mark.parametrize(
+    "query", ["status=odd", "sort_by=x", "sort_order=up", "limit=0", "limit=x", "offset=-1", "limit=²"]
+)
+def test_a_bad_question_about_jobs_is_refused(client: TestClient, query: str) -> None:
+    answer = client.get(f"/api/jobs?{query}")
+    assert (answer.status_code, list(answer.json())) == (400, ["error"])
+
+
+def test_a_bad_submission_is_refused_in_the_protocols_shape(client: TestClient) -> None:
+    for body in (b"{", b"[]", b'{"prompt": {}}', b'{"prompt": {"1": {"class_type": "Nope", "inputs": {}}}}'):
+        answer = client.post("/prompt", content=body)
+        assert answer.status_code == 400
+        assert set(answer.json()) == {"error", "node_errors"}
+    labelled = client.post("/prompt", content=json.dumps({"prompt": PROMPT}), headers={"content-type": "text/plain"})
+    assert labelled.status_code == 200
+    wait(client, labelled.json()["prompt_id"])
+
+
+def test_a_running_job_can_be_stopped_and_the_queue_cleared(client: TestClient) -> None:
+    slow = {**PROMPT, "1": {"class_type": "Text", "inputs": {"text": "wait"}}}
+    running = client.post("/prompt", json={"prompt": slow}).json()["prompt_id"]
+    for _ in range(2000):
+        if client.get("/queue").json()["queue_running"]:
+            break
+        time.sleep(0.01)
+    waiting = submit(client)
+    other = submit(client)
+    assert [it[1] for it in client.get("/queue").json()["queue_pending"]] == [waiting, other]
+    assert client.post(f"/api/jobs/{waiting}/cancel").json() == {"cancelled": True}
+    for _ in range(2):
+        assert client.post("/queue", json={"clear": True}).status_code == 200
+    assert client.post("/interrupt", json={"prompt_id": waiting}).status_code == 200
+    assert client.get("/queue").json()["queue_running"][0][1] == running
+    assert client.post("/interrupt").status_code == 200
+    assert wait(client, running)["status"]["completed"] is False
+    assert client.get(f"/api/jobs/{running}").json()["status"] == "cancelled"
+    assert client.post("/api/jobs/cancel", json={"job_ids": [running]}).json() == {"cancelled": False}
+    assert client.post("/free", json={"unload_models": True, "free_memory": True}).status_code == 200
+
+
+def test_the_socket_greets_answers_and_tells_of_jobs(client: TestClient) -> None:
+    with client.websocket_connect("ws://127.0.0.1:8188/ws?clientId=abc") as socket:
+        assert socket.receive_json()["data"]["sid"] == "abc"
+        socket.send_text("not json")
+        socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
+        assert socket.receive_json() == {"type": "feature_flags", "data": client.get("/api/features").json()}
+        job = submit(client, client_id="abc")
+        types = []
+        while not types or types[-1] != ("executing", None):
+            message = socket.receive_json()
+            types.append((message["type"], message["data"].get("node")))
+        assert wait(client, job)
+        names = [name for name, _ in types]
+        assert names.index("execution_start") < names.index("execution_success")
+
+
+def test_the_log_panel_gets_new_lines(client: TestClient) -> None:
+    with client.websocket_connect("ws://127.0.0.1:8188/ws?clientId=log") as socket:
+        socket.receive_json()
+        order = {"clientId": "log", "enabled": True}
+        assert client.patch("/internal/logs/subscribe", json=order).status_code == 200
+        logging.getLogger("cygnet.test").warning("two\nlines")
+        message = socket.receive_json()
+        assert message["type"] == "logs"
+        assert "two\\nlines\n" in message["data"]["entries"][0]["m"]
+        assert "two" in client.get("/internal/logs").json()
+        assert client.get("/internal/logs/raw").json()["entries"]
+
+
+# Files
+
+
+def picture(colour: tuple[int, ...] = (255, 0, 0), kind: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGBA" if len(colour) == 4 else "RGB", (8, 4), colour).save(out, format=kind)
+    return out.getvalue()
+
+
+def upload(client: TestClient, name: str, data: bytes, **fields: str) -> Any:
+    return client.post("/upload/image", files={"image": (name, data)}, data=fields)
+
+
+def test_an_upload_is_kept_and_served(client: TestClient) -> None:
+    first = upload(client, "a b.png", picture(), subfolder="s")
+    assert first.json() == {"name": "a b.png", "subfolder": "s", "type": "input"}
+    assert upload(client, "a b.png", picture(), subfolder="s").json()["name"] == "a b.png"
+    assert upload(client, "a b.png", picture((0, 0, 9)), subfolder="s").json()["name"] == "a b (1).png"
+    assert upload(client, "a b.png", picture((0, 9, 9)), subfolder="s", overwrite="true").json()["name"] == "a b.png"
+    served = client.get("/view", params={"filename": "a b.png", "subfolder": "s", "type": "input"})
+    assert served.content == picture((0, 9, 9))
+    assert served.headers["content-type"] == "image/png"
+    assert served.headers["x-content-type-options"] == "nosniff"
+    again = client.get("/view", params={"filename": "a b.png [input]", "subfolder": "s", "type": "output"})
+    assert again.status_code == 200
+    part = client.get(served.url, headers={"range": "bytes=1-3"})
+    assert (part.status_code, part.content) == (206, picture((0, 9, 9))[1:4])
+    assert upload(client, "clip.mp4", b"any bytes").status_code == 200
+    assert "clip.mp4" in client.get("/internal/files/input").json()
+    assert client.get("/internal/files/else").status_code == 400
+
+
+def test_previews_and_channels_are_made_on_request(client: TestClient) -> None:
+    upload(client, "alpha.png", picture((10, 20, 30, 40)))
+    where = {"filename": "alpha.png", "type": "input"}
+    small = client.get("/view", params={**where, "preview": "webp;50"})
+    assert small.headers["content-type"] == "image/webp"
+    alpha = Image.open(io.BytesIO(client.get("/view", params={**where, "channel": "a"}).content))
+    assert alpha.getpixel((0, 0)) == 40
+    colour = Image.open(io.BytesIO(client.get("/view", params={**where, "channel": "rgb"}).content))
+    assert colour.getpixel((0, 0)) == (10, 20, 30)
+    mask = {"original_ref": json.dumps({**where, "subfolder": ""})}
+    made = client.post("/upload/mask", files={"image": ("m.png", picture((0, 0, 0, 7)))}, data=mask).json()
+    masked = Image.open(io.BytesIO(client.get("/view", params={"filename": made["name"], "type": "input"}).content))
+    assert masked.getpixel((0, 0)) == (10, 20, 30, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "fields", "status"),
+    [
+        ("x.html", b"<script>", {}, 400),
+        ("x.svg", b"<svg/>", {}, 400),
+        ("x.png", b"<script>alert(1)</script>", {}, 400),
+        ("x.png", picture()[:40], {}, 400),
+        (".x.png", picture(), {}, 400),
+        ("x.png", picture(), {"subfolder": "../out"}, 400),
+        ("x.png", picture(), {"subfolder": "/tmp"}, 400),
+        ("x.png", picture(), {"type": "user"}, 400),
+        ("x.mp4", b"0" * 200_000, {}, 413),
+    ],
+)
+def test_bad_uploads_are_refused(
+    client: TestClient, name: str, data: bytes, fields: dict[str, str], status: int
+) -> None:
+    assert upload(client, name, data, **fields).status_code == status
+
+
+def test_a_traversing_name_loses_its_folders(client: TestClient, base: Path) -> None:
+    assert upload(client, "../../evil.png", picture()).json()["name"] == "evil.png"
+    assert not (base.parent / "evil.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("", 404),
+        ("filename=none.png", 404),
+        ("filename=/etc/passwd", 400),
+        ("filename=..%2f..%2fx", 400),
+        ("filename=x.png&type=user", 400),
+        ("filename=x.png&subfolder=..", 403),
+        ("filename=x.png&subfolder=/etc", 403),
+        ("filename=link.png&type=output", 403),
+    ],
+)
+def test_view_stays_inside(client: TestClient, base: Path, query: str, status: int) -> None:
+    link = base / "output" / "link.png"
+    if not link.is_symlink():
+        link.symlink_to(base / "jobs.sqlite")
+    assert client.get(f"/view?{query}").status_code == status
+
+
+def test_files_that_a_browser_would_run_are_attachments(client: TestClient, base: Path) -> None:
+    for name in ("a.html", "a.svg", "a.js", "a.xml"):
+        (base / "output" / name).write_text("<script>")
+        answer = client.get(f"/view?filename={name}")
+        assert answer.headers["content-type"] == "application/octet-stream"
+        assert answer.headers["content-disposition"].startswith("attachment")
+
+
+# The user's files
+
+
+def test_settings_keep_any_value(client: TestClient) -> None:
+    assert (
+        client.post("/api/settings/Comfy.A", content=b"true", headers={"content-type": "text/plain"}).status_code == 200
+    )
+    assert client.post("/api/settings", json={"B": [1, None], "C": "x"}).status_code == 200
+    for i in range(50):
+        client.post(f"/api/settings/many.{i}", json=i)
+    found = client.get("/api/settings").json()
+    assert found["Comfy.A"] is True
+    assert (found["B"], found["C"]) == ([1, None], "x")
+    assert [found[f"many.{i}"] for i in range(50)] == list(range(50))
+    assert client.get("/api/settings/C").json() == "x"
+    assert client.get("/api/settings/none").json() is None
+    assert client.post("/api/settings/__server", json=1).status_code == 403
+    assert client.post("/api/settings", json=[1]).status_code == 400
+
+
+def test_workflows_are_saved_listed_renamed_and_deleted(client: TestClient) -> None:
+    name = "workflows%2Fmy%20flow%20%25%20%C3%A9.json"
+    plain = "workflows/my flow % é.json"
+    saved = client.post(f"/api/userdata/{name}?overwrite=false&full_info=true", content=b'{"a": 1}')
+    assert saved.json()["path"] == plain
+    assert client.post(f"/api/userdata/{name}?overwrite=false", content=b"{}").status_code == 409
+    assert client.post(f"/api/userdata/{name}?overwrite=true", content=b'{"a": 2}').json() == plain
+    assert client.get(f"/api/userdata/{name}").json() == {"a": 2}
+    query = "dir=workflows&recurse=true"
+    assert client.get(f"/api/userdata?{query}&split=false").json() == ["my flow % é.json"]
+    assert client.get(f"/api/userdata?{query}&split=true").json() == [["my flow % é.json", "my flow % é.json"]]
+    (info,) = client.get(f"/api/userdata?{query}&split=false&full_info=true").json()
+    assert set(info) == {"path", "size", "modified", "created"}
+    moved = client.post(f"/api/userdata/{name}/move/workflows%2Fsub%2Fb.json?overwrite=false")
+    assert moved.json() == "workflows/sub/b.json"
+    assert client.get("/api/v2/userdata?path=workflows").json()[0]["type"] == "directory"
+    assert client.delete("/api/userdata/workflows%2Fsub%2Fb.json").status_code == 204
+    assert client.delete("/api/userdata/workflows%2Fsub%2Fb.json").status_code == 404
+    assert client.post("/api/userdata/workflows/plain.json", content=b"{}").json() == "workflows/plain.json"
+    for bad in ("..%2F..%2Fx", "%2Fetc%2Fpasswd", "a%00b", "..%5Cx"):
+        assert client.get(f"/api/userdata/{bad}").status_code == 403, bad
+        assert client.post(f"/api/userdata/{bad}", content=b"x").status_code == 403, bad
+    assert client.get("/api/userdata").status_code == 400
+    assert client.get("/api/userdata?dir=none").status_code == 404
+    assert client.get("/api/userdata?dir=..").status_code == 403
