@@ -17,14 +17,25 @@ from cygnet.graph.schema import COMBO, Input, NodeType, Output, Section
 class NodeClass(Protocol):
     """A node type that can be validated and run."""
 
-    judged: frozenset[str] | None
-    """Inputs that :meth:`check` judges, so that ranges and choices are not enforced on them; None: all."""
-    judges_links: bool
-    """Whether :meth:`check` also judges the types of links."""
-    input_is_list: bool
-    """Called once with lists, instead of once for each of their members."""
-    idempotent: bool
-    """False: results of equal nodes with different ids are not shared."""
+    @property
+    def judged(self) -> frozenset[str] | None:
+        """Inputs that :meth:`check` judges, so that ranges and choices are not enforced on them; None: all."""
+        ...
+
+    @property
+    def judges_links(self) -> bool:
+        """Whether :meth:`check` also judges the types of links."""
+        ...
+
+    @property
+    def input_is_list(self) -> bool:
+        """Called once with lists, instead of once for each of their members."""
+        ...
+
+    @property
+    def idempotent(self) -> bool:
+        """False: results of equal nodes with different ids are not shared."""
+        ...
 
     def describe(self) -> NodeType:
         """What it declares now; choices such as the files of a folder may change between calls."""

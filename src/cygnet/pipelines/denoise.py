@@ -85,7 +85,7 @@ def denoise(
     evaluation of the network. Raises :class:`~cygnet.errors.NumericalError`, naming the step and the part of the
     network, as soon as a velocity is NaN or infinite.
     """
-    velocity = _Velocity(dit, conditioning, sampling.steps_made, guidance, cancel or CancelToken())
+    velocity = GuidedVelocity(dit, conditioning, sampling.steps_made, guidance, cancel or CancelToken())
 
     def report(step: StepReport) -> None:
         velocity.step = step.step
@@ -110,8 +110,11 @@ def denoise(
     )
 
 
-class _Velocity:
-    """The network as the solver sees it: prompts prepared once, guidance applied, answers checked.
+class GuidedVelocity:
+    """The network as a solver sees it: prompts prepared once, guidance applied, answers checked.
+
+    Called with latents ``[1, 16, t, h, w]`` and a timestep in 0..1000 it gives the velocity. Whoever walks the steps
+    sets :attr:`step` to the number of those made.
 
     Every part of the network is watched in its first evaluation: attention kernels turn NaN scores into zeros, so a
     damaged weight of a query or key need not show in the answer. Later only the answer is looked at.

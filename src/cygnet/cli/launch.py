@@ -1,0 +1,190 @@
+"""``cygnet launch``: the studio's server."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Group, Parameter
+
+from cygnet.cli.options import Debug, Places, Switch, Whole
+from cygnet.cli.output import Voice
+from cygnet.cli.studio import base_folder, child_options, folders_of, model_roots, read_token
+from cygnet.errors import RequestError, UnsupportedError
+
+if TYPE_CHECKING:
+    from cygnet.server.settings import Settings
+
+_WHO = Group.create_ordered("Who may reach it")
+_WHERE = Group.create_ordered("Where things are")
+_MB = 2**20
+
+
+def launch(
+    *,
+    listen: Annotated[str, Parameter(group=_WHO, metavar="ADDRESS")] = "127.0.0.1",
+    port: Annotated[Whole, Parameter(group=_WHO)] = 8188,
+    token_file: Annotated[Path | None, Parameter(group=_WHO, metavar="FILE")] = None,
+    allow_host: Annotated[tuple[str, ...], Parameter(group=_WHO, metavar="NAME")] = (),
+    enable_cors_header: Annotated[tuple[str, ...], Parameter(group=_WHO, metavar="ORIGIN")] = (),
+    max_upload_size: Annotated[Whole, Parameter(group=_WHO, metavar="MB")] = 100,
+    auto_launch: Annotated[Switch, Parameter(group=_WHO)] = False,
+    base_directory: Annotated[Path | None, Parameter(group=_WHERE, metavar="FOLDER")] = None,
+    input_directory: Annotated[Path | None, Parameter(group=_WHERE, metavar="FOLDER")] = None,
+    output_directory: Annotated[Path | None, Parameter(group=_WHERE, metavar="FOLDER")] = None,
+    temp_directory: Annotated[Path | None, Parameter(group=_WHERE, metavar="FOLDER")] = None,
+    user_directory: Annotated[Path | None, Parameter(group=_WHERE, metavar="FOLDER")] = None,
+    extra_model_paths_config: Annotated[tuple[Path, ...], Parameter(group=_WHERE, metavar="FILE")] = (),
+    model_paths: Annotated[Places, Parameter(group=_WHERE)] = (),
+    device: Annotated[str, Parameter(metavar="NAME")] = "auto",
+    disable_metadata: Switch = False,
+    debug: Debug = False,
+) -> int:
+    """Start the studio: a server for ComfyUI's web page, its workflows and its clients.
+
+    Jobs are stored before they are acknowledged; whatever stops, they go on when the studio starts again.
+
+    Parameters
+    ----------
+    listen
+        Address to listen on. Any but this machine's own needs --token-file.
+    port
+        Port to listen on.
+    token_file
+        A file whose first line every client must send.
+    allow_host
+        A further name under which browsers reach this server; may be given again.
+    enable_cors_header
+        The origin of another site that may call this server; may be given again.
+    max_upload_size
+        Largest upload, in MB.
+    auto_launch
+        Open the page in a browser.
+    base_directory
+        Folder of models, input, output, temp and user. Default: cygnet's own folder of this user.
+    input_directory
+        Folder of pictures to work on.
+    output_directory
+        Folder of results.
+    temp_directory
+        Folder of previews; emptied at start and stop.
+    user_directory
+        Folder of settings, saved workflows and the job file.
+    extra_model_paths_config
+        An extra_model_paths.yaml; may be given again.
+    device
+        auto, cpu, cuda or cuda:N.
+    disable_metadata
+        Do not store prompts and workflows in results.
+    """
+    base = base_folder(base_directory)
+    given = {"input": input_directory, "output": output_directory, "temp": temp_directory}
+    folders = folders_of(base, given)
+    roots = model_roots(base, (*extra_model_paths_config, *model_paths))
+    try:
+        from cygnet.server.guard import Access
+        from cygnet.server.settings import Settings
+    except ImportError as error:
+        raise UnsupportedError(
+            f"the studio is not installed ({error.name}); run: pip install 'cygnet[studio]'"
+        ) from error
+    access = Access(
+        listen=listen,
+        names=frozenset(allow_host),
+        origins=frozenset(enable_cors_header),
+        token=read_token(token_file),
+    )
+    settings = Settings(
+        folders=folders,
+        user=(user_directory or base / "user").expanduser().absolute(),
+        page=_installed("comfyui_frontend_package", "static"),
+        templates=tuple(filter(None, (_installed("comfyui_workflow_templates_json", "templates"),))),
+        docs=_installed("comfyui_embedded_docs", "docs"),
+        models={kind: tuple(Path(it) for it in paths) for kind, paths in roots.items()},
+        access=access,
+        largest_upload=(max_upload_size or 0) * _MB,
+        versions=_versions(),
+        arguments=("--disable-api-nodes",),
+    )
+    options = child_options(folders, roots, device=device, metadata=not disable_metadata)
+    return _serve(settings, options, _bound(listen, port or 0), auto_launch)
+
+
+def _bound(listen: str, port: int) -> socket.socket:
+    """A listening socket, or an error in words; never another port than the one asked for."""
+    if not 0 <= port <= 65535:
+        raise RequestError(f"port is {port}; it must be from 1 to 65535", field="port")
+    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((listen, port))
+    except OSError as error:
+        bound.close()
+        raise RequestError(
+            f"cannot listen on {listen}, port {port} ({error.strerror}); stop what uses it, or choose another --port",
+            field="port",
+        ) from error
+    return bound
+
+
+def _serve(settings: Settings, options: dict[str, object], bound: socket.socket, auto_launch: bool) -> int:
+    import uvicorn
+
+    from cygnet.server.app import create_app, features
+    from cygnet.server.engine import Engine
+    from cygnet.server.sockets import Sockets
+    from cygnet.server.store import JobStore, sole_owner
+
+    address, port = bound.getsockname()[:2]
+    url = f"http://{f'[{address}]' if ':' in address else address}:{port}/"
+    with sole_owner(settings.user):
+        _empty(settings.folders.temp)
+        store = JobStore(settings.user / "jobs.sqlite")
+        here = "cygnet.cli.studio"
+        engine = Engine(store, Sockets(features(settings)), f"{here}:worker", f"{here}:catalogue", options)
+        config = uvicorn.Config(
+            create_app(engine, settings), log_level="warning", ws_max_size=2**20, timeout_graceful_shutdown=5
+        )
+        Voice().note(f"To see the page go to: {url}")
+        if auto_launch:
+            import webbrowser
+
+            webbrowser.open(url)
+        try:
+            uvicorn.Server(config).run(sockets=[bound])
+        finally:
+            store.close()
+            _empty(settings.folders.temp)
+    return 0
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _installed(package: str, inside: str) -> Path | None:
+    """A folder of an installed package, without importing it."""
+    from importlib.util import find_spec
+
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    found = Path(spec.origin).parent / inside
+    return found if found.is_dir() else None
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("cygnet", "torch", "comfyui-frontend-package", "comfyui-workflow-templates"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found | {"python": sys.version.split()[0]}

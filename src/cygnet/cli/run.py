@@ -1,0 +1,186 @@
+"""``cygnet run``: a workflow file without a browser."""
+
+from __future__ import annotations
+
+import json as json_module
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from cygnet.cli.interrupts import cancelled_by_interrupt
+from cygnet.cli.options import Debug, Json, Places, Quiet, Switch
+from cygnet.cli.output import Voice
+from cygnet.cli.studio import base_folder, child_options, folders_of, model_roots, workshop
+from cygnet.errors import Cancelled, CygnetError, RequestError
+
+
+class WorkflowFailed(CygnetError):
+    """A node of a workflow failed."""
+
+    code = "workflow_failed"
+
+
+def run(
+    workflow: Annotated[Path, Parameter(name="WORKFLOW")],
+    /,
+    *,
+    set: Annotated[tuple[str, ...], Parameter(metavar="NODE.INPUT=VALUE")] = (),
+    image: Annotated[tuple[str, ...], Parameter(metavar="NODE=FILE")] = (),
+    print_prompt: Switch = False,
+    base_directory: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
+    output_directory: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
+    model_paths: Places = (),
+    device: Annotated[str, Parameter(metavar="NAME")] = "auto",
+    disable_metadata: Switch = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Run a workflow file, as the page saves it or in API format, and print the paths of the results.
+
+    Parameters
+    ----------
+    workflow
+        A .json file.
+    set
+        Change an input of a node, as in 6.text="a red ball"; the value is JSON, or text. May be given again.
+    image
+        Give a LoadImage node a picture, as in 52=dog.png; it is copied to the input folder. May be given again.
+    print_prompt
+        Print the prompt that would be submitted, and stop.
+    base_directory
+        Folder of models, input and output. Default: cygnet's own folder of this user.
+    output_directory
+        Folder of results.
+    device
+        auto, cpu, cuda or cuda:N.
+    disable_metadata
+        Do not store prompt and workflow in results.
+    """
+    from cygnet.graph.contract import describe_all
+    from cygnet.graph.convert import is_prompt, is_workflow, to_prompt
+    from cygnet.nodes.catalogue import node_classes
+
+    voice = Voice(as_json=json, quiet=quiet)
+    document = _read(workflow)
+    base = base_folder(base_directory)
+    folders = folders_of(base, {"input": None, "output": output_directory, "temp": None})
+    roots = model_roots(base, model_paths)
+    shop = workshop(child_options(folders, roots, device=device, metadata=not disable_metadata))
+    classes = node_classes(shop)
+    if is_workflow(document):
+        prompt = to_prompt(document, describe_all(classes, lambda name, error: voice.note(f"{name}: {error}")))
+    elif is_prompt(document):
+        prompt = {key: {**node, "inputs": dict(node["inputs"])} for key, node in document.items()}
+    else:
+        raise RequestError(f"{workflow.name} is neither a workflow nor a prompt in API format", field="workflow")
+    for change in set:
+        _change(prompt, change)
+    for given in image:
+        _give_picture(prompt, given, folders.input)
+    if print_prompt:
+        sys.stdout.write(json_module.dumps(prompt, indent=1, ensure_ascii=True) + "\n")
+        return 0
+    extra = {"extra_pnginfo": {"workflow": document}} if is_workflow(document) else {}
+    files = _execute(prompt, classes, extra, voice)
+    paths = [str(folders.root(it["type"]) / it["subfolder"] / it["filename"]) for it in files]
+    voice.result({"files": paths}, paths)
+    return 0
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise RequestError(f"there is no file {path.name}; give a workflow saved by the page", field="workflow")
+    try:
+        return json_module.loads(path.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
+        raise RequestError(f"{path.name} is not JSON that can be read ({error})", field="workflow") from error
+
+
+def _change(prompt: dict[str, Any], text: str) -> None:
+    where, equals, value = text.partition("=")
+    node, dot, name = where.rpartition(".")
+    if not equals or not dot:
+        raise RequestError(f'--set is {text[:80]!r}; it must be like 6.text="a red ball"', field="set")
+    _node(prompt, node, "set")["inputs"][name] = _value(value)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json_module.loads(text)
+    except ValueError:
+        return text
+
+
+def _node(prompt: dict[str, Any], key: str, field: str) -> dict[str, Any]:
+    if key not in prompt:
+        known = ", ".join(f"{it} ({node['class_type']})" for it, node in list(prompt.items())[:30])
+        raise RequestError(f"there is no node {key!r} in the workflow; there are: {known}", field=field)
+    node: dict[str, Any] = prompt[key]
+    return node
+
+
+def _give_picture(prompt: dict[str, Any], text: str, folder: Path) -> None:
+    key, equals, name = text.partition("=")
+    source = Path(name)
+    if not equals or not source.is_file():
+        raise RequestError(
+            f"--image is {text[:80]!r}; it must be like 52=dog.png, with a file that exists", field="image"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    target, number = folder / source.name, 0
+    while target.exists() and target.read_bytes() != source.read_bytes():
+        number += 1
+        target = folder / f"{source.stem} ({number}){source.suffix}"
+    if not target.exists():
+        shutil.copyfile(source, target)
+    _node(prompt, key, "image")["inputs"]["image"] = target.name
+
+
+def _execute(
+    prompt: dict[str, Any], classes: Mapping[str, Any], extra: Mapping[str, Any], voice: Voice
+) -> Sequence[Mapping[str, Any]]:
+    """Judge and run; what was saved, in the order of saving."""
+    from cygnet.graph.events import Event, NodeFailed, NodeFinished, NodeProgressed, NodeStarted
+    from cygnet.graph.execute import Executor, Job
+    from cygnet.graph.validate import validate
+
+    verdict = validate(prompt, classes)
+    problems = [
+        f"node {key} ({node.class_type}): {it.message}: {it.details}"
+        for key, node in verdict.nodes.items()
+        for it in node.errors
+    ]
+    if verdict.error is not None:
+        missing = verdict.error.type == "missing_node_type"
+        reason = verdict.error.message if missing or not problems else "; ".join(problems[:5])
+        raise RequestError(f"the workflow cannot run: {reason}", field="workflow")
+    for problem in problems:
+        voice.note(f"left out: {problem}")
+    saved: list[Mapping[str, Any]] = []
+    failures: list[NodeFailed] = []
+
+    def watch(event: Event) -> None:
+        match event:
+            case NodeStarted(place):
+                voice.note(f"{place.class_type} ({place.node})")
+            case NodeProgressed(place, value, total):
+                if value == total or value == 1 or value % 5 == 0:
+                    voice.note(f"{place.class_type} ({place.node}): {value:g} of {total:g}")
+            case NodeFinished(ui=ui) if ui:
+                saved.extend(it for it in ui.get("images", ()) if isinstance(it, Mapping))
+            case NodeFailed() as failed:
+                failures.append(failed)
+
+    with cancelled_by_interrupt(voice.note) as cancel:
+        ended = Executor(classes).run(Job(prompt=verdict.prompt, outputs=verdict.outputs, extra=extra), watch, cancel)
+    if ended.state == "interrupted":
+        raise Cancelled("stopped on request")
+    if ended.state == "error":
+        it = failures[-1]
+        raise WorkflowFailed(f"node {it.place.node} ({it.place.class_type}) failed: {it.message}")
+    return saved

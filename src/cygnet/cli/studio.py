@@ -1,0 +1,107 @@
+"""What the studio's verbs share: folders, settings, and what runs in its child processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cygnet.errors import RequestError
+
+if TYPE_CHECKING:
+    from cygnet.graph.folders import Folders
+    from cygnet.nodes.workshop import Workshop
+    from cygnet.server.child import Channel
+
+KINDS = (
+    *("checkpoints", "diffusion_models", "text_encoders", "vae", "clip_vision", "loras", "model_patches"),
+    *("audio_encoders", "upscale_models", "embeddings", "vae_approx", "controlnet"),
+)
+"""Kinds of model folders that the page knows."""
+
+
+def base_folder(given: Path | None) -> Path:
+    """The base directory: the one given, or cygnet's own folder of this user."""
+    if given is not None:
+        return given.expanduser().absolute()
+    from cygnet.checkpoints.discovery import home_folder
+
+    return home_folder()
+
+
+def folders_of(base: Path, given: Mapping[str, Path | None]) -> Folders:
+    """Input, output and temporary folders: below ``base``, or as given."""
+    from cygnet.graph.folders import Folders
+
+    usual = Folders.below(base)
+    chosen = {kind: (path or usual.root(kind)).expanduser().absolute() for kind, path in given.items()}  # type: ignore[arg-type]
+    return Folders(**chosen)
+
+
+def model_roots(base: Path, places: Sequence[Path]) -> dict[str, list[str]]:
+    """Model folders by kind: those below ``base`` first (where downloads go), then all others that are known."""
+    from cygnet.checkpoints.discovery import model_folders
+
+    roots = {kind: [str(base / "models" / kind)] for kind in KINDS}
+    for folder in model_folders(places):
+        if str(folder.path) not in roots.setdefault(folder.kind, []):
+            roots[folder.kind].append(str(folder.path))
+    return roots
+
+
+def child_options(
+    folders: Folders, roots: Mapping[str, Sequence[str]], *, device: str, metadata: bool
+) -> dict[str, Any]:
+    """What both child processes are started with, as JSON values."""
+    return {
+        "folders": {kind: str(folders.root(kind)) for kind in ("input", "output", "temp")},
+        "models": {kind: list(paths) for kind, paths in roots.items()},
+        "device": device,
+        "metadata": metadata,
+    }
+
+
+def workshop(options: Mapping[str, Any]) -> Workshop:
+    """The workshop that the options describe."""
+    from cygnet.checkpoints.catalogue import EMBEDDED
+    from cygnet.graph.folders import Folders
+    from cygnet.nodes.catalogue import embedded_files
+    from cygnet.nodes.workshop import Workshop
+
+    return Workshop(
+        folders=Folders(**{kind: Path(path) for kind, path in options["folders"].items()}),
+        models={kind: tuple(Path(it) for it in paths) for kind, paths in options["models"].items()},
+        embedded=embedded_files(EMBEDDED),
+        device=options["device"],
+        metadata=options["metadata"],
+    )
+
+
+def worker(channel: Channel, options: Mapping[str, Any]) -> None:
+    """The process that runs jobs."""
+    from cygnet.nodes.catalogue import node_classes
+    from cygnet.server.worker import serve_jobs
+
+    shop = workshop(options)
+    serve_jobs(channel, node_classes(shop), free=shop.unload)
+
+
+def catalogue(channel: Channel, options: Mapping[str, Any]) -> None:
+    """The process that knows the nodes."""
+    from cygnet.nodes.catalogue import node_classes
+    from cygnet.server.worker import serve_catalogue
+
+    serve_catalogue(channel, lambda: node_classes(workshop(options)))
+
+
+def read_token(path: Path | None) -> str | None:
+    """The first line of a token file."""
+    if path is None:
+        return None
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"the token file {path.name} cannot be read ({error})", field="token_file") from error
+    if not lines or not lines[0].strip():
+        raise RequestError(f"the token file {path.name} is empty; put a long random line into it", field="token_file")
+    return lines[0].strip()

@@ -1,0 +1,281 @@
+"""Nodes that read pictures and write pictures and videos."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cygnet.errors import RequestError
+from cygnet.graph.folders import FolderKind, Saved
+from cygnet.media.frames import Frames
+from cygnet.media.image import load_image
+from cygnet.media.video import VideoFormat, open_writer
+from cygnet.nodes.workshop import Node, Workshop
+
+_HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class VideoValue:
+    """``VIDEO`` as it flows through a graph: frames ``[T, H, W, C]`` in 0..1 and their rate."""
+
+    images: torch.Tensor
+    fps: float
+    audio: Any = None
+
+
+class LoadImage(Node):
+    """A picture of the input folder."""
+
+    CATEGORY = "image"
+    RETURN_TYPES = ("IMAGE", "MASK")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"image": (input_files(cls.shop, _PICTURES), {"image_upload": True})}}
+
+    @classmethod
+    def IS_CHANGED(cls, image: str) -> str:
+        return hashlib.sha256(cls.shop.folders.locate(image).read_bytes()).hexdigest()
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, image: str) -> bool | str:
+        try:
+            cls.shop.folders.locate(image)
+        except RequestError as error:
+            return str(error)
+        return True
+
+    def run(self, image: str) -> tuple[torch.Tensor, torch.Tensor]:
+        picture = load_image(self.shop.folders.locate(image), min_side=1)
+        pixels = torch.from_numpy(picture.pixels.astype(np.float32) / 255.0)[None]
+        return pixels, torch.zeros(1, 64, 64)
+
+
+class CreateVideo(Node):
+    """Frames and a rate to a video."""
+
+    CATEGORY = "image/video"
+    RETURN_TYPES = ("VIDEO",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "images": ("IMAGE",),
+                "fps": ("FLOAT", {"default": 30.0, "min": 1.0, "max": 120.0, "step": 1.0}),
+            },
+            "optional": {"audio": ("AUDIO",)},
+        }
+
+    def run(self, images: torch.Tensor, fps: float, audio: Any = None) -> tuple[VideoValue]:
+        if audio is not None:
+            raise RequestError("sound is not written yet; leave 'audio' unconnected", field="audio")
+        return (VideoValue(images, fps, audio),)
+
+
+class SaveVideo(Node):
+    """A video to an mp4 file of the output folder."""
+
+    CATEGORY = "image/video"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "video": ("VIDEO",),
+                "filename_prefix": ("STRING", {"default": "video/ComfyUI", "multiline": False}),
+                "format": ("COMBO", {"default": "auto", "multiselect": False, "options": ["auto", "mp4"]}),
+                "codec": ("COMBO", {"default": "auto", "multiselect": False, "options": ["auto", "h264"]}),
+            },
+            "hidden": _HIDDEN,
+        }
+
+    def run(
+        self,
+        video: VideoValue,
+        filename_prefix: str,
+        format: str,
+        codec: str,
+        prompt: Any = None,
+        extra_pnginfo: Any = None,
+    ) -> dict[str, Any]:
+        told = described(self.shop, prompt, extra_pnginfo)
+        saved = write(self.shop, video.images, video.fps, filename_prefix, "mp4", told)
+        return {"ui": {"images": [saved.json()], "animated": [True]}}
+
+
+class SaveAnimatedWEBP(Node):
+    """Frames to an animated WebP file of the output folder."""
+
+    CATEGORY = "image/animation"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "images": ("IMAGE",),
+                "filename_prefix": ("STRING", {"default": "ComfyUI"}),
+                "fps": ("FLOAT", {"default": 6.0, "min": 0.01, "max": 1000.0, "step": 0.01}),
+                "lossless": ("BOOLEAN", {"default": True}),
+                "quality": ("INT", {"default": 80, "min": 0, "max": 100}),
+                "method": (["default", "fastest", "slowest"],),
+            },
+            "hidden": _HIDDEN,
+        }
+
+    def run(
+        self,
+        images: torch.Tensor,
+        filename_prefix: str,
+        fps: float,
+        lossless: bool,
+        quality: int,
+        method: str,
+        prompt: Any = None,
+        extra_pnginfo: Any = None,
+    ) -> dict[str, Any]:
+        level = 10.0 if lossless else min(quality, 99) / 10
+        told = described(self.shop, prompt, extra_pnginfo)
+        saved = write(self.shop, images, fps, filename_prefix, "webp", told, quality=level)
+        return {"ui": {"images": [saved.json()], "animated": [len(images) != 1]}}
+
+
+class SaveWEBM(Node):
+    """Frames to a WebM file of the output folder."""
+
+    CATEGORY = "image/video"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "images": ("IMAGE",),
+                "filename_prefix": ("STRING", {"default": "ComfyUI"}),
+                "codec": (["vp9"],),
+                "fps": ("FLOAT", {"default": 24.0, "min": 0.01, "max": 1000.0, "step": 0.01}),
+                "crf": ("FLOAT", {"default": 32.0, "min": 0, "max": 63.0, "step": 1}),
+            },
+            "hidden": _HIDDEN,
+        }
+
+    def run(
+        self,
+        images: torch.Tensor,
+        filename_prefix: str,
+        codec: str,
+        fps: float,
+        crf: float,
+        prompt: Any = None,
+        extra_pnginfo: Any = None,
+    ) -> dict[str, Any]:
+        told = described(self.shop, prompt, extra_pnginfo)
+        saved = write(self.shop, images, fps, filename_prefix, "webm", told, quality=10 * (1 - crf / 63))
+        return {"ui": {"images": [saved.json()], "animated": [True]}}
+
+
+class SaveImage(Node):
+    """Frames to PNG files of the output folder."""
+
+    CATEGORY = "image"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    KIND: FolderKind = "output"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {"images": ("IMAGE",), "filename_prefix": ("STRING", {"default": "ComfyUI"})},
+            "hidden": _HIDDEN,
+        }
+
+    def run(
+        self, images: torch.Tensor, filename_prefix: str, prompt: Any = None, extra_pnginfo: Any = None
+    ) -> dict[str, Any]:
+        return {"ui": {"images": self.save(images, filename_prefix, prompt, extra_pnginfo)}}
+
+    def save(self, images: torch.Tensor, prefix: str, prompt: Any, extra_pnginfo: Any) -> list[dict[str, str]]:
+        told = described(self.shop, prompt, extra_pnginfo)
+        return [write(self.shop, one[None], 1, prefix, "png", told, folder=self.KIND).json() for one in images]
+
+
+class PreviewImage(SaveImage):
+    """Frames to show on the node, kept until the studio stops."""
+
+    KIND: FolderKind = "temp"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"images": ("IMAGE",)}, "hidden": _HIDDEN}
+
+    def run(self, images: torch.Tensor, prompt: Any = None, extra_pnginfo: Any = None) -> dict[str, Any]:  # type: ignore[override]
+        prefix = f"ComfyUI_temp_{secrets.token_hex(4)}"
+        return {"ui": {"images": self.save(images, prefix, prompt, extra_pnginfo)}}
+
+
+def input_files(shop: Workshop, suffixes: tuple[str, ...]) -> list[str]:
+    """Names of the files of the input folder that have one of these suffixes."""
+    root = shop.folders.input
+    if not root.is_dir():
+        return []
+    return sorted(it.name for it in os.scandir(root) if it.is_file() and it.name.lower().endswith(suffixes))
+
+
+def described(shop: Workshop, prompt: Any, extra_pnginfo: Any) -> dict[str, str]:
+    """What a file says of how it was made, in plain ASCII JSON as readers of workflows expect."""
+    if not shop.metadata:
+        return {}
+    found = {} if prompt is None else {"prompt": json.dumps(prompt)}
+    extras: Mapping[str, Any] = extra_pnginfo or {}
+    return found | {name.lower(): json.dumps(value) for name, value in extras.items() if value is not None}
+
+
+def write(
+    shop: Workshop,
+    images: torch.Tensor,
+    fps: float,
+    prefix: str,
+    kind: VideoFormat,
+    metadata: Mapping[str, str],
+    *,
+    quality: float | None = None,
+    folder: FolderKind = "output",
+) -> Saved:
+    """Write frames ``[T, H, W, C]`` in 0..1 as one file under the next free name of a prefix."""
+    height, width = images.shape[1:3]
+    path, saved = shop.folders.next_file(prefix, f".{kind}", folder, width=width, height=height)
+    writer = open_writer(
+        path,
+        width=width,
+        height=height,
+        fps=fps,
+        format=kind,
+        quality=quality,
+        metadata=metadata,
+        num_frames=len(images),
+    )
+    with writer as opened:
+        for frame in images:
+            opened.write(to_bytes(frame)[None])
+    return saved
+
+
+def to_bytes(frame: torch.Tensor) -> Frames:
+    """``[H, W, C]`` in 0..1 to uint8 ``[H, W, 3]``, cut off and not rounded, as the official export does."""
+    pixels: Frames = (frame[..., :3].clamp(0, 1) * 255).to(torch.uint8).numpy()
+    return pixels

@@ -1,0 +1,201 @@
+"""The sampler nodes."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+
+from cygnet.errors import RequestError
+from cygnet.graph.context import current
+from cygnet.models.dit.model import DiT
+from cygnet.models.vae.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD
+from cygnet.nodes.conditioning import Conditioning
+from cygnet.nodes.latents import Latent
+from cygnet.nodes.workshop import ModelHandle, Node
+from cygnet.pipelines.conditioning import Conditioning as Steering
+from cygnet.pipelines.denoise import Guidance, GuidedVelocity
+from cygnet.solvers.sigma_space import SAMPLERS, SCHEDULERS, Walk, node_sigmas
+
+_SEED = {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}
+_PREVIEW_SIDE = 512
+
+
+class ModelSamplingSD3(Node):
+    """Another shift of the noise levels."""
+
+    CATEGORY = "advanced/model"
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "shift": ("FLOAT", {"default": 3.0, "min": 0.0, "max": 100.0, "step": 0.01}),
+            }
+        }
+
+    def run(self, model: ModelHandle, shift: float) -> tuple[ModelHandle]:
+        return (model.with_shift(shift),)
+
+
+class KSampler(Node):
+    """From noise to latents, steered by two conditionings."""
+
+    CATEGORY = "sampling"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "seed": ("INT", _SEED),
+                "steps": ("INT", {"default": 20, "min": 1, "max": 10000}),
+                "cfg": ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}),
+                "sampler_name": (list(SAMPLERS),),
+                "scheduler": (list(SCHEDULERS),),
+                "positive": ("CONDITIONING",),
+                "negative": ("CONDITIONING",),
+                "latent_image": ("LATENT",),
+                "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}),
+            }
+        }
+
+    def run(
+        self,
+        model: ModelHandle,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        positive: Conditioning,
+        negative: Conditioning,
+        latent_image: Latent,
+        denoise: float = 1.0,
+    ) -> tuple[Latent]:
+        sigmas = node_sigmas(scheduler, steps, model.shift, sampler=sampler_name, denoise=denoise)
+        if not sigmas:
+            return (latent_image,)
+        dit = self.shop.dit(model)
+        start = latent_image["samples"].float()
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(start.shape, generator=generator)
+        known = normalised(start) if bool(start.any()) else start
+        done = []
+        for i in range(len(start)):
+            velocity = GuidedVelocity(
+                dit, steering(dit, positive, negative, i), len(sigmas) - 1, Guidance(scale=cfg), current().cancel
+            )
+            x = sigmas[0] * noise[i : i + 1] + (1 - sigmas[0]) * known[i : i + 1]
+            done.append(sampled(sampler_name, velocity, x.to(dit.device), sigmas, generator))
+        return ({**latent_image, "samples": denormalised(torch.cat(done).cpu())},)
+
+
+@torch.no_grad()
+def sampled(
+    name: str, velocity: GuidedVelocity, x: torch.Tensor, sigmas: list[float], generator: torch.Generator
+) -> torch.Tensor:
+    """Walk ``sigmas`` with the sampler of that name; tells progress and shows what is coming."""
+
+    def estimate(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        timestep = torch.tensor(1000 * sigma, dtype=torch.float32, device=x.device)
+        return x - sigma * velocity(x, timestep)
+
+    def on_step(step: int, x: torch.Tensor, x_0: torch.Tensor) -> None:
+        velocity.step = step + 1
+        current().progress(step + 1, len(sigmas) - 1)
+        current().preview(preview(x_0), "image/jpeg")
+
+    def fresh(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=generator).to(like)
+
+    return SAMPLERS[name](Walk(denoise=estimate, noise=fresh, on_step=on_step), x, sigmas)
+
+
+def steering(dit: DiT, positive: Conditioning, negative: Conditioning, row: int) -> Steering:
+    """What the network needs of two conditionings, for one row of the batch."""
+    context, extras = only(positive, "positive")
+    opposite, _ = only(negative, "negative")
+    if dit.config.variant == "t2v":
+        return Steering(context=context, negative_context=opposite)
+    seen = extras.get("clip_vision_output")
+    if seen is None:
+        raise RequestError(
+            f"this is a {dit.config.variant} model, which looks at a picture: connect CLIPVisionEncode to the node "
+            "that makes its conditioning",
+            field="positive",
+        )
+    return Steering(
+        context=context,
+        negative_context=opposite,
+        image_context=seen,
+        image_condition=given_frames(extras, dit.config.condition_channels),
+    )
+
+
+def only(conditioning: Conditioning, name: str) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The single entry of a conditioning."""
+    if len(conditioning) != 1:
+        raise RequestError(
+            f"{name} holds {len(conditioning)} conditionings; Wan takes one: join the prompts in one text", field=name
+        )
+    tensor, extras = conditioning[0]
+    return tensor, extras
+
+
+def given_frames(extras: dict[str, Any], channels: int) -> torch.Tensor | None:
+    """Mask (1 where given) and normalised latents ``[1, 20, t, h, w]``."""
+    image = extras.get("concat_latent_image")
+    if image is None:
+        return None
+    mask = 1 - extras["concat_mask"].float()
+    rows = mask.expand(1, channels - 16, *image.shape[2:]) if mask.shape[1] == 1 else mask
+    return torch.cat((rows, normalised(image.float())), dim=1)
+
+
+def _moments() -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = torch.tensor(WAN_LATENTS_MEAN), torch.tensor(WAN_LATENTS_STD)
+    return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
+
+
+def normalised(raw: torch.Tensor) -> torch.Tensor:
+    """Raw latents as the transformer knows them."""
+    mean, std = _moments()
+    return (raw - mean) / std
+
+
+def denormalised(latents: torch.Tensor) -> torch.Tensor:
+    """Undo :func:`normalised`."""
+    mean, std = _moments()
+    return latents * std + mean
+
+
+_TO_RGB = torch.tensor(
+    [
+        *([-0.1299, -0.1692, 0.2932], [0.0671, 0.0406, 0.0442], [0.3568, 0.2548, 0.1747], [0.0372, 0.2344, 0.1420]),
+        *([0.0313, 0.0189, -0.0328], [0.0296, -0.0956, -0.0665], [-0.3477, -0.4059, -0.2925], [0.0166, 0.1902, 0.1975]),
+        *([-0.0412, 0.0267, -0.1364], [-0.1293, 0.0740, 0.1636], [0.0680, 0.3019, 0.1128], [0.0032, 0.0581, 0.0639]),
+        *([-0.1251, 0.0927, 0.1699], [0.0060, -0.0633, 0.0005], [0.3477, 0.2275, 0.2950], [0.1984, 0.0913, 0.1861]),
+    ]
+)
+_RGB_BIAS = torch.tensor([-0.1835, -0.0868, -0.3360])
+"""Linear guess of a latent's colour. Source: ComfyUI, comfy/latent_formats.py, Wan 2.1."""
+
+
+def preview(latents: torch.Tensor) -> bytes:
+    """The middle frame of ``[1, 16, t, h, w]`` as a small JPEG, without decoding."""
+    from PIL import Image
+
+    middle = latents[0, :, latents.shape[2] // 2].float().cpu()  # [16, h, w]
+    rgb = torch.einsum("chw,cr->hwr", middle, _TO_RGB) + _RGB_BIAS
+    pixels = ((rgb + 1) / 2).nan_to_num().clamp(0, 1).mul(255).byte().numpy()
+    picture = Image.fromarray(pixels)
+    scale = min(8.0, _PREVIEW_SIDE / max(picture.size))
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BILINEAR)
+    out = io.BytesIO()
+    picture.save(out, format="JPEG", quality=85)
+    return out.getvalue()

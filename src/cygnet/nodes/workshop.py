@@ -1,0 +1,133 @@
+"""What every node may use: the folders, the model files by name, and the networks that are loaded.
+
+A handle (:class:`ModelHandle` and its like) is what flows through the graph: it names a file and how to use it. The
+network itself is built when a node needs it, and kept for the next job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from cygnet.assembly import (
+    ImageEncoder,
+    TextEncoder,
+    load_dit,
+    load_image_encoder,
+    load_text_encoder,
+    load_vae,
+)
+from cygnet.errors import ModelNotFoundError
+from cygnet.graph.folders import Folders, inside
+from cygnet.models.dit.model import DiT
+from cygnet.models.vae.model import WanVAE
+
+DEFAULT_SHIFT = 8.0
+"""What graphs use for Wan when no node sets another."""
+_Network = TypeVar("_Network")
+WEIGHT_SUFFIXES = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt")
+
+
+@dataclass(frozen=True)
+class ModelHandle:
+    """A diffusion transformer and how to sample from it."""
+
+    path: Path
+    dtype: str = "auto"
+    shift: float = DEFAULT_SHIFT
+
+    def with_shift(self, shift: float) -> ModelHandle:
+        """The same with another shift of the noise levels."""
+        return replace(self, shift=shift)
+
+
+@dataclass(frozen=True)
+class FileHandle:
+    """A text encoder, autoencoder or image encoder."""
+
+    path: Path
+    device: str = "auto"
+
+
+@dataclass
+class Workshop:
+    """One process's folders and networks."""
+
+    folders: Folders
+    models: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    """Model folders by kind."""
+    embedded: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
+    """Files that ship with the package: kind to name to path."""
+    device: str = "auto"
+    metadata: bool = True
+    """Whether saved files carry their prompt and workflow."""
+    _loaded: dict[Any, Any] = field(default_factory=dict)
+
+    # Files
+
+    def names(self, kind: str) -> list[str]:
+        """The files of a kind as combos list them, embedded ones last."""
+        found: dict[str, None] = {}
+        for root in self.models.get(kind, ()):
+            for path in sorted(root.rglob("*")) if root.is_dir() else ():
+                if path.suffix.lower() in WEIGHT_SUFFIXES and path.is_file():
+                    found[path.relative_to(root).as_posix()] = None
+        return [*found, *(name for name in self.embedded.get(kind, {}) if name not in found)]
+
+    def path(self, kind: str, name: str) -> Path:
+        """The file of that name; raises :class:`~cygnet.errors.ModelNotFoundError`."""
+        for root in self.models.get(kind, ()):
+            path = inside(root, name)
+            if path.is_file():
+                return path
+        if name in self.embedded.get(kind, {}):
+            return self.embedded[kind][name]
+        raise ModelNotFoundError(
+            f"there is no {name!r} among the {kind}; put it into a {kind} folder, or choose another"
+        )
+
+    # Networks
+
+    def dit(self, handle: ModelHandle) -> DiT:
+        """The transformer of a handle."""
+        return self._keep(("dit", handle.path, handle.dtype), lambda: load_dit(handle.path, handle.dtype, self.device))
+
+    def vae(self, handle: FileHandle) -> WanVAE:
+        """The autoencoder of a handle, in float32."""
+        return self._keep(("vae", handle.path), lambda: load_vae(handle.path, torch.float32, self.device))
+
+    def text_encoder(self, handle: FileHandle) -> TextEncoder:
+        """The text encoder of a handle."""
+        device = "cpu" if handle.device == "cpu" else self.device
+        return self._keep(("text", handle.path, device), lambda: load_text_encoder(handle.path, "auto", device))
+
+    def image_encoder(self, handle: FileHandle) -> ImageEncoder:
+        """The image encoder of a handle."""
+        return self._keep(("image", handle.path), lambda: load_image_encoder(handle.path, "auto", self.device))
+
+    def _keep(self, key: Any, build: Callable[[], _Network]) -> _Network:
+        if key not in self._loaded:
+            self._loaded[key] = build()
+        network: _Network = self._loaded[key]
+        return network
+
+    def unload(self) -> None:
+        """Forget every network."""
+        self._loaded.clear()
+
+
+class Node:
+    """Base of our nodes; ``bind`` gives the class its workshop."""
+
+    shop: Workshop
+    CATEGORY = ""
+    FUNCTION = "run"
+
+    @classmethod
+    def bind(cls, shop: Workshop) -> type[Node]:
+        """A class of the same name that works in ``shop``."""
+        return type(cls.__name__, (cls,), {"shop": shop, "__doc__": cls.__doc__})
