@@ -166,7 +166,7 @@ class SaveWEBM(Node):
         return {
             "required": {
                 "images": ("IMAGE",),
-                "filename_prefix": ("STRING", {"default": "ComfyUI"}),
+                "filename_prefix": ("STRING", {"default": "ComfyUI", "multiline": False}),
                 "codec": (["vp9"],),
                 "fps": ("FLOAT", {"default": 24.0, "min": 0.01, "max": 1000.0, "step": 0.01}),
                 "crf": ("FLOAT", {"default": 32.0, "min": 0, "max": 63.0, "step": 1}),

@@ -57,7 +57,7 @@ def files_router(settings: Settings) -> APIRouter:
     """The routes, without their ``/api`` prefix."""
     router = APIRouter(tags=["files"])
 
-    @router.get("/view")
+    @router.api_route("/view", methods=["GET", "HEAD"])
     async def view(request: Request) -> Response:
         query = dict(request.query_params)
         path = _asked_for(settings, query)

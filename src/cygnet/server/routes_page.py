@@ -89,7 +89,7 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines) -> APIRouter
     async def folder_paths() -> dict[str, list[str]]:
         return {kind: [str(it) for it in roots] for kind, roots in settings.models.items()}
 
-    @router.get("/templates/{name:path}")
+    @router.api_route("/templates/{name:path}", methods=["GET", "HEAD"])
     async def template(name: str) -> Response:
         for root in settings.templates:
             if (found := _static(root, name)) is not None:
@@ -107,7 +107,7 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines) -> APIRouter
     async def health() -> JSONResponse:
         return JSONResponse({"status": "draining" if engine.draining else "ok", "queue": engine.store.remaining()})
 
-    @router.get("/{name:path}")
+    @router.api_route("/{name:path}", methods=["GET", "HEAD"])
     async def page(name: str) -> Response:
         if settings.page is None:
             if not name:

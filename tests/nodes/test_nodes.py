@@ -1,0 +1,223 @@
+"""Our nodes have the inputs and outputs that stock workflows expect, and make videos with the embedded networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cygnet.checkpoints.catalogue import EMBEDDED
+from cygnet.errors import RequestError
+from cygnet.graph.events import Event, NodeFailed, NodeFinished, NodePreviewed
+from cygnet.graph.execute import Executor, Job
+from cygnet.graph.folders import Folders
+from cygnet.graph.schema import COMBO, Input, NodeType
+from cygnet.graph.validate import validate
+from cygnet.media.video_read import read_metadata, read_video
+from cygnet.models.vae.config import WAN_LATENTS_MEAN
+from cygnet.nodes import conditioning, latents, sampling
+from cygnet.nodes.catalogue import embedded_files, node_classes
+from cygnet.nodes.workshop import Workshop
+
+DUMP = json.loads((Path(__file__).parents[1] / "data" / "object_info.json").read_text())
+"""What the reference server declares for these node types (facts, with its texts removed)."""
+
+FEWER_CHOICES = {
+    ("KSampler", "sampler_name"),
+    ("KSampler", "scheduler"),
+    ("CLIPLoader", "type"),
+    ("SaveWEBM", "codec"),
+}
+"""Combos in which we list only what works."""
+WIDER = {("ImageFromBatch", "batch_index")}
+"""Ranges that newer servers have widened."""
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Workshop:
+    folders = Folders.below(tmp_path)
+    folders.input.mkdir()
+    return Workshop(folders, embedded=embedded_files(EMBEDDED), device="cpu")
+
+
+def shape(it: Input) -> dict[str, Any]:
+    kept = {
+        key: it.options[key]
+        for key in ("default", "min", "max", "step", "multiline", "forceInput")
+        if key in it.options
+    }
+    return {"name": it.name, "type": it.type, "section": it.section, **kept}
+
+
+@pytest.mark.parametrize("name", sorted(set(node_classes(Workshop(Folders.below(Path("/nowhere"))))) & set(DUMP)))
+def test_a_node_declares_what_the_reference_declares(shop: Workshop, name: str) -> None:
+    ours, theirs = node_classes(shop)[name].describe(), NodeType.parse(name, DUMP[name])
+    assert [it.name for it in ours.inputs] == [it.name for it in theirs.inputs]
+    for mine, reference in zip(ours.inputs, theirs.inputs, strict=True):
+        if (name, mine.name) not in WIDER:
+            assert shape(mine) == shape(reference)
+        if mine.type == COMBO and not mine.name.endswith(("_name", "image")):
+            exact = (name, mine.name) not in FEWER_CHOICES
+            assert (
+                list(mine.choices) == list(reference.choices) if exact else set(mine.choices) <= set(reference.choices)
+            )
+    assert [(it.name, it.type, it.is_list) for it in ours.outputs] == [
+        (it.name, it.type, it.is_list) for it in theirs.outputs
+    ]
+    assert ours.is_output == theirs.is_output
+    assert set(ours.hidden) == set(theirs.hidden)
+
+
+def run(shop: Workshop, prompt: dict[str, Any]) -> list[Event]:
+    classes = node_classes(shop)
+    verdict = validate(prompt, classes)
+    assert verdict.error is None, (verdict.error, verdict.nodes)
+    events: list[Event] = []
+    extra = {"extra_pnginfo": {"workflow": {"id": "w", "text": "héllo {}"}}}
+    Executor(classes).run(Job(prompt=verdict.prompt, outputs=verdict.outputs, extra=extra), events.append)
+    assert not [it for it in events if isinstance(it, NodeFailed)], events
+    return events
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def text_to_video(**outputs: dict[str, Any]) -> dict[str, Any]:
+    sampler = {"seed": 1, "steps": 2, "cfg": 2.0, "sampler_name": "uni_pc", "scheduler": "simple", "denoise": 1.0}
+    links = {"model": ["2", 0], "positive": ["4", 0], "negative": ["5", 0], "latent_image": ["6", 0]}
+    return {
+        "1": node("UNETLoader", unet_name="cygnet_tiny_t2v.safetensors", weight_dtype="default"),
+        "2": node("ModelSamplingSD3", model=["1", 0], shift=8.0),
+        "3": node("CLIPLoader", clip_name="cygnet_tiny_umt5.safetensors", type="wan"),
+        "4": node("CLIPTextEncode", text="a red ball spins", clip=["3", 0]),
+        "5": node("CLIPTextEncode", text="", clip=["3", 0]),
+        "6": node("EmptyHunyuanLatentVideo", width=64, height=32, length=5, batch_size=1),
+        "7": node("KSampler", **sampler, **links),
+        "8": node("VAELoader", vae_name="cygnet_tiny_vae.safetensors"),
+        "9": node("VAEDecode", samples=["7", 0], vae=["8", 0]),
+        **outputs,
+    }
+
+
+def test_a_prompt_becomes_files_that_carry_their_workflow(shop: Workshop) -> None:
+    frames: dict[str, Any] = {"images": ["9", 0], "filename_prefix": "x"}
+    prompt = text_to_video(
+        v=node("CreateVideo", images=["9", 0], fps=16.0),
+        a=node("SaveVideo", video=["v", 0], filename_prefix="video/x", format="auto", codec="auto"),
+        b=node(
+            "SaveAnimatedWEBP",
+            images=["9", 0],
+            filename_prefix="x",
+            fps=16.0,
+            lossless=True,
+            quality=80,
+            method="default",
+        ),
+        c=node("SaveWEBM", images=["9", 0], filename_prefix="x", codec="vp9", fps=16.0, crf=20.0),
+        d=node("SaveImage", images=["9", 0], filename_prefix="frame"),
+    )
+    events = run(shop, prompt)
+    saved = {it.place.node: it.ui for it in events if isinstance(it, NodeFinished) and it.ui}
+    assert saved["a"] == {
+        "images": [{"filename": "x_00001_.mp4", "subfolder": "video", "type": "output"}],
+        "animated": [True],
+    }
+    assert [len(ui["images"]) for ui in (saved["b"], saved["c"], saved["d"])] == [1, 1, 5]
+    for path in (shop.folders.output / "video/x_00001_.mp4", *shop.folders.output.glob("x_*.web?")):
+        clip = read_video(path)
+        assert clip.frames.shape == (5, 32, 64, 3)
+        assert clip.fps == pytest.approx(16, rel=0.02)
+        told = read_metadata(path)
+        assert json.loads(told["workflow"])["text"] == "héllo {}"
+        assert told["workflow"].isascii()
+        assert json.loads(told["prompt"])["4"]["inputs"]["text"] == "a red ball spins"
+    assert [it for it in events if isinstance(it, NodePreviewed)]
+
+
+def test_the_same_seed_gives_the_same_frames_and_another_seed_others(shop: Workshop) -> None:
+    def frames(seed: int) -> np.ndarray:
+        prompt = text_to_video(d=node("SaveImage", images=["9", 0], filename_prefix=f"s{seed}"))
+        prompt["7"]["inputs"]["seed"] = seed
+        run(shop, prompt)
+        newest = max(shop.folders.output.glob(f"s{seed}_*"))
+        return np.asarray(Image.open(newest))
+
+    assert np.array_equal(frames(3), frames(3))
+    assert not np.array_equal(frames(3), frames(4))
+
+
+def test_a_picture_is_loaded_and_reloaded_when_its_file_changes(shop: Workshop) -> None:
+    path = shop.folders.input / "a.png"
+    Image.new("RGB", (8, 4), (255, 0, 51)).save(path)
+    loader = node_classes(shop)["LoadImage"]
+    before = loader.fingerprint({"image": "a.png"})
+    image, mask = loader.call(loader.instance(), {"image": "a.png"})
+    assert image.shape == (1, 4, 8, 3)
+    assert image[0, 0, 0].tolist() == pytest.approx([1, 0, 0.2])
+    assert mask.shape == (1, 64, 64)
+    Image.new("RGB", (8, 4)).save(path)
+    assert loader.fingerprint({"image": "a.png"}) != before
+    for bad in ("none.png", "../a.png", "/etc/passwd"):
+        assert loader.check({"image": bad}, {}) is not None
+
+
+# What the conditioning nodes attach
+
+
+def test_start_frames_are_marked_as_known(shop: Workshop) -> None:
+    handle = conditioning.FileHandle(EMBEDDED / "vae.safetensors")
+    empty_prompt: conditioning.Conditioning = [[torch.zeros(1, 2, 192), {"kept": 1}]]
+    nodes = conditioning.WanImageToVideo.bind(shop)()
+    start = torch.rand(5, 32, 64, 3)
+    positive, negative, latent = nodes.run(
+        empty_prompt, empty_prompt, handle, 64, 32, 17, 1, start, torch.ones(1, 3, 4)
+    )  # type: ignore[attr-defined]
+    extras = positive[0][1]
+    assert extras["kept"] == 1
+    assert latent["samples"].shape == (1, 16, 5, 4, 8)
+    assert extras["concat_latent_image"].shape == (1, 16, 5, 4, 8)
+    assert extras["concat_mask"][0, 0, :, 0, 0].tolist() == [0, 0, 1, 1, 1]
+    assert negative[0][1]["clip_vision_output"] is extras["clip_vision_output"]
+    assert "concat_mask" not in empty_prompt[0][1]
+    given = sampling.given_frames(extras, 20)
+    assert given is not None
+    assert given.shape == (1, 20, 5, 4, 8)
+    assert given[0, :4, :, 0, 0].sum(dim=0).tolist() == [4, 4, 0, 0, 0]
+
+
+def test_first_and_last_frames_are_marked_frame_by_frame(shop: Workshop) -> None:
+    handle = conditioning.FileHandle(EMBEDDED / "vae.safetensors")
+    prompt: conditioning.Conditioning = [[torch.zeros(1, 2, 192), {}]]
+    it: Any = conditioning.WanFirstLastFrameToVideo.bind(shop)()
+    one, seen = torch.rand(1, 40, 40, 3), torch.ones(1, 3, 4)
+    positive, _, _ = it.run(prompt, prompt, handle, 64, 32, 9, 1, one, one, seen, seen)
+    extras = positive[0][1]
+    assert extras["clip_vision_output"].shape == (1, 6, 4)
+    assert extras["concat_mask"][0, :, :, 0, 0].T.tolist() == [[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 0]]
+
+
+def test_pictures_are_covered_and_cut() -> None:
+    image = torch.arange(8.0).view(1, 1, 8, 1).expand(1, 4, 8, 3)
+    assert conditioning.resized(image, 4, 4)[0, 0, :, 0].tolist() == [2, 3, 4, 5]
+    assert conditioning.resized(image, 8, 4) is image
+    assert conditioning.resized(image.transpose(1, 2), 4, 4)[0, :, 0, 0].tolist() == [2, 3, 4, 5]
+
+
+def test_raw_latents_and_the_transformers_are_two_scales() -> None:
+    raw = torch.randn(1, 16, 2, 3, 3)
+    assert torch.allclose(sampling.denormalised(sampling.normalised(raw)), raw, atol=1e-5)
+    mean = torch.tensor(WAN_LATENTS_MEAN).view(1, 16, 1, 1, 1).expand(1, 16, 2, 3, 3)
+    assert float(sampling.normalised(mean).abs().max()) < 1e-6
+    assert float(latents.empty(64, 32, 5).abs().max()) == 0
+
+
+def test_two_prompts_at_once_are_refused_in_words() -> None:
+    pair: conditioning.Conditioning = [[torch.zeros(1, 1, 1), {}]] * 2
+    with pytest.raises(RequestError, match="join the prompts"):
+        sampling.only(pair, "positive")
