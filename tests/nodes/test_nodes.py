@@ -110,17 +110,9 @@ def test_a_prompt_becomes_files_that_carry_their_workflow(shop: Workshop) -> Non
     prompt = text_to_video(
         v=node("CreateVideo", images=["9", 0], fps=16.0),
         a=node("SaveVideo", video=["v", 0], filename_prefix="video/x", format="auto", codec="auto"),
-        b=node(
-            "SaveAnimatedWEBP",
-            images=["9", 0],
-            filename_prefix="x",
-            fps=16.0,
-            lossless=True,
-            quality=80,
-            method="default",
-        ),
-        c=node("SaveWEBM", images=["9", 0], filename_prefix="x", codec="vp9", fps=16.0, crf=20.0),
-        d=node("SaveImage", images=["9", 0], filename_prefix="frame"),
+        b=node("SaveAnimatedWEBP", **frames, fps=16.0, lossless=True, quality=80, method="default"),
+        c=node("SaveWEBM", **frames, codec="vp9", fps=16.0, crf=20.0),
+        d=node("SaveImage", **frames),
     )
     events = run(shop, prompt)
     saved = {it.place.node: it.ui for it in events if isinstance(it, NodeFinished) and it.ui}
