@@ -39,7 +39,8 @@ def create_app(engine: Engine, settings: Settings) -> Guard:
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        for folder in (settings.folders.input, settings.folders.output, settings.folders.temp):
+        kept = [settings.user / "default" / name for name in ("workflows", "subgraphs")]
+        for folder in (settings.folders.input, settings.folders.output, settings.folders.temp, *kept):
             folder.mkdir(parents=True, exist_ok=True)
         loop = asyncio.get_running_loop()
         logs.tell = lambda message: loop.call_soon_threadsafe(engine.sockets.send_log, message)  # from any thread
