@@ -7,10 +7,10 @@ from pathlib import Path
 from types import ModuleType
 
 from cygnet.graph.contract import Classic, NodeClass
-from cygnet.nodes import basics, conditioning, files, latents, loaders, sampling
+from cygnet.nodes import basics, conditioning, files, images, latents, loaders, sampling
 from cygnet.nodes.workshop import Node, Workshop
 
-_MODULES: tuple[ModuleType, ...] = (loaders, latents, conditioning, sampling, files, basics)
+_MODULES: tuple[ModuleType, ...] = (loaders, latents, conditioning, sampling, files, images, basics)
 _DISPLAY = {
     "UNETLoader": "Load Diffusion Model",
     "CLIPLoader": "Load CLIP",
@@ -22,6 +22,12 @@ _DISPLAY = {
     "VAEEncode": "VAE Encode",
     "TrimVideoLatent": "Trim Video Latent",
     "LoadImage": "Load Image",
+    "LoadVideo": "Load Video",
+    "GetVideoComponents": "Get Video Components",
+    "GetImageSize": "Get Image Size",
+    "ImageScale": "Upscale Image",
+    "JoinImageWithAlpha": "Join Image with Alpha",
+    "ImagePadForOutpaint": "Pad Image for Outpainting",
     "CreateVideo": "Create Video",
     "SaveVideo": "Save Video",
     "SaveImage": "Save Image",

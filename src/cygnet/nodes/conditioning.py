@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from cygnet.errors import RequestError
+from cygnet.nodes.images import centre, scaled
 from cygnet.nodes.latents import MOST, Latent, empty, encode
 from cygnet.nodes.workshop import FileHandle, Node
 
@@ -157,16 +157,7 @@ class WanFirstLastFrameToVideo(Node):
 
 def resized(images: torch.Tensor, width: int, height: int) -> torch.Tensor:
     """``[B, H, W, C]`` scaled to cover the size, the rest cut off evenly; bilinear."""
-    rows, columns = images.shape[1:3]
-    if (rows, columns) == (height, width):
-        return images
-    left = top = 0
-    if columns / rows > width / height:
-        left = round((columns - columns * (width / height) / (columns / rows)) / 2)
-    elif columns / rows < width / height:
-        top = round((rows - rows * (columns / rows) / (width / height)) / 2)
-    cut = images[:, top : rows - top, left : columns - left].movedim(-1, 1)
-    return F.interpolate(cut, size=(height, width), mode="bilinear").movedim(1, -1)
+    return scaled(centre(images, width / height), width, height, "bilinear")
 
 
 def filled(start: torch.Tensor | None, end: torch.Tensor | None, length: int, width: int, height: int) -> torch.Tensor:

@@ -18,10 +18,12 @@ from cygnet.graph.folders import FolderKind, Saved
 from cygnet.media.frames import Frames
 from cygnet.media.image import load_image
 from cygnet.media.video import VideoFormat, open_writer
+from cygnet.media.video_read import read_video
 from cygnet.nodes.workshop import Node, Workshop
 
 _HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".m4v", ".gif", ".webp")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,34 @@ class LoadImage(Node):
         picture = load_image(self.shop.folders.locate(image), min_side=1)
         pixels = torch.from_numpy(picture.pixels.astype(np.float32) / 255.0)[None]
         return pixels, torch.zeros(1, 64, 64)
+
+
+class LoadVideo(Node):
+    """A video of the input folder."""
+
+    CATEGORY = "image/video"
+    RETURN_TYPES = ("VIDEO",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        names = input_files(cls.shop, _VIDEOS)
+        return {"required": {"file": ("COMBO", {"multiselect": False, "options": names, "video_upload": True})}}
+
+    @classmethod
+    def IS_CHANGED(cls, file: str) -> int:
+        return cls.shop.folders.locate(file).stat().st_mtime_ns
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, file: str) -> bool | str:
+        try:
+            cls.shop.folders.locate(file)
+        except RequestError as error:
+            return str(error)
+        return True
+
+    def run(self, file: str) -> tuple[VideoValue]:
+        clip = read_video(self.shop.folders.locate(file))
+        return (VideoValue(torch.from_numpy(clip.frames.astype(np.float32) / 255.0), float(clip.fps)),)
 
 
 class CreateVideo(Node):

@@ -38,6 +38,22 @@ class EmptyHunyuanLatentVideo(Node):
         return ({"samples": empty(width, height, length, batch_size)},)
 
 
+class EmptySD3LatentImage(Node):
+    """Latents of a picture."""
+
+    CATEGORY = "latent/sd3"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        side = ("INT", {"default": 1024, "min": 16, "max": MOST, "step": 16})
+        count = ("INT", {"default": 1, "min": 1, "max": 4096})
+        return {"required": {"width": side, "height": side, "batch_size": count}}
+
+    def run(self, width: int, height: int, batch_size: int) -> tuple[Latent]:
+        return ({"samples": empty(width, height, 1, batch_size)},)
+
+
 class VAEDecode(Node):
     """Latents to frames."""
 

@@ -41,6 +41,32 @@ class ModelSamplingSD3(Node):
         return (model.with_shift(shift),)
 
 
+class ModelSamplingAuraFlow(ModelSamplingSD3):
+    """The same under another name and with another default."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        declared = super().INPUT_TYPES()["required"]
+        kind, options = declared["shift"]
+        return {"required": {**declared, "shift": (kind, {**options, "default": 1.73})}}
+
+
+class UNetTemporalAttentionMultiply(Node):
+    """Weights of attention layers that Wan does not have: nothing changes."""
+
+    CATEGORY = "_for_testing/attention_experiments"
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        weight = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.01})
+        names = ("self_structural", "self_temporal", "cross_structural", "cross_temporal")
+        return {"required": {"model": ("MODEL",), **dict.fromkeys(names, weight)}}
+
+    def run(self, model: ModelHandle, **weights: float) -> tuple[ModelHandle]:
+        return (model,)
+
+
 class KSampler(Node):
     """From noise to latents, steered by two conditionings."""
 
