@@ -334,7 +334,15 @@ def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str]) -> E
         container_options = {"fflags": "+bitexact"}  # otherwise every file gets a random identity
     else:
         # crf 0 would switch H.264 to a lossless profile that browsers do not play; _crf never gives it.
-        codec_options = {"crf": _crf(plan.quality, 51), "preset": "medium", "profile": "high", "threads": _THREADS}
+        # x264's AVX-512 code is not deterministic (its macroblock tree reads what it never wrote): the same frames gave
+        # up to six different files. cpu-independent keeps to code whose result is one on every machine.
+        codec_options = {
+            "crf": _crf(plan.quality, 51),
+            "preset": "medium",
+            "profile": "high",
+            "threads": _THREADS,
+            "x264-params": "cpu-independent=1",
+        }
         # faststart: the index comes first, so a browser plays while it loads. use_metadata_tags: keep free keys.
         container_options = {"movflags": "+faststart+use_metadata_tags", "fflags": "+bitexact"}
     return AVEncoder(
