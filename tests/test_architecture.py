@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": {"assembly", "pipelines", "solvers", "media", "models", "checkpoints"},
     "training": {"assembly", "checkpoints", "runtime", "pipelines", "solvers", "models", "media"},
     "graph": set(),
-    "nodes": {"graph", "assembly", "pipelines", "solvers", "media"},
+    # Nodes handle the networks themselves: they name their types and the scale of their latents.
+    "nodes": {"graph", "assembly", "pipelines", "solvers", "media", "models"},
     "server": {"graph"},
 }
 """What each layer may import besides itself, ``errors`` and ``types``."""

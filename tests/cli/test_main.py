@@ -178,3 +178,11 @@ def test_the_command_works_without_a_home_a_terminal_or_utf_8(tmp_path: Path) ->
 
 def test_errors_of_the_command_are_errors_of_cygnet() -> None:
     assert issubclass(main.OutOfMemory, CygnetError)
+
+
+def test_a_temporary_folder_that_is_given_is_never_emptied_itself(tmp_path: Path) -> None:
+    from cygnet.cli.studio import folders_of
+
+    given = folders_of(tmp_path / "base", {"input": None, "output": None, "temp": tmp_path})
+    assert given.temp == tmp_path / "cygnet-temp"
+    assert folders_of(tmp_path / "base", {"input": None, "output": None, "temp": None}).temp == tmp_path / "base/temp"

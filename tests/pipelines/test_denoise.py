@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from cygnet.errors import Cancelled, NumericalError, UnsupportedError
+from cygnet.errors import Cancelled, NumericalError, RequestError
 from cygnet.models.dit.model import DiT
 from cygnet.pipelines.conditioning import Conditioning
 from cygnet.pipelines.denoise import Guidance, Sampling, denoise, make_noise
@@ -167,7 +167,7 @@ def test_noise_is_the_plain_stream_of_a_cpu_generator() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
 def test_noise_of_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="use 'cpu'"):
+    with pytest.raises(RequestError, match="use 'cpu'"):
         make_noise((1, 2, 2), 16, seed=1, device="cuda")
 
 

@@ -70,7 +70,7 @@ def launch(
     output_directory
         Folder of results.
     temp_directory
-        Folder of previews; emptied at start and stop.
+        Folder in which the folder of previews is made, which is emptied at start and stop.
     user_directory
         Folder of settings, saved workflows and the job file.
     extra_model_paths_config

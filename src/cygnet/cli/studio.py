@@ -34,8 +34,14 @@ def folders_of(base: Path, given: Mapping[str, Path | None]) -> Folders:
     from cygnet.graph.folders import Folders
 
     usual = Folders.below(base)
-    chosen = {kind: (path or usual.root(kind)).expanduser().absolute() for kind, path in given.items()}  # type: ignore[arg-type]
-    return Folders(**chosen)
+    places: dict[str, Path] = {}
+    for kind, path in given.items():
+        chosen = usual.root(kind) if path is None else path  # type: ignore[arg-type]
+        # The temporary folder is emptied at start and stop, so one that was given is never used itself.
+        places[kind] = (
+            (chosen / "cygnet-temp" if kind == "temp" and path is not None else chosen).expanduser().absolute()
+        )
+    return Folders(**places)
 
 
 def model_roots(base: Path, places: Sequence[Path]) -> dict[str, list[str]]:

@@ -93,11 +93,12 @@ class Child:
     _open: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
     _process: SpawnProcess | None = None
     _connection: Connection | None = None
+    _over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def pid(self) -> int | None:
         """The process id while it runs."""
-        return self._process.pid if self._process is not None and self._process.is_alive() else None
+        return self._process.pid if self._process is not None and not self._over.is_set() else None
 
     def start(self) -> None:
         """Start the process; what is asked before it is ready waits."""
@@ -142,6 +143,7 @@ class Child:
             if not future.done():
                 future.set_exception(ChildLost(f"the process {how}"))
         self._open.clear()
+        self._over.set()
         self.ended(how)
 
     def tell(self, what: str, **more: Any) -> None:
@@ -165,12 +167,13 @@ class Child:
         if self._process is None:
             return
         self.tell("stop")
-        await asyncio.to_thread(self._process.join, grace)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), grace)  # the reading thread alone waits for the process
         self.kill()
 
     def kill(self) -> None:
         """End it now."""
-        if self._process is not None and self._process.is_alive():
+        if self._process is not None and not self._over.is_set():
             self._process.kill()
 
 
