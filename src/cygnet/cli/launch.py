@@ -116,7 +116,7 @@ def launch(
 def _bound(listen: str, port: int) -> socket.socket:
     """A listening socket, or an error in words; never another port than the one asked for."""
     if not 0 <= port <= 65535:
-        raise RequestError(f"port is {port}; it must be from 1 to 65535", field="port")
+        raise RequestError(f"port is {port}; it must be from 0 (any that is free) to 65535", field="port")
     family = socket.AF_INET6 if ":" in listen else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

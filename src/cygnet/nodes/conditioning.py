@@ -55,7 +55,10 @@ class CLIPVisionEncode(Node):
         return (eye.encode(picture).float().cpu()[None],)
 
 
-_SIZES = {
+_REQUIRED = {
+    "positive": ("CONDITIONING",),
+    "negative": ("CONDITIONING",),
+    "vae": ("VAE",),
     "width": ("INT", {"default": 832, "min": 16, "max": MOST, "step": 16}),
     "height": ("INT", {"default": 480, "min": 16, "max": MOST, "step": 16}),
     "length": ("INT", {"default": 81, "min": 1, "max": MOST, "step": 4}),
@@ -74,7 +77,7 @@ class WanImageToVideo(Node):
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"positive": ("CONDITIONING",), "negative": ("CONDITIONING",), "vae": ("VAE",), **_SIZES},
+            "required": _REQUIRED,
             "optional": {"clip_vision_output": ("CLIP_VISION_OUTPUT",), "start_image": ("IMAGE",)},
         }
 
@@ -112,7 +115,7 @@ class WanFirstLastFrameToVideo(Node):
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"positive": ("CONDITIONING",), "negative": ("CONDITIONING",), "vae": ("VAE",), **_SIZES},
+            "required": _REQUIRED,
             "optional": {
                 "clip_vision_start_image": ("CLIP_VISION_OUTPUT",),
                 "clip_vision_end_image": ("CLIP_VISION_OUTPUT",),

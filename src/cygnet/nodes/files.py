@@ -51,11 +51,7 @@ class LoadImage(Node):
 
     @classmethod
     def VALIDATE_INPUTS(cls, image: str) -> bool | str:
-        try:
-            cls.shop.folders.locate(image)
-        except RequestError as error:
-            return str(error)
-        return True
+        return is_there(cls.shop, image)
 
     def run(self, image: str) -> tuple[torch.Tensor, torch.Tensor]:
         picture = load_image(self.shop.folders.locate(image), min_side=1)
@@ -80,11 +76,7 @@ class LoadVideo(Node):
 
     @classmethod
     def VALIDATE_INPUTS(cls, file: str) -> bool | str:
-        try:
-            cls.shop.folders.locate(file)
-        except RequestError as error:
-            return str(error)
-        return True
+        return is_there(cls.shop, file)
 
     def run(self, file: str) -> tuple[VideoValue]:
         clip = read_video(self.shop.folders.locate(file))
@@ -142,8 +134,7 @@ class SaveVideo(Node):
         extra_pnginfo: Any = None,
     ) -> dict[str, Any]:
         told = described(self.shop, prompt, extra_pnginfo)
-        saved = write(self.shop, video.images, video.fps, filename_prefix, "mp4", told)
-        return {"ui": {"images": [saved.json()], "animated": [True]}}
+        return animated(write(self.shop, video.images, video.fps, filename_prefix, "mp4", told))
 
 
 class SaveAnimatedWEBP(Node):
@@ -181,7 +172,7 @@ class SaveAnimatedWEBP(Node):
         level = 10.0 if lossless else min(quality, 99) / 10
         told = described(self.shop, prompt, extra_pnginfo)
         saved = write(self.shop, images, fps, filename_prefix, "webp", told, quality=level)
-        return {"ui": {"images": [saved.json()], "animated": [len(images) != 1]}}
+        return animated(saved, len(images) != 1)
 
 
 class SaveWEBM(Node):
@@ -215,8 +206,7 @@ class SaveWEBM(Node):
         extra_pnginfo: Any = None,
     ) -> dict[str, Any]:
         told = described(self.shop, prompt, extra_pnginfo)
-        saved = write(self.shop, images, fps, filename_prefix, "webm", told, quality=10 * (1 - crf / 63))
-        return {"ui": {"images": [saved.json()], "animated": [True]}}
+        return animated(write(self.shop, images, fps, filename_prefix, "webm", told, quality=10 * (1 - crf / 63)))
 
 
 class SaveImage(Node):
@@ -258,6 +248,15 @@ class PreviewImage(SaveImage):
         return {"ui": {"images": self.save(images, prefix, prompt, extra_pnginfo)}}
 
 
+def is_there(shop: Workshop, name: str) -> bool | str:
+    """True, or in words why there is no such file in the input folder."""
+    try:
+        shop.folders.locate(name)
+    except RequestError as error:
+        return str(error)
+    return True
+
+
 def input_files(shop: Workshop, suffixes: tuple[str, ...]) -> list[str]:
     """Names of the files of the input folder that have one of these suffixes."""
     root = shop.folders.input
@@ -273,6 +272,11 @@ def described(shop: Workshop, prompt: Any, extra_pnginfo: Any) -> dict[str, str]
     found = {} if prompt is None else {"prompt": json.dumps(prompt)}
     extras: Mapping[str, Any] = extra_pnginfo or {}
     return found | {name.lower(): json.dumps(value) for name, value in extras.items() if value is not None}
+
+
+def animated(saved: Saved, moves: bool = True) -> dict[str, Any]:
+    """What a node shows of one saved file."""
+    return {"ui": {"images": [saved.json()], "animated": [moves]}}
 
 
 def write(

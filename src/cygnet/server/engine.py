@@ -273,11 +273,6 @@ class Engine:
         if self._worker is not None and self._worker_ready:
             self._worker.tell("free", results=results)
 
-    async def idle(self) -> None:
-        """Wait until no job runs and none is pending."""
-        while self.running is not None or self.store.remaining():
-            await asyncio.sleep(0.01)
-
 
 def _job_id(given: object) -> str:
     if given is None:

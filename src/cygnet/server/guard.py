@@ -136,7 +136,7 @@ class Guard:
             return None
         if given is not None:
             self.wrong.append(now)
-        return Refusal(401, "a token is needed: open /login, or send it as 'Authorization: Bearer ...'")
+        return Refusal(401, "a token is needed: send it as 'Authorization: Bearer ...'")
 
 
 def matches(given: str, token: str) -> bool:

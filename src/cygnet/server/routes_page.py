@@ -112,7 +112,7 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines) -> APIRouter
         if settings.page is None:
             if not name:
                 return PlainTextResponse(
-                    "This is a cygnet server without its web page. Install it with: pip install 'cygnet[ui]'\n"
+                    "This server has no web page; install it with: pip install comfyui-frontend-package\n"
                 )
             raise HTTPException(404, "not found")
         found = _static(settings.page, name or "index.html")

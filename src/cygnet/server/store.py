@@ -23,18 +23,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from cygnet.errors import CygnetError, OutputError, RequestError
 
 JobState = Literal["pending", "running", "completed", "failed", "cancelled", "quarantined"]
-JOB_STATES: tuple[JobState, ...] = get_args(JobState)
 ENDED: tuple[JobState, ...] = ("completed", "failed", "cancelled", "quarantined")
 
 VERSION = 1
-"""Of the tables below. A file from a later version is refused, one from an earlier is migrated after a copy is made."""
+"""Of the tables below; a file of another version is refused and left as it is."""
 MOST_ATTEMPTS = 3
 """How often a job may take its worker down before it is set aside."""
 
@@ -318,7 +317,7 @@ class JobStore:
         """One job; raises :class:`~cygnet.errors.RequestError` when there is none of that id."""
         found = self.get(job_id)
         if found is None:
-            raise RequestError(f"there is no job {job_id}; list the jobs with: cygnet jobs list", field="id")
+            raise RequestError(f"there is no job {job_id}; GET /jobs lists those that there are", field="id")
         return found
 
     def remaining(self) -> int:
