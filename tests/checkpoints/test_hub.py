@@ -103,6 +103,14 @@ def test_a_pull_that_was_stopped_goes_on_in_the_next_call(server: StandInHub, tm
     assert server.downloads("Wan2.1_VAE.pth") == []
 
 
+def test_a_pull_leaves_what_another_models_pull_began(server: StandInHub, tmp_path: Path) -> None:
+    begun = tmp_path / "models--Wan-AI--Wan2.1-T2V-1.3B" / hub.PARTIAL_FOLDER / ("0" * 64)
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(b"half of a large file")
+    pulled(server, tmp_path)
+    assert [path.name for path in begun.parent.iterdir()] == [begun.name]
+
+
 def test_a_file_with_a_wrong_checksum_never_enters_the_cache(server: StandInHub, tmp_path: Path) -> None:
     right = server.repos[REPO][DIT]
     server.damaged[DIT] = right[:-1] + b"!"
@@ -225,6 +233,18 @@ def test_offline_a_complete_model_is_served_from_the_cache_and_an_incomplete_one
     done = offline(tmp_path, code.format("t2v-14b"))
     assert done.returncode == 1
     assert "HF_HUB_OFFLINE is set" in done.stderr
+
+
+def test_offline_a_folder_that_was_asked_for_is_what_is_looked_at(server: StandInHub, tmp_path: Path) -> None:
+    folder, cache = tmp_path / "models", tmp_path / "cache"
+    pulled(server, cache, local_folder=folder)
+    code = "from cygnet.checkpoints import hub; print(hub.pull('t2v-1.3b', local_folder={!r}).folder)"
+    done = offline(cache, code.format(str(folder)))
+    assert (done.returncode, done.stdout) == (0, f"{folder}\n"), done.stderr
+    (folder / DIT).unlink()
+    done = offline(cache, code.format(str(folder)))
+    assert done.returncode == 1
+    assert "the folder lacks 1 of" in done.stderr
 
 
 def test_a_hub_that_lists_paths_outside_the_folder_gets_none_of_them_written(tmp_path: Path) -> None:

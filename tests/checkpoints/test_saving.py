@@ -168,12 +168,12 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path, error: BaseExceptio
 def test_a_failed_folder_leaves_what_was_there(tmp_path: Path, error: BaseException) -> None:
     folder = tmp_path / "x"
     folder.mkdir()
-    (folder / "old").write_text("old")
+    (folder / "old.json").write_text("old")
     expected = OutputError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected):
         save_diffusers_component(folder, Failing(error), sample_config("umt5"), overwrite=True)
     assert os.listdir(tmp_path) == ["x"]
-    assert os.listdir(folder) == ["old"]
+    assert os.listdir(folder) == ["old.json"]
 
 
 def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
@@ -197,6 +197,18 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert read_component(path).tensor("norm.weight").sum() == 0
     assert read_component(folder).tensor("norm.weight").sum() == 0
     assert sorted(os.listdir(tmp_path)) == ["x", "x.safetensors"]
+
+
+def test_a_folder_with_anything_but_weights_is_never_replaced(tmp_path: Path) -> None:
+    folder = save_diffusers_component(tmp_path / "x", sample_state("umt5"), sample_config("umt5"))
+    (folder / "deep").mkdir()
+    (folder / "deep" / "thesis.docx").write_text("four years")
+    with pytest.raises(OutputError, match=r"x also holds thesis\.docx, not of a model"):
+        save_diffusers_component(folder, sample_state("umt5"), sample_config("umt5"), overwrite=True)
+    assert (folder / "deep" / "thesis.docx").read_text() == "four years"
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    with pytest.raises(OutputError, match="no folder of its own"):
+        save_diffusers_component(tmp_path / "link", sample_state("umt5"), sample_config("umt5"), overwrite=True)
 
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
@@ -118,7 +119,9 @@ def pull(
 
     cache = Path(cache_folder) if cache_folder is not None else default_cache()
     if constants.HF_HUB_OFFLINE:
-        return _pulled_offline(model.name, chosen, wanted, cache, revision)
+        if local_folder is not None:
+            return _offline_in_folder(model.name, chosen, wanted, Path(local_folder))
+        return _offline_in_cache(model.name, chosen, wanted, cache, revision)
     api = HfApi(endpoint=endpoint, library_name="cygnet")
     with _explained(chosen.repo):
         commit, listed = _list_files(api, chosen.repo, revision)
@@ -127,9 +130,9 @@ def pull(
         if local_folder is None:
             place = _Cache(cache, chosen.repo, commit, api)
         else:
-            place = _Folder(Path(local_folder), strip=COMFY_PREFIX if source == "comfy" else "")
+            place = _Folder(Path(local_folder), strip=_prefix(chosen))
         done = _fetch_all(_Job(api, chosen.repo, commit, place, on_progress, cancel or CancelToken()), selected)
-        place.finish(revision or constants.DEFAULT_REVISION)
+        place.finish(revision or constants.DEFAULT_REVISION, selected)
     return Pulled(
         name=model.name,
         source=chosen.name,
@@ -212,8 +215,14 @@ class _Place:
         """What was present turned out to be damaged: remove it, or refuse to."""
         raise NotImplementedError
 
-    def finish(self, revision: str) -> None:
-        """All files are there."""
+    def finish(self, revision: str, files: Sequence[_Listed]) -> None:
+        """All ``files`` are there: remove what served to fetch them, and nothing of another model's."""
+        for file in files:
+            partial = self.partial(file)
+            for leftover in (partial, _lock_of(partial)):
+                leftover.unlink(missing_ok=True)
+        with suppress(OSError):  # another pull may be at work in it
+            self.partial(files[0]).parent.rmdir()
 
 
 class _Folder(_Place):
@@ -247,9 +256,6 @@ class _Folder(_Place):
             f"{printable(present.name)!r} is in the folder already, as large as the hub's file but with another "
             "content; move it away and pull again"
         )
-
-    def finish(self, revision: str) -> None:
-        shutil.rmtree(self.root / PARTIAL_FOLDER, ignore_errors=True)
 
 
 class _Cache(_Place):
@@ -300,8 +306,8 @@ class _Cache(_Place):
         (self._storage / "blobs" / file.digest).unlink(missing_ok=True)
         present.unlink(missing_ok=True)
 
-    def finish(self, revision: str) -> None:
-        shutil.rmtree(self._storage / PARTIAL_FOLDER, ignore_errors=True)
+    def finish(self, revision: str, files: Sequence[_Listed]) -> None:
+        super().finish(revision, files)
         if revision == self._commit or not _is_safe(revision):
             return
         # Other programs that are offline look a branch up here.
@@ -464,40 +470,66 @@ def _lock(partial: Path) -> Iterator[None]:
     """One process at a time works on a partial file; a second one waits."""
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # public, but not in __all__
 
-    with WeakFileLock(partial.with_name(partial.name + ".lock")):
+    with WeakFileLock(_lock_of(partial)):
         yield
+
+
+def _lock_of(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".lock")
 
 
 # Without a network, and when it fails --------------------------------------------------------------------------------
 
 
-def _pulled_offline(
+def _prefix(source: Source) -> str:
+    """What is left out of the names of this source's files in a folder of the user's choice."""
+    return COMFY_PREFIX if source.name == "comfy" else ""
+
+
+def _offline_in_cache(
     name: str, source: Source, wanted: Sequence[RemoteFile], cache: Path, revision: str | None
 ) -> Pulled:
-    lacking = [file.path for file in wanted]
+    patterns = [file.path for file in wanted]
+    lacking = patterns
     for snapshot in snapshots(cache, source.repo):
         if revision not in (None, "main", snapshot.name):
             continue
-        here = {file.path: [path for path in snapshot.glob(file.path) if path.is_file()] for file in wanted}
-        lacking = [pattern for pattern, paths in here.items() if not paths]
+        files, lacking = _there(snapshot, patterns)
         if not lacking:
-            files = tuple(
-                PulledFile(
-                    name=path.relative_to(snapshot).as_posix(),
-                    path=path,
-                    bytes=path.stat().st_size,
-                    sha256="",
-                    fetched=False,
-                )
-                for paths in here.values()
-                for path in sorted(paths)
-            )
-            return Pulled(
-                name=name, source=source.name, repo=source.repo, commit=None, folder=snapshot, files=files, offline=True
-            )
-    raise DownloadError(
-        f"HF_HUB_OFFLINE is set and the cache lacks {len(lacking)} of {len(wanted)} files of {source.repo}, first "
-        f"{lacking[0]!r}; unset it and pull again, or copy the cache from a machine that has them"
+            return _offline(name, source, snapshot, files)
+    raise _lacks("the cache", lacking, patterns, source.repo)
+
+
+def _offline_in_folder(name: str, source: Source, wanted: Sequence[RemoteFile], folder: Path) -> Pulled:
+    patterns = [file.path.removeprefix(_prefix(source)) for file in wanted]
+    files, lacking = _there(folder, patterns)
+    if lacking:
+        raise _lacks("the folder", lacking, patterns, source.repo)
+    return _offline(name, source, folder, files)
+
+
+def _there(folder: Path, patterns: Sequence[str]) -> tuple[list[PulledFile], list[str]]:
+    """The files in ``folder`` of these names, not verified, and the patterns that no file has."""
+    here = {pattern: sorted(path for path in folder.glob(pattern) if path.is_file()) for pattern in patterns}
+    files = [
+        PulledFile(
+            name=path.relative_to(folder).as_posix(), path=path, bytes=path.stat().st_size, sha256="", fetched=False
+        )
+        for path in chain.from_iterable(here.values())
+    ]
+    return files, [pattern for pattern, paths in here.items() if not paths]
+
+
+def _offline(name: str, source: Source, folder: Path, files: Sequence[PulledFile]) -> Pulled:
+    return Pulled(
+        name=name, source=source.name, repo=source.repo, commit=None, folder=folder, files=tuple(files), offline=True
+    )
+
+
+def _lacks(where: str, lacking: Sequence[str], patterns: Sequence[str], repo: str) -> DownloadError:
+    return DownloadError(
+        f"HF_HUB_OFFLINE is set and {where} lacks {len(lacking)} of {len(patterns)} files of {repo}, first "
+        f"{lacking[0]!r}; unset it and pull again, or copy them from a machine that has them"
     )
 
 

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 DEFAULT_SHARD_BYTES = 10 * 10**9
 TOKENIZER_PARTS = ("tokenizer.json", "spiece.model", "tokenizer_config.json", "special_tokens_map.json")
+SAVED_SUFFIXES = frozenset({".safetensors", ".json", ".model"})
+"""Of all files that the functions below write."""
 MAX_TOKENIZER_FILE_BYTES = 64 * 2**20
 
 _FORMAT_NAMES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
@@ -341,8 +343,8 @@ def staged_file(path: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
 @contextmanager
 def staged_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder that takes the name ``path`` when the block ends well, and vanishes when it does not."""
-    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
-        raise OutputError(f"{shown(path)} exists; choose another name or say to overwrite it")
+    if os.path.lexists(path):
+        _refuse_taken_folder(path, overwrite=overwrite)
     temporary, previous = path.parent / _hidden(path), path.parent / _hidden(path)
     try:
         temporary.mkdir()
@@ -358,6 +360,20 @@ def staged_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             os.replace(previous, path)
         for leftover in (temporary, previous):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _refuse_taken_folder(path: Path, *, overwrite: bool) -> None:
+    """Only a folder of weights may be replaced: removing anything else would be a disaster."""
+    if path.is_symlink() or not path.is_dir():
+        raise OutputError(f"{shown(path)} exists and is no folder of its own; choose another name")
+    holds_files = False
+    for place, _, files in os.walk(path):
+        for name in files:
+            holds_files = True
+            if Path(name).suffix not in SAVED_SUFFIXES or (Path(place) / name).is_symlink():
+                raise OutputError(f"{shown(path)} also holds {shown(Path(name))}, not of a model; choose another name")
+    if holds_files and not overwrite:
+        raise OutputError(f"{shown(path)} exists; choose another name or say to overwrite it")
 
 
 def _hidden(path: Path) -> str:
