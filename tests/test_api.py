@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image
 
 import cygnet
 from cygnet.api import Video, Wan
-from cygnet.errors import MediaError, ModelNotFoundError, RequestError
+from cygnet.errors import MediaError, ModelNotFoundError, OutputError, RequestError
 from cygnet.media.frames import to_signed
 from cygnet.media.receipt import read_receipt
 from cygnet.media.video_read import read_video
@@ -81,6 +82,18 @@ def test_nothing_is_written_when_the_receipt_would_replace_another_file(video: V
     assert not (tmp_path / "ball.mp4").exists()
     video.save(tmp_path / "ball.mp4", overwrite=True)
     assert read_receipt(tmp_path / "ball.mp4.json") == video.receipt
+
+
+def test_no_video_appears_when_its_receipt_cannot_be_written(
+    video: Video, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match="disk is full"):
+        video.save(tmp_path / "ball.mp4")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_receipt_holds_the_whole_request_and_what_made_it(video: Video) -> None:

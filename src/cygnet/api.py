@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -32,7 +33,7 @@ from cygnet.checkpoints.saving import staged_folder
 from cygnet.errors import RequestError
 from cygnet.media.frames import to_signed, to_uint8
 from cygnet.media.image import load_image, picture_from_array
-from cygnet.media.receipt import RECEIPT_KEY, embed, sidecar_path, write_sidecar
+from cygnet.media.receipt import RECEIPT_KEY, embed, sidecar_path, staged_sidecar
 from cygnet.media.video import VideoFormat, open_writer
 from cygnet.media.video_read import read_video
 from cygnet.pipelines.generate import Inputs, Record, generate
@@ -99,7 +100,7 @@ class Video:
                 f"{sidecar_path(path).name} exists; choose another name, or say to overwrite it", field="path"
             )
         count, height, width, _ = self.frames.shape
-        with open_writer(
+        opened = open_writer(
             path,
             width=width,
             height=height,
@@ -109,10 +110,15 @@ class Video:
             metadata=embed(self.receipt),
             num_frames=count,
             overwrite=overwrite,
-        ) as writer:
+        )
+        with ExitStack() as stack:
+            writer = stack.enter_context(opened)
             writer.write(self.frames)
-        if sidecar:
-            write_sidecar(writer.path, self.receipt, overwrite=overwrite)
+            if sidecar:
+                folder = writer.path.absolute().parent
+                with staged_sidecar(folder, self.receipt, overwrite=overwrite) as place:
+                    stack.close()
+                    place(writer.path)
         return writer.path
 
 

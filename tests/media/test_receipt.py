@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cygnet.errors import MediaError, OutputError, RequestError
-from cygnet.media.receipt import RECEIPT_KEY, embed, read_receipt, sidecar_path, write_sidecar
+from cygnet.media.receipt import RECEIPT_KEY, embed, read_receipt, sidecar_path, staged_sidecar
 from cygnet.media.video import FORMATS, VideoFormat, open_writer
 from cygnet.media.video_read import read_metadata
 
@@ -62,6 +62,11 @@ def test_webp_and_png_hold_the_graph_where_comfyui_looks(tmp_path: Path) -> None
         assert (exif[272], exif[271]) == ('prompt:{"1": {}}', 'workflow:{"nodes": []}')
     with Image.open(film(tmp_path / "x.png", graph, 1)) as image:
         assert {key: image.info[key] for key in graph} == graph
+
+
+def write_sidecar(path: Path, receipt: dict[str, Any], *, overwrite: bool = False) -> Path:
+    with staged_sidecar(path.parent, receipt, overwrite=overwrite) as place:
+        return place(path)
 
 
 def test_the_sidecar_answers_when_the_file_does_not(tmp_path: Path) -> None:

@@ -348,7 +348,7 @@ def frames_for(wish: Wish, wan: Wan, voice: Voice) -> int:
 
 def write_stream(stream: VideoStream, target: Target, *, inputs: Mapping[str, Path | None], overwrite: bool) -> Result:
     """Make the video and write it as it is decoded; nothing is left if that fails. ``inputs`` name the pictures."""
-    from cygnet.media.receipt import embed, write_sidecar
+    from cygnet.media.receipt import embed, staged_sidecar
     from cygnet.media.video import open_writer
 
     started = time.monotonic()
@@ -373,9 +373,10 @@ def write_stream(stream: VideoStream, target: Target, *, inputs: Mapping[str, Pa
             writer.write(first)
             for chunk in chunks:
                 writer.write(chunk)
-            with uninterrupted():  # a video and its receipt appear together
+            folder, last = writer.path.absolute().parent, receipt_of(stream, inputs)
+            with uninterrupted(), staged_sidecar(folder, last, overwrite=overwrite) as place:
                 stack.close()
-                receipt = write_sidecar(writer.path, receipt_of(stream, inputs), overwrite=overwrite)
+                receipt = place(writer.path)
     finally:
         stream.close()
     return Result(

@@ -139,27 +139,6 @@ def publish_folder(part: Path, target: Path, *, overwrite: bool) -> None:
     _sync(target.absolute().parent)
 
 
-@contextlib.contextmanager
-def whole_file(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
-    """A handle whose content becomes ``target`` when the block ends well and vanishes when it does not.
-
-    Raises RequestError if the target is taken and ``overwrite`` is off, OutputError if it cannot be written.
-    """
-    refuse_taken(target, overwrite=overwrite)
-    try:
-        part = new_part(target.absolute().parent)
-    except OSError as error:
-        raise output_error(error, target) from error
-    try:
-        with part.open("wb") as file:
-            yield file
-        publish(part, target, overwrite=overwrite)
-    except OSError as error:
-        raise output_error(error, target) from error
-    finally:
-        discard(part)
-
-
 def refuse_taken(target: Path, *, overwrite: bool) -> None:
     """Raise RequestError if a file may not be made at ``target``."""
     name = shorten(target.name)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cygnet.errors import MediaError, RequestError
-from cygnet.media.files import open_regular, shorten, whole_file
+from cygnet.media.files import discard, new_part, open_regular, output_error, publish, refuse_taken, shorten
 from cygnet.media.video_read import read_metadata
 
 RECEIPT_KEY = "cygnet_receipt"
@@ -34,17 +35,39 @@ def sidecar_path(path: str | os.PathLike[str]) -> Path:
     return place.with_name(place.name + ".json")
 
 
-def write_sidecar(path: str | os.PathLike[str], receipt: Mapping[str, Any], *, overwrite: bool = False) -> Path:
-    """Write the receipt of the file at ``path`` beside it, whole or not at all; returns where.
+@contextmanager
+def staged_sidecar(
+    folder: Path, receipt: Mapping[str, Any], *, overwrite: bool = False
+) -> Iterator[Callable[[str | os.PathLike[str]], Path]]:
+    """The receipt, written in ``folder`` under a hidden name; calling what is yielded puts it beside that file.
 
-    Raises RequestError as :func:`embed` does and if the sidecar exists and ``overwrite`` is off, OutputError if it
-    cannot be written.
+    What can fail, such as a full disk, fails before the file it belongs to appears, so both appear or neither. Raises
+    RequestError as :func:`embed` does and if the sidecar exists and ``overwrite`` is off, OutputError if it cannot be
+    written.
     """
-    target = sidecar_path(path)
-    text = _to_json(receipt, indent=2) + "\n"
-    with whole_file(target, overwrite=overwrite) as file:
-        file.write(text.encode("ascii"))
-    return target
+    data = (_to_json(receipt, indent=2) + "\n").encode("ascii")
+    try:
+        part = new_part(folder)
+    except OSError as error:
+        raise output_error(error, folder / "receipt") from error
+
+    def place(path: str | os.PathLike[str]) -> Path:
+        target = sidecar_path(path)
+        refuse_taken(target, overwrite=overwrite)
+        try:
+            publish(part, target, overwrite=overwrite)
+        except OSError as error:
+            raise output_error(error, target) from error
+        return target
+
+    try:
+        try:
+            part.write_bytes(data)
+        except OSError as error:
+            raise output_error(error, folder / "receipt") from error
+        yield place
+    finally:
+        discard(part)
 
 
 def read_receipt(path: str | os.PathLike[str]) -> dict[str, Any]:
