@@ -94,11 +94,11 @@ class Latents:
     """All shards of a folder, memory-mapped."""
 
     def __init__(self, folder: Path) -> None:
-        self.shards: list[np.ndarray] = []
-        while (path := folder / f"{len(self.shards):05d}.npy").exists():
-            self.shards.append(np.load(path, mmap_mode="r"))
-        if not self.shards:
-            raise SystemExit(f"{folder} holds no latents; make them with recipes.tiny.latents")
+        there = sorted(folder.glob("*.npy"))
+        names = [f"{number:05d}.npy" for number in range(len(there))]
+        if not there or [path.name for path in there] != names:
+            raise SystemExit(f"{folder} lacks shards (it has {len(there)}); make them with recipes.tiny.latents")
+        self.shards: list[np.ndarray] = [np.load(path, mmap_mode="r") for path in there]
 
     def __len__(self) -> int:
         return len(self.shards) * SHARD
@@ -117,6 +117,8 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=os.cpu_count() or 1, help="how many processes share the work")
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.clips < 1 or options.clips % SHARD:
+        parser.error(f"--clips is {options.clips}; it must be a multiple of {SHARD}, the size of a shard")
     if options.part is None:
         again = [sys.executable, "-m", "recipes.tiny.latents", *sys.argv[1:]]
         workers = [subprocess.Popen([*again, "--part", str(part)]) for part in range(options.parts)]

@@ -106,6 +106,7 @@ def test_a_kernel_can_be_handed_in() -> None:
         ({"timestep": torch.zeros(2)}, "timestep must be"),
         ({"context": torch.zeros(1, 513, 24)}, "context must be"),
         ({"context": torch.zeros(1, 9, 25)}, "context must be"),
+        ({"context": torch.zeros(24)}, "context must be"),
         ({"image_context": torch.zeros(1, 257, 1280)}, "takes no image_context"),
         ({"image_condition": torch.zeros(1, 20, 2, 4, 6)}, "image_condition must be None"),
     ],

@@ -59,7 +59,8 @@ def test_shards_are_shared_out_and_never_made_twice(tmp_path: Path) -> None:
     assert float(latents[2 * SHARD + 5]) == 2 * SHARD + 5
 
 
-def test_a_folder_without_latents_says_how_to_make_them(tmp_path: Path) -> None:
+def test_a_folder_without_latents_or_with_a_gap_says_how_to_make_them(tmp_path: Path) -> None:
+    np.save(tmp_path / "00001.npy", np.zeros((SHARD, 1)))
     with pytest.raises(SystemExit, match=r"recipes\.tiny\.latents"):
         Latents(tmp_path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,15 @@ def test_a_resumed_training_equals_an_unbroken_one(tmp_path: Path) -> None:
         assert torch.equal(one, other), name
 
 
+def test_a_resumed_training_takes_the_rates_that_are_asked_for_now(tmp_path: Path) -> None:
+    train_flow(fresh(), draw, replace(SHORT, steps=4), tmp_path, objective=FlowMatching())
+    still = replace(SHORT, matrix_rate=0.0, other_rate=0.0, average=0.0)
+    before = torch.load(tmp_path / "state.pt", weights_only=True)["dit"]
+    after = train_flow(fresh(), draw, still, tmp_path, objective=FlowMatching())
+    for name, value in after.named_parameters():
+        assert torch.equal(value, before[name]), name
+
+
 def test_a_broken_gradient_stops_before_anything_is_saved(tmp_path: Path) -> None:
     def poisoned(step: int) -> Batch:
         batch = draw(step)
@@ -95,9 +105,10 @@ def test_an_extended_transformer_starts_as_the_one_it_came_from() -> None:
         assert relative_l2(given, t2v(x, t, context)) < 1e-6
 
 
-def test_an_extension_of_another_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match="no counterpart"):
-        extend_to_images(fresh(), replace(SMALL, variant="i2v", in_channels=36, image_dim=48, ffn_dim=256))
+@pytest.mark.parametrize("other", [{"ffn_dim": 256}, {"eps": 1e-5}, {"text_length": 256}])
+def test_an_extension_of_another_kind_is_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="but for variant, in_channels and the image fields"):
+        extend_to_images(fresh(), replace(SMALL, variant="i2v", in_channels=36, image_dim=48, **other))
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +145,18 @@ def test_folded_statistics_fit_and_change_no_picture(small_vae: WanVAE) -> None:
     assert relative_l2(after, before) < 1e-4
 
 
-def test_the_vae_loss_is_least_for_a_perfect_picture(small_vae: WanVAE) -> None:
+def test_the_vae_loss_is_least_for_a_perfect_picture(small_vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
-    loss, parts = VAELoss()(small_vae, video)
+    with monkeypatch.context() as patch:
+        torch.manual_seed(0)
+        patch.setattr(small_vae, "reconstruct", lambda raw: video)
+        perfect = VAELoss()(small_vae, video)[0]
+        patch.setattr(small_vae, "reconstruct", lambda raw: video + 0.01)
+        assert float(perfect.detach()) < float(VAELoss()(small_vae, video)[0].detach())
+
+
+def test_the_vae_loss_reaches_every_weight(small_vae: WanVAE) -> None:
+    loss, parts = VAELoss()(small_vae, torch.rand(1, 3, 5, 16, 16) * 2 - 1)
     loss.backward()
     assert set(parts) == {"l1", "edges", "kl", "mse"}
     assert all(p.grad is not None for p in small_vae.decoder.parameters())

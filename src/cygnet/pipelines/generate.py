@@ -95,7 +95,7 @@ def generate(
 def check_combination(components: Components, request: GenerateRequest, inputs: Inputs) -> None:
     """Raise :class:`~cygnet.errors.RequestError`, stating the rule, unless the model can do this with these inputs.
 
-    Also :class:`~cygnet.errors.UnsupportedError` when the noise is to come from a device that is not there.
+    That includes noise from a device that is not there.
     """
     variant, model = components.dit.variant, f"this is {components.variant}"
     if inputs.last_image is not None and inputs.image is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -17,8 +19,10 @@ def extend_to_images(t2v: DiT, config: DiTConfig) -> DiT:
     attention, whose keys start as copies of the text's. ``config`` must equal ``t2v.config`` but for the image fields;
     anything else is a ValueError.
     """
-    if config.image_dim is None or config.out_channels != t2v.config.out_channels:
-        raise ValueError("config must be of an image variant with the same latents")
+    old_config = t2v.config
+    same = replace(config, variant="t2v", in_channels=old_config.in_channels, image_dim=None, image_positions=None)
+    if config.image_dim is None or same != old_config:
+        raise ValueError("config must be t2v.config but for variant, in_channels and the image fields")
     dit = DiT(config)
     for module in dit.img_emb.modules():
         if isinstance(module, nn.Linear):
@@ -35,8 +39,6 @@ def extend_to_images(t2v: DiT, config: DiTConfig) -> DiT:
             value.zero_()
         elif "k_img" in name:
             value.copy_(old[name.replace("norm_k_img", "norm_k").replace("k_img", "k")])
-        elif name in old and old[name].shape == value.shape:
-            value.copy_(old[name])
         else:
-            raise ValueError(f"{name} of the image variant has no counterpart of its shape in the text-to-video model")
+            value.copy_(old[name])
     return dit

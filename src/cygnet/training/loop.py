@@ -71,6 +71,10 @@ def train_flow(
     parts = {"dit": dit, "average": average, "muon": optimizers[0], "adamw": optimizers[1]}
     run = Run(folder)
     run.resume(parts)
+    rates = (schedule.matrix_rate, schedule.other_rate), (schedule.decay, 0.0)
+    for optimizer, rate, decay in zip(optimizers, *rates, strict=True):  # what is asked for now, not what was stored
+        for group in optimizer.param_groups:
+            group.update(initial_lr=rate, weight_decay=decay)
     losses: list[float] = []
     deadline = time.monotonic() + seconds
     while run.step < schedule.steps and time.monotonic() < deadline:

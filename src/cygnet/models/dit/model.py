@@ -73,8 +73,8 @@ class DiT(nn.Module):
         without computing 512 rows. Rows of zeros inside ``context`` count as the padding they are.
         """
         config = self.config
-        rows = context.shape[1]
-        if context.ndim != 3 or context.shape[2] != config.text_dim or not 0 <= rows <= config.text_length:
+        rows = context.shape[1] if context.ndim == 3 else -1
+        if not 0 <= rows <= config.text_length or context.shape[2] != config.text_dim:
             want = f"[B, n <= {config.text_length}, {config.text_dim}]"
             raise ValueError(f"context must be {want}, not {list(context.shape)}")
         context = context.to(self.device, self.dtype)
