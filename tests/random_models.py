@@ -25,6 +25,14 @@ VAE = VAEConfig(base_width=4)
 CLIP = CLIPVisionConfig(image_size=28, patch_size=14, dim=80, mlp_dim=160, num_heads=1, num_layers=2, output_dim=None)
 
 
+CONDITIONS: dict[Variant, int] = {"t2v": 0, "vace": 0, "i2v": 20, "flf2v": 20, "control": 32, "camera": 16}
+"""Channels beside the latents."""
+
+
+def takes_pictures(variant: Variant) -> bool:
+    return CONDITIONS[variant] > 0
+
+
 def dit_config(variant: Variant) -> DiTConfig:
     return DiTConfig(
         variant=variant,
@@ -32,10 +40,13 @@ def dit_config(variant: Variant) -> DiTConfig:
         ffn_dim=96,
         num_heads=1,
         num_layers=2,
-        in_channels=16 if variant == "t2v" else 36,
+        in_channels=16 + CONDITIONS[variant],
         text_dim=32,
-        image_dim=None if variant == "t2v" else CLIP.dim,
+        image_dim=CLIP.dim if takes_pictures(variant) else None,
         image_positions=2 * CLIP.num_tokens if variant == "flf2v" else None,
+        vace_layers=(0,) if variant == "vace" else (),
+        camera_channels=24 if variant == "camera" else None,
+        reference=variant == "control",
     )
 
 
@@ -84,7 +95,7 @@ def write_model(folder: Path, variant: Variant = "t2v") -> dict[ComponentName, P
         "vae": VAE,
         "text_encoder": text_config(),
     }
-    if variant != "t2v":
+    if takes_pictures(variant):
         configs["image_encoder"] = CLIP
     paths: dict[ComponentName, Path] = {}
     for name, config in configs.items():

@@ -355,7 +355,7 @@ def _checked_together(
     configs: dict[ComponentName, Any] = {part: each.config for part, each in weights.items()}
     dit = configs.get("dit")
     needed: list[ComponentName] = ["dit", "vae", "text_encoder"]
-    if isinstance(dit, DiTConfig) and dit.variant != "t2v":
+    if isinstance(dit, DiTConfig) and dit.image_dim is not None:
         needed.append("image_encoder")
     missing = [_bare(part) for part in needed if part not in configs]
     if missing:
@@ -370,11 +370,10 @@ def _checked_together(
     model = variant_name(dit)
     _check_equal("text_encoder", weights, "features", text.dim, dit.text_dim, model)
     _check_equal("vae", weights, "latent channels", vae.latent_channels, dit.out_channels, model)
-    if dit.variant == "t2v":
+    if dit.image_dim is None:
         return dit, vae, text, None
     assert isinstance(eye, CLIPVisionConfig)
     _check_equal("image_encoder", weights, "features", eye.dim, dit.image_dim, model)
-    _check_equal("dit", weights, "input channels", dit.in_channels, dit.out_channels + 20, model)
     return dit, vae, text, eye
 
 

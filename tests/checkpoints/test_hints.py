@@ -69,7 +69,7 @@ WRONG: dict[str, tuple[str, dict[str, Any] | str, str]] = {
     "NaN": ("t2v", json.dumps(_official(eps=float("nan"))), "holds NaN"),
     "infinite": ("t2v", json.dumps(_official()).replace("1e-06", "1e999"), "eps is inf"),
     "zero epsilon": ("t2v", _official(eps=0), "eps is 0"),
-    "extra field": ("t2v", _official(vace_layers=[0, 5]), "the field 'vace_layers', which Wan 2.1 has not"),
+    "extra field": ("t2v", _official(ladder_layers=[0, 5]), "the field 'ladder_layers', which Wan 2.1 has not"),
     "extra in Diffusers": ("t2v", _config("t2v", mystery=1), "the field 'mystery'"),
     "head width": ("t2v", _config("t2v", attention_head_dim=64), "attention_head_dim is 64; Wan 2.1 has 128"),
     "norm": ("t2v", _config("t2v", qk_norm=None), "qk_norm is null"),

@@ -219,10 +219,6 @@ def _with(infos: dict[str, TensorInfo], **shapes: tuple[int, ...]) -> dict[str, 
 
 
 RELATIVES: dict[str, tuple[dict[str, TensorInfo], str]] = {
-    "VACE": (_with(official_infos("t2v"), vace_patch_embedding__weight=(256, 96, 1, 2, 2)), "VACE"),
-    "camera": (_with(official_infos("i2v"), control_adapter__conv__weight=(256, 1536, 2, 2)), "camera-control"),
-    "Fun reference": (_with(official_infos("i2v"), ref_conv__weight=(256, 16, 2, 2)), "with reference"),
-    "Fun control": (_with(official_infos("i2v"), patch_embedding__weight=(256, 48, 1, 2, 2)), "a Fun control model"),
     "5B": (
         _with(official_infos("t2v"), patch_embedding__weight=(256, 48, 1, 2, 2), head__head__weight=(192, 256)),
         "Wan 2.2 TI2V-5B",

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from cygnet.models.clip.config import CLIP_VIT_H
 from cygnet.models.clip.model import CLIPVision
-from cygnet.models.dit.config import FLF2V_14B, I2V_14B, T2V_1_3B, T2V_14B, TINY_I2V, TINY_T2V, DiTConfig
+from cygnet.models.dit.config import (
+    FLF2V_14B,
+    FUN_CAMERA_1_3B,
+    FUN_CAMERA_14B,
+    FUN_CONTROL_1_3B,
+    FUN_CONTROL_14B,
+    FUN_INP_1_3B,
+    I2V_14B,
+    T2V_1_3B,
+    T2V_14B,
+    TINY_I2V,
+    TINY_T2V,
+    VACE_1_3B,
+    VACE_14B,
+    DiTConfig,
+)
 from cygnet.models.dit.model import DiT
 from cygnet.models.umt5.config import UMT5_XXL
 from cygnet.models.umt5.model import UMT5Encoder
@@ -36,8 +52,31 @@ def dit_shapes(config: DiTConfig) -> Shapes:
         (T2V_14B, 14_288_491_584, 1095),
         (I2V_14B, 16_394_878_784, 1303),
         (FLF2V_14B, 16_395_536_704, 1304),
+        (VACE_1_3B, 2_153_972_032, 1264),
+        (VACE_14B, 17_337_592_896, 1331),
+        (FUN_INP_1_3B, 1_564_428_608, 983),
+        (FUN_CONTROL_1_3B, 1_564_502_336, 983),
+        (FUN_CONTROL_14B, 16_395_124_544, 1303),
+        (replace(FUN_CONTROL_1_3B, reference=True), 1_564_502_336 + 99_840, 985),
+        (replace(FUN_CONTROL_14B, reference=True), 16_395_124_544 + 332_800, 1305),
+        (FUN_CAMERA_1_3B, 1_616_313_152, 989),
+        (FUN_CAMERA_14B, 16_898_128_704, 1309),
     ],
-    ids=["T2V-1.3B", "T2V-14B", "I2V-14B", "FLF2V-14B"],
+    ids=[
+        "T2V-1.3B",
+        "T2V-14B",
+        "I2V-14B",
+        "FLF2V-14B",
+        "VACE-1.3B",
+        "VACE-14B",
+        "Fun-InP-1.3B",
+        "Fun-Control-1.3B",
+        "Fun-Control-14B",
+        "Fun-V1.1-Control-1.3B",
+        "Fun-V1.1-Control-14B",
+        "Fun-Camera-1.3B",
+        "Fun-Camera-14B",
+    ],
 )
 def test_published_transformers_have_the_published_size(config: DiTConfig, parameters: int, keys: int) -> None:
     shapes = dit_shapes(config)

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 import cygnet
+from cygnet.checkpoints import save_official
 from cygnet.models.dit.config import DiTConfig
+from cygnet.models.dit.control import VaceContext
 from cygnet.models.dit.model import DiT
 from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.model import WanVAE
@@ -61,6 +63,34 @@ def test_the_transformer_gives_the_printed_numbers(
             image_context,
             image_condition,
         )[0]
+    assert_numbers(out, *statistics)
+    picked = (float(out[0, 0, 0, 0]), float(out[5, 1, 2, 3]), float(out[15, 2, 3, 5]))
+    assert picked == pytest.approx(samples, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("strength", "statistics", "samples"),
+    [
+        (1.0, (0.004433, 1.227597, 0.991279), (-1.03427, 2.11524, -1.14459)),
+        (0.5, (0.022028, 1.251905, 1.016090), (-1.35155, 2.48885, -1.17900)),
+    ],
+)
+def test_the_control_branch_gives_the_printed_numbers(
+    tmp_path: Path,
+    strength: float,
+    statistics: tuple[float, float, float],
+    samples: tuple[float, float, float],
+) -> None:
+    config = replace(T2V, variant="vace", num_layers=3, vace_layers=(0, 2))
+    with torch.device("meta"):
+        shapes = parameter_shapes(DiT(config))
+    save_official(tmp_path / "dit.safetensors", filled_weights(shapes), config)
+    dit = cygnet.load_dit(tmp_path / "dit.safetensors")
+    assert dit.config == config
+    control = VaceContext(fill("in.vace", [1, 96, 3, 4, 6]), strength)
+    with torch.no_grad():
+        x, t, text = fill("in.x", [1, 16, 3, 4, 6]), torch.tensor([937.0]), fill("in.ctx", [1, 7, 32])
+        out = dit(x, t, text, vace=[control])[0]
     assert_numbers(out, *statistics)
     picked = (float(out[0, 0, 0, 0]), float(out[5, 1, 2, 3]), float(out[15, 2, 3, 5]))
     assert picked == pytest.approx(samples, abs=5e-5)

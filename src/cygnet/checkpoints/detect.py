@@ -15,7 +15,22 @@ from cygnet.checkpoints.weight_file import printable
 from cygnet.errors import WeightFileError
 from cygnet.models.clip.config import CLIP_VIT_H, CLIPVisionConfig
 from cygnet.models.clip.config import HEAD_WIDTH as CLIP_HEAD_WIDTH
-from cygnet.models.dit.config import FLF2V_14B, I2V_14B, T2V_1_3B, T2V_14B, DiTConfig, Variant
+from cygnet.models.dit.config import (
+    CAMERA_SCALE,
+    FLF2V_14B,
+    FUN_CAMERA_1_3B,
+    FUN_CAMERA_14B,
+    FUN_CONTROL_1_3B,
+    FUN_CONTROL_14B,
+    FUN_INP_1_3B,
+    I2V_14B,
+    T2V_1_3B,
+    T2V_14B,
+    VACE_1_3B,
+    VACE_14B,
+    DiTConfig,
+    Variant,
+)
 from cygnet.models.dit.config import HEAD_WIDTH as DIT_HEAD_WIDTH
 from cygnet.models.umt5.config import UMT5_XXL, UMT5Config
 from cygnet.models.vae.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD, WAN_VAE, VAEConfig
@@ -24,12 +39,17 @@ from cygnet.types import ComponentName
 ComponentConfig = DiTConfig | VAEConfig | UMT5Config | CLIPVisionConfig
 Shapes = Mapping[str, tuple[int, ...]]
 
+IMAGE_CHANNELS = 20
+"""A mask and the latents of the given frames, beside the noise."""
+CONTROL_CHANNELS = 32
+"""Latents of a control video and of a start picture, beside the noise."""
+
 LIMITS: Mapping[str, int] = {
     "dim": 16_384, "ffn_dim": 131_072, "num_heads": 256, "num_layers": 256, "in_channels": 512, "out_channels": 512,
     "text_dim": 16_384, "text_length": 4_096, "freq_dim": 4_096, "image_dim": 16_384, "image_positions": 16_384,
     "base_width": 1_024, "latent_channels": 256, "width_multiplier": 64, "residual_blocks": 8, "levels": 8,
     "vocab_size": 2_000_000, "attention_dim": 16_384, "num_buckets": 1_024, "max_distance": 65_536,
-    "image_size": 2_048, "patch_size": 128, "mlp_dim": 131_072, "output_dim": 16_384,
+    "image_size": 2_048, "vace_channels": 4_096, "patch_size": 128, "mlp_dim": 131_072, "output_dim": 16_384,
 }  # fmt: skip
 """Largest accepted value per number of an architecture; at least three times the largest published one."""
 
@@ -99,28 +119,56 @@ def _detect_dit(shapes: Shapes) -> DiTConfig:
     head = _shape(shapes, "head.head.weight", 2)[0]
     if head % 4:
         raise WeightFileError(f"the DiT's head has {head} outputs, which is no multiple of the 4 cells in a patch")
-    image_dim = image_positions = None
-    variant: Variant = "t2v"
-    if "img_emb.proj.0.weight" in shapes or "img_emb.proj.1.weight" in shapes:
-        variant = "i2v"
+    num_layers = _count(shapes, r"blocks\.(\d+)\.", "num_layers")
+    variant = _dit_variant(shapes, patch[1] - head // 4)
+    image_dim = image_positions = camera_channels = None
+    if variant not in ("t2v", "vace"):
         image_dim = limited("image_dim", _shape(shapes, "img_emb.proj.1.weight", 2)[1])
-        if "img_emb.emb_pos" in shapes:
-            variant = "flf2v"
-            image_positions = limited("image_positions", _shape(shapes, "img_emb.emb_pos", 3)[1])
+    if variant == "flf2v":
+        image_positions = limited("image_positions", _shape(shapes, "img_emb.emb_pos", 3)[1])
+    vace: dict[str, object] = {}
+    if variant == "vace":
+        control_blocks = _count(shapes, r"vace_blocks\.(\d+)\.", "num_layers")
+        step = max(num_layers // control_blocks, 1)
+        vace["vace_layers"] = tuple(range(0, control_blocks * step, step))
+        vace["vace_channels"] = limited("vace_channels", _shape(shapes, "vace_patch_embedding.weight", 5)[1])
+    if variant == "camera":
+        camera_channels = _shape(shapes, "control_adapter.conv.weight", 4)[1] // CAMERA_SCALE**2
     return built(
         DiTConfig,
         variant=variant,
         dim=dim,
         ffn_dim=limited("ffn_dim", _shape(shapes, "blocks.0.ffn.0.weight", 2)[0]),
         num_heads=dim // DIT_HEAD_WIDTH,
-        num_layers=_count(shapes, r"blocks\.(\d+)\.", "num_layers"),
+        num_layers=num_layers,
         in_channels=limited("in_channels", patch[1]),
         out_channels=limited("out_channels", head // 4),
         text_dim=limited("text_dim", _shape(shapes, "text_embedding.0.weight", 2)[1]),
         freq_dim=limited("freq_dim", _shape(shapes, "time_embedding.0.weight", 2)[1]),
         image_dim=image_dim,
         image_positions=image_positions,
+        camera_channels=camera_channels,
+        reference="ref_conv.weight" in shapes,
+        **vace,
     )
+
+
+def _dit_variant(shapes: Shapes, condition: int) -> Variant:
+    """``condition`` is how many input channels there are beside the latents."""
+    if "vace_patch_embedding.weight" in shapes:
+        return "vace"
+    if "img_emb.proj.0.weight" not in shapes and "img_emb.proj.1.weight" not in shapes:
+        return "t2v"
+    if "control_adapter.conv.weight" in shapes:
+        return "camera"
+    if condition == CONTROL_CHANNELS:
+        return "control"
+    if condition != IMAGE_CHANNELS:
+        raise WeightFileError(
+            f"the DiT takes {condition} channels beside the latents; an image model of Wan 2.1 takes {IMAGE_CHANNELS} "
+            f"(mask and picture), or {CONTROL_CHANNELS} (control video and picture)"
+        )
+    return "flf2v" if "img_emb.emb_pos" in shapes else "i2v"
 
 
 def _detect_vae(shapes: Shapes) -> VAEConfig:
@@ -206,6 +254,15 @@ PUBLISHED: Mapping[str, ComponentConfig] = {
     "T2V-14B": T2V_14B,
     "I2V-14B": I2V_14B,
     "FLF2V-14B": FLF2V_14B,
+    "VACE-1.3B": VACE_1_3B,
+    "VACE-14B": VACE_14B,
+    "Fun-InP-1.3B": FUN_INP_1_3B,
+    "Fun-Control-1.3B": FUN_CONTROL_1_3B,
+    "Fun-Control-14B": FUN_CONTROL_14B,
+    "Fun-V1.1-Control-1.3B": replace(FUN_CONTROL_1_3B, reference=True),
+    "Fun-V1.1-Control-14B": replace(FUN_CONTROL_14B, reference=True),
+    "Fun-Camera-1.3B": FUN_CAMERA_1_3B,
+    "Fun-Camera-14B": FUN_CAMERA_14B,
     "Wan-VAE": WAN_VAE,
     "UMT5-XXL": UMT5_XXL,
     "CLIP ViT-H/14": CLIP_VIT_H,

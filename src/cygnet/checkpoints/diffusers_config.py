@@ -9,7 +9,7 @@ from typing import Any
 from cygnet.checkpoints.detect import ComponentConfig
 from cygnet.checkpoints.layouts import Layout
 from cygnet.models.clip.config import CLIPVisionConfig
-from cygnet.models.dit.config import DiTConfig
+from cygnet.models.dit.config import DiTConfig, Variant
 from cygnet.models.umt5.config import UMT5Config
 from cygnet.models.vae.config import VAEConfig
 from cygnet.types import ComponentName
@@ -49,8 +49,9 @@ def component_config(config: ComponentConfig) -> dict[str, Any]:
 
 def official_config(config: DiTConfig) -> dict[str, Any]:
     """``config.json`` as the official DiT repositories have it."""
+    vace = {"vace_layers": list(config.vace_layers), "vace_in_dim": config.vace_channels} if config.vace_layers else {}
     return {
-        "_class_name": "WanModel",
+        "_class_name": "VaceWanModel" if vace else "WanModel",
         "_diffusers_version": "0.30.0",
         "dim": config.dim,
         "eps": config.eps,
@@ -62,12 +63,16 @@ def official_config(config: DiTConfig) -> dict[str, Any]:
         "num_layers": config.num_layers,
         "out_dim": config.out_channels,
         "text_len": config.text_length,
+        **vace,
     }
 
 
 def _dit(config: DiTConfig) -> dict[str, Any]:
+    vace = {}
+    if config.vace_layers:
+        vace = {"vace_layers": list(config.vace_layers), "vace_in_channels": config.vace_channels}
     return {
-        "_class_name": "WanTransformer3DModel",
+        "_class_name": "WanVACETransformer3DModel" if vace else "WanTransformer3DModel",
         "_diffusers_version": DIFFUSERS_VERSION,
         "added_kv_proj_dim": None if config.image_dim is None else config.dim,
         "attention_head_dim": config.dim // config.num_heads,
@@ -85,6 +90,7 @@ def _dit(config: DiTConfig) -> dict[str, Any]:
         "qk_norm": "rms_norm_across_heads",
         "rope_max_seq_len": 1024,
         "text_dim": config.text_dim,
+        **vace,
     }
 
 
@@ -149,10 +155,24 @@ def _clip_class(config: CLIPVisionConfig) -> str:
     return "CLIPVisionModel" if config.output_dim is None else "CLIPVisionModelWithProjection"
 
 
-def model_index(image_encoder: CLIPVisionConfig | None) -> dict[str, Any]:
-    """``model_index.json``: classes of the pipeline (image-to-video if there is an image encoder) and its parts."""
+_PIPELINES: Mapping[Variant, str] = {
+    "t2v": "WanPipeline",
+    "i2v": "WanImageToVideoPipeline",
+    "flf2v": "WanImageToVideoPipeline",
+    "vace": "WanVACEPipeline",
+}
+"""Diffusers has none for the Fun models."""
+
+
+def in_diffusers(config: DiTConfig) -> bool:
+    """Whether Diffusers has classes for this transformer."""
+    return config.variant in _PIPELINES
+
+
+def model_index(dit: DiTConfig, image_encoder: CLIPVisionConfig | None) -> dict[str, Any]:
+    """``model_index.json``: the classes of the pipeline and of its parts."""
     index: dict[str, Any] = {
-        "_class_name": "WanPipeline" if image_encoder is None else "WanImageToVideoPipeline",
+        "_class_name": _PIPELINES[dit.variant],
         "_diffusers_version": DIFFUSERS_VERSION,
     }
     if image_encoder is not None:
@@ -162,7 +182,7 @@ def model_index(image_encoder: CLIPVisionConfig | None) -> dict[str, Any]:
         "scheduler": ["diffusers", "UniPCMultistepScheduler"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "T5TokenizerFast"],
-        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "transformer": ["diffusers", _dit(dit)["_class_name"]],
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
 

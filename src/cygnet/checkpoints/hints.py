@@ -26,7 +26,7 @@ METADATA_KEY = "cygnet.config"
 MAX_CONFIG_BYTES = 2**20
 
 _UNTOLD: Mapping[type[Any], tuple[str, ...]] = {
-    DiTConfig: ("eps", "text_length"),
+    DiTConfig: ("eps", "text_length", "vace_layers"),
     VAEConfig: ("latents_mean", "latents_std"),
     UMT5Config: ("eps", "max_distance"),
     CLIPVisionConfig: ("eps", "num_heads"),
@@ -55,7 +55,8 @@ def with_hints(config: ComponentConfig, weights: WeightFile) -> ComponentConfig:
 def metadata_for(config: ComponentConfig) -> dict[str, str]:
     """Header metadata that lets a single file carry what its shapes cannot tell."""
     fields = asdict(config)
-    return {METADATA_KEY: json.dumps({name: fields[name] for name in _UNTOLD[type(config)]})}
+    told = {name: fields[name] for name in _UNTOLD[type(config)] if fields[name] != ()}
+    return {METADATA_KEY: json.dumps(told)}
 
 
 def _from_metadata(config: ComponentConfig, weights: WeightFile) -> ComponentConfig:
@@ -87,6 +88,10 @@ def _checked(name: str, value: Any, where: str) -> Any:
         if name == "latents_std" and not all(x > 0 for x in value):
             raise WeightFileError(f"{where}: every number of latents_std must be above 0")
         return tuple(float(x) for x in value)
+    if name == "vace_layers":
+        if not isinstance(value, list) or len(value) > LIMITS["num_layers"]:
+            raise WeightFileError(f"{where}: {name} must be a list of at most {LIMITS['num_layers']} block numbers")
+        return tuple(_whole("num_layers", x, where, least=0) for x in value)
     return _whole(name, value, where)
 
 
@@ -94,11 +99,11 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e6
 
 
-def _whole(name: str, value: Any, where: str) -> int:
+def _whole(name: str, value: Any, where: str, least: int = 1) -> int:
     largest = LIMITS[name]
-    if type(value) is not int or not 1 <= value <= largest:
+    if type(value) is not int or not least <= value <= largest:
         raise WeightFileError(
-            f"{where}: {name} is {printable(str(value))}; it must be a whole number from 1 to {largest:,}"
+            f"{where}: {name} is {printable(str(value))}; it must be a whole number from {least} to {largest:,}"
         )
     return value
 
@@ -109,12 +114,14 @@ def _whole(name: str, value: Any, where: str) -> int:
 _DIT_OFFICIAL: Mapping[str, str | None] = {
     "dim": "dim", "ffn_dim": "ffn_dim", "freq_dim": "freq_dim", "in_dim": "in_channels", "num_heads": "num_heads",
     "num_layers": "num_layers", "out_dim": "out_channels", "text_len": "text_length", "text_dim": "text_dim",
+    "vace_layers": "vace_layers", "vace_in_dim": "vace_channels",
     "eps": "eps", "model_type": None, "patch_size": None, "window_size": None, "qk_norm": None,
     "cross_attn_norm": None,
 }  # fmt: skip
 _DIT_DIFFUSERS: Mapping[str, str | None] = {
     "num_attention_heads": "num_heads", "in_channels": "in_channels", "out_channels": "out_channels",
     "text_dim": "text_dim", "freq_dim": "freq_dim", "ffn_dim": "ffn_dim", "num_layers": "num_layers", "eps": "eps",
+    "vace_layers": "vace_layers", "vace_in_channels": "vace_channels",
     "image_dim": "image_dim", "pos_embed_seq_len": "image_positions", "added_kv_proj_dim": "dim",
     "attention_head_dim": None, "patch_size": None, "qk_norm": None, "cross_attn_norm": None,
     "rope_max_seq_len": None,
@@ -190,7 +197,12 @@ def _table_for(config: ComponentConfig, data: dict[str, Any]) -> Mapping[str, st
     said = [data.get("_class_name"), data.get("model_type"), *(listed if isinstance(listed, list) else [])]
     names = {name for name in said if isinstance(name, str)}
     candidates: Mapping[type[Any], tuple[tuple[str, Mapping[str, str | None]], ...]] = {
-        DiTConfig: (("WanModel", _DIT_OFFICIAL), ("WanTransformer3DModel", _DIT_DIFFUSERS)),
+        DiTConfig: (
+            ("WanModel", _DIT_OFFICIAL),
+            ("VaceWanModel", _DIT_OFFICIAL),
+            ("WanTransformer3DModel", _DIT_DIFFUSERS),
+            ("WanVACETransformer3DModel", _DIT_DIFFUSERS),
+        ),
         VAEConfig: (("AutoencoderKLWan", _VAE_DIFFUSERS),),
         UMT5Config: (("UMT5EncoderModel", _UMT5_TRANSFORMERS), ("umt5", _UMT5_TRANSFORMERS)),
         CLIPVisionConfig: (

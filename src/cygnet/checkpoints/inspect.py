@@ -134,6 +134,9 @@ _TASKS: Mapping[str, tuple[str, ...]] = {
     "t2v": ("text-to-video", "text-to-image", "video-to-video"),
     "i2v": ("image-to-video",),
     "flf2v": ("first-and-last-frame-to-video",),
+    "vace": ("text-to-video", "control-to-video", "reference-to-video", "inpainting", "outpainting"),
+    "control": ("control-to-video",),
+    "camera": ("camera-path-to-video",),
 }
 
 
@@ -156,7 +159,7 @@ def _inspection(
     if dit is None or not isinstance(dit.config, DiTConfig):
         return Inspection(path, kind, components, tokenizer, (), ("a diffusion transformer",), skipped)
     needed: list[ComponentName] = ["vae", "text_encoder"]
-    needed += ["image_encoder"] if dit.config.variant != "t2v" else []
+    needed += ["image_encoder"] if dit.config.image_dim is not None else []
     missing = [COMPONENT_WORDS[name] for name in needed if name not in present]
     text = present.get("text_encoder")
     if tokenizer is None and not (text is not None and text.has_tokenizer):

@@ -119,6 +119,27 @@ _ATTENTION = (
     ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"), ("norm_q", "norm_q"), ("norm_k", "norm_k"),
 )  # fmt: skip
 
+
+_FUN = (
+    "ref_conv", "control_adapter.conv", "control_adapter.residual_blocks.{n}.conv1",
+    "control_adapter.residual_blocks.{n}.conv2",
+)  # fmt: skip
+"""Parts of the Fun models, which Diffusers has not; they keep their names."""
+
+
+def _block(stem: str) -> tuple[tuple[str, str], ...]:
+    """Names in one transformer block; ``stem`` is what comes before its number."""
+    return (
+        (f"{stem}.{{n}}.modulation", f"{stem}.{{n}}.scale_shift_table"),
+        *((f"{stem}.{{n}}.self_attn.{a}", f"{stem}.{{n}}.attn1.{b}") for a, b in _ATTENTION),
+        *((f"{stem}.{{n}}.cross_attn.{a}", f"{stem}.{{n}}.attn2.{b}") for a, b in _ATTENTION),
+        # Not a slip: the one affine norm is the third officially and the second in Diffusers.
+        (f"{stem}.{{n}}.norm3", f"{stem}.{{n}}.norm2"),
+        (f"{stem}.{{n}}.ffn.0", f"{stem}.{{n}}.ffn.net.0.proj"),
+        (f"{stem}.{{n}}.ffn.2", f"{stem}.{{n}}.ffn.net.2"),
+    )
+
+
 DIT_DIFFUSERS = KeyMap(
     _renames(
         ("patch_embedding", "patch_embedding"),
@@ -132,16 +153,15 @@ DIT_DIFFUSERS = KeyMap(
         ("img_emb.proj.3", "condition_embedder.image_embedder.ff.net.2"),
         ("img_emb.proj.4", "condition_embedder.image_embedder.norm2"),
         ("img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed"),
-        ("blocks.{n}.modulation", "blocks.{n}.scale_shift_table"),
-        *((f"blocks.{{n}}.self_attn.{a}", f"blocks.{{n}}.attn1.{b}") for a, b in _ATTENTION),
-        *((f"blocks.{{n}}.cross_attn.{a}", f"blocks.{{n}}.attn2.{b}") for a, b in _ATTENTION),
+        *_block("blocks"),
         ("blocks.{n}.cross_attn.k_img", "blocks.{n}.attn2.add_k_proj"),
         ("blocks.{n}.cross_attn.v_img", "blocks.{n}.attn2.add_v_proj"),
         ("blocks.{n}.cross_attn.norm_k_img", "blocks.{n}.attn2.norm_added_k"),
-        # Not a slip: the one affine norm is the third officially and the second in Diffusers.
-        ("blocks.{n}.norm3", "blocks.{n}.norm2"),
-        ("blocks.{n}.ffn.0", "blocks.{n}.ffn.net.0.proj"),
-        ("blocks.{n}.ffn.2", "blocks.{n}.ffn.net.2"),
+        ("vace_patch_embedding", "vace_patch_embedding"),
+        *_block("vace_blocks"),
+        ("vace_blocks.{n}.before_proj", "vace_blocks.{n}.proj_in"),
+        ("vace_blocks.{n}.after_proj", "vace_blocks.{n}.proj_out"),
+        *((name, name) for name in _FUN),
         ("head.modulation", "scale_shift_table"),
         ("head.head", "proj_out"),
     )
@@ -421,7 +441,7 @@ def refuse_relatives(shapes: Mapping[str, tuple[int, ...]]) -> None:
 
     def refuse(what: str) -> None:
         raise UnknownLayoutError(
-            f"this is {what}, which cygnet does not run; it runs Wan 2.1 T2V, I2V and FLF2V models"
+            f"this is {what}, which cygnet does not run; it runs Wan 2.1: T2V, I2V, FLF2V, VACE and Fun models"
         )
 
     if "decoder.upsamples.0.upsamples.0.residual.2.weight" in shapes:
@@ -443,17 +463,10 @@ def refuse_relatives(shapes: Mapping[str, tuple[int, ...]]) -> None:
     diffusers = {"blocks.0.attn1.to_q.weight", "condition_embedder.time_proj.weight"} <= shapes.keys()
     if not (official or diffusers):
         return
-    if any(name.startswith(("vace_blocks.", "vace_patch_embedding.")) for name in shapes):
-        refuse("a VACE model")
-    if any(name.startswith("control_adapter.") for name in shapes):
-        refuse("a Fun camera-control model")
-    if any(name.startswith("ref_conv.") for name in shapes):
-        refuse("a Fun control model with reference")
     patch = shapes.get("patch_embedding.weight", ())
     in_channels = patch[1] if len(patch) == 5 else 0
-    if in_channels == 48:
-        wide = rows("head.head.weight", "proj_out.weight") == 48 * 4
-        refuse("Wan 2.2 TI2V-5B" if wide else "a Fun control model")
+    if in_channels == 48 and rows("head.head.weight", "proj_out.weight") == 48 * 4:
+        refuse("Wan 2.2 TI2V-5B")
     has_image = "img_emb.proj.0.bias" in shapes or "condition_embedder.image_embedder.norm1.bias" in shapes
     if in_channels == 36 and not has_image:
         refuse("Wan 2.2 I2V-A14B (image channels without an image embedding)")

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from cygnet.checkpoints.detect import ComponentConfig
+from cygnet.checkpoints.detect import ComponentConfig, variant_name
 from cygnet.checkpoints.diffusers_config import (
     COMPONENT_FILES,
     component_config,
     image_processor_config,
+    in_diffusers,
     model_index,
     official_config,
     scheduler_config,
@@ -161,9 +162,10 @@ def save_diffusers_pipeline(
     dit = components["dit"][1] if "dit" in components else None
     if not isinstance(dit, DiTConfig):
         raise WeightFileError("a pipeline needs a dit; give its state and config")
+    _refuse_without_class(dit)
     eye: CLIPVisionConfig | None = None
     needed: list[ComponentName] = ["dit", "vae", "text_encoder"]
-    if dit.variant != "t2v":
+    if dit.image_dim is not None:
         needed.append("image_encoder")
     missing = [name for name in needed if name not in components]
     if missing:
@@ -183,13 +185,19 @@ def save_diffusers_pipeline(
             (staging / "image_processor").mkdir()
             _write_json(staging / "image_processor" / "preprocessor_config.json", image_processor_config(eye))
         _write_tokenizer(staging / "tokenizer", tokenizer)
-        _write_json(staging / "model_index.json", model_index(eye))
+        _write_json(staging / "model_index.json", model_index(dit, eye))
     return folder
+
+
+def _refuse_without_class(config: ComponentConfig) -> None:
+    if isinstance(config, DiTConfig) and not in_diffusers(config):
+        raise WeightFileError(f"Diffusers has no class for {variant_name(config)}; write it in the official layout")
 
 
 def _write_component(
     folder: Path, state: State, config: ComponentConfig, dtype: torch.dtype | None, max_shard_bytes: int
 ) -> None:
+    _refuse_without_class(config)
     component = component_of(config)
     files = COMPONENT_FILES[component]
     entries = _foreign_entries(_entries(state, dtype), key_map(component, files.layout, state), files.layout)

@@ -98,6 +98,10 @@ def check_combination(components: Components, request: GenerateRequest, inputs: 
     That includes noise from a device that is not there.
     """
     variant, model = components.dit.variant, f"this is {components.variant}"
+    if variant in ("vace", "control", "camera"):
+        raise RequestError(
+            f"{model}, which follows a control; make its videos in a workflow: cygnet run FILE", field="model"
+        )
     if inputs.last_image is not None and inputs.image is None:
         raise RequestError("last_image is given without image; give both, or image alone", field="image")
     if inputs.image is not None and inputs.video is not None:

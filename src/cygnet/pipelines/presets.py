@@ -90,6 +90,9 @@ _BY_VARIANT: Mapping[Variant, Defaults] = {
     "t2v": replace(_T2V, width=832, height=480),
     "i2v": _I2V_480P,
     "flf2v": replace(_FLF2V, width=832, height=480),
+    "vace": replace(_T2V, width=832, height=480),
+    "control": _I2V_480P,
+    "camera": _I2V_480P,
 }
 
 

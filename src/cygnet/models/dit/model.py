@@ -7,13 +7,15 @@ Source: Wan-Video/Wan2.1: wan/modules/model.py; parameter names are the publishe
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from cygnet.models.dit.config import DiTConfig
+from cygnet.models.dit.config import CAMERA_SCALE, DiTConfig
+from cygnet.models.dit.control import CameraAdapter, VaceBlock, VaceContext, VaceStream
 from cygnet.models.dit.layers import Block, Head, ImageEmbedding, TextKeys, timestep_embedding
 from cygnet.ops.attention import sdpa
 from cygnet.ops.rope import rotary_table
@@ -25,6 +27,8 @@ class PreparedContext:
     """Everything that the prompt (and picture) contribute, computed once: keys and values of every block."""
 
     blocks: tuple[TextKeys, ...]
+    vace_blocks: tuple[TextKeys, ...] = ()
+    """Those of VACE's control branch."""
 
 
 class DiT(nn.Module):
@@ -54,6 +58,15 @@ class DiT(nn.Module):
         self.head = Head(config)
         if config.image_dim is not None:
             self.img_emb = ImageEmbedding(config.image_dim, d, config.image_positions)
+        if config.vace_layers:
+            self.vace_patch_embedding = nn.Conv3d(config.vace_channels, d, config.patch_size, stride=config.patch_size)
+            self.vace_blocks = nn.ModuleList(
+                VaceBlock(config, attention, first=number == 0) for number in range(len(config.vace_layers))
+            )
+        if config.camera_channels is not None:
+            self.control_adapter = CameraAdapter(config.camera_channels, d)
+        if config.reference:
+            self.ref_conv = nn.Conv2d(config.out_channels, d, config.patch_size[1:], stride=config.patch_size[1:])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,8 +95,11 @@ class DiT(nn.Module):
             context = torch.cat((context, context.new_zeros(context.shape[0], 1, config.text_dim)), dim=1)
         text = self.text_embedding(context)
         image = self._embed_image(image_context)
-        keys = (block.cross_attn.keys(text, config.text_length, image) for block in self.blocks)  # type: ignore[union-attr, operator]
-        return PreparedContext(tuple(keys))
+
+        def keys(blocks: Iterable[nn.Module]) -> tuple[TextKeys, ...]:
+            return tuple(block.cross_attn.keys(text, config.text_length, image) for block in blocks)  # type: ignore[union-attr, operator]
+
+        return PreparedContext(keys(self.blocks), keys(self.vace_blocks) if config.vace_layers else ())
 
     def forward(
         self,
@@ -92,28 +108,50 @@ class DiT(nn.Module):
         context: torch.Tensor | PreparedContext,
         image_context: torch.Tensor | None = None,
         image_condition: torch.Tensor | None = None,
+        *,
+        vace: Sequence[VaceContext] = (),
+        camera: torch.Tensor | None = None,
+        reference: torch.Tensor | None = None,
+        skip_blocks: Collection[int] = (),
     ) -> torch.Tensor:
         """Velocity ``[B, 16, t, h, w]`` float32.
 
         ``latents [B, 16, t, h, w]`` with even h and w; ``timestep [B]`` in 0..1000 (1000 is pure noise); ``context``
-        as for :meth:`prepare`, or its result; ``image_condition [B, 20, t, h, w]`` (4 of mask, 16 of latents) and
-        ``image_context`` for the image variants only. Raises ValueError on any other shape.
+        as for :meth:`prepare`, or its result; ``image_condition [B, 20, t, h, w]`` (4 of mask, 16 of latents; the Fun
+        models' have 32 or 16 channels) and ``image_context`` for the image variants only. ``vace`` are the controls of
+        a VACE model, whose hints add up; ``camera [B, 24, t, 8h, 8w]`` the rays and ``reference [B, 16, h, w]`` the
+        picture of a Fun model that takes one. Blocks in ``skip_blocks`` are left out (skip-layer guidance). Raises
+        ValueError on any other shape.
         """
         self._check(latents, timestep, image_condition)
+        self._check_controls(latents, vace, camera, reference)
         if not isinstance(context, PreparedContext):
             context = self.prepare(context, image_context)
         x = latents.to(self.device, torch.float32)
         if image_condition is not None:
             x = torch.cat((x, image_condition.to(x)), dim=1)  # [B, C + 20, t, h, w]
         x = self.patch_embedding(x.to(self.patch_embedding.weight.dtype))  # [B, D, t, h/2, w/2]
+        if camera is not None:
+            x = x + self.control_adapter(camera.to(self.device, self.dtype)).to(x.dtype)
+        if reference is not None:  # one more frame before the others
+            first = self.ref_conv(reference.to(self.device, self.dtype)).to(x.dtype)
+            x = torch.cat((first[:, :, None], x), dim=2)
         grid = (x.shape[2], x.shape[3], x.shape[4])
         x = x.flatten(2).transpose(1, 2).to(self.dtype)  # [B, L, D]
         time = self.time_embedding(timestep_embedding(timestep.to(self.device), self.config.freq_dim))  # [B, D]
         time_modulation = self.time_projection(time).unflatten(1, (6, -1)).float()  # [B, 6, D]
         rope = rotary_table(grid, self.config.dim // self.config.num_heads, self.device)
-        for block, keys in zip(self.blocks, context.blocks, strict=True):
-            x = block(x, time_modulation, rope, keys)
-        return self.unpatchify(self.head(x, time), grid)
+        streams = [VaceStream(self.vace_blocks, self._embed_control(each), x, each.strength) for each in vace]
+        hinted = {layer: number for number, layer in enumerate(self.config.vace_layers)}
+        for layer, (block, keys) in enumerate(zip(self.blocks, context.blocks, strict=True)):
+            if layer not in skip_blocks:
+                x = block(x, time_modulation, rope, keys)
+            if layer in hinted:
+                number = hinted[layer]
+                for stream in streams:
+                    x = stream.add_hint(x, number, time_modulation, rope, context.vace_blocks[number])
+        velocity = self.unpatchify(self.head(x, time), grid)
+        return velocity if reference is None else velocity[:, :, 1:]
 
     def unpatchify(self, patches: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         """``[B, L, 4 * C]`` (row, column, channel; channel fastest) -> ``[B, C, t, h, w]``."""
@@ -121,6 +159,11 @@ class DiT(nn.Module):
         x = patches.float().view(patches.shape[0], *grid, pt, ph, pw, self.config.out_channels)
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)
         return x.reshape(x.shape[0], x.shape[1], grid[0] * pt, grid[1] * ph, grid[2] * pw)
+
+    def _embed_control(self, control: VaceContext) -> torch.Tensor:
+        """``[B, 96, t, h, w]`` -> ``[B, L, D]``."""
+        patches = self.vace_patch_embedding(control.latents.to(self.device, self.vace_patch_embedding.weight.dtype))
+        return patches.flatten(2).transpose(1, 2).to(self.dtype)  # type: ignore[no-any-return]
 
     def _embed_image(self, image_context: torch.Tensor | None) -> torch.Tensor | None:
         config = self.config
@@ -148,6 +191,31 @@ class DiT(nn.Module):
         if given != want:
             raise ValueError(f"image_condition must be {want} for {config.variant}, not {given}")
 
+    def _check_controls(
+        self,
+        latents: torch.Tensor,
+        vace: Sequence[VaceContext],
+        camera: torch.Tensor | None,
+        reference: torch.Tensor | None,
+    ) -> None:
+        config = self.config
+        batch, channels, frames, rows, columns = latents.shape
+        shapes: list[tuple[str, torch.Tensor | None, list[int] | None]] = [
+            ("reference", reference, [batch, channels, rows, columns] if config.reference else None),
+        ]
+        rays = config.camera_channels
+        size = [frames, rows * CAMERA_SCALE, columns * CAMERA_SCALE]
+        shapes.append(("camera", camera, None if rays is None else [batch, rays, *size]))
+        control = [batch, config.vace_channels, frames, rows, columns] if config.vace_layers else None
+        shapes += [("a vace control", each.latents, control) for each in vace]
+        for name, value, want in shapes:
+            if value is None:
+                continue
+            if want is None:
+                raise ValueError(f"this is a {config.variant} transformer; it takes no {name.removeprefix('a ')}")
+            if list(value.shape) != want:
+                raise ValueError(f"{name} must be {want}, not {list(value.shape)}")
+
 
 @torch.no_grad()
 def initialise(dit: DiT) -> None:
@@ -166,3 +234,7 @@ def initialise(dit: DiT) -> None:
         if name.endswith("modulation"):
             nn.init.normal_(parameter, std=1 / math.sqrt(dit.config.dim))
     nn.init.zeros_(dit.head.head.weight)
+    if dit.config.vace_layers:  # the control branch adds nothing at first
+        for block in dit.vace_blocks:
+            nn.init.zeros_(block.after_proj.weight)  # type: ignore[union-attr, arg-type]
+        nn.init.zeros_(dit.vace_blocks[0].before_proj.weight)  # type: ignore[union-attr, arg-type]
