@@ -184,8 +184,7 @@ def test_start_frames_are_marked_as_known(shop: Workshop) -> None:
     assert extras["concat_mask"][0, 0, :, 0, 0].tolist() == [0, 0, 1, 1, 1]
     assert negative[0][1]["clip_vision_output"] is extras["clip_vision_output"]
     assert "concat_mask" not in empty_prompt[0][1]
-    given = sampling.given_frames(extras, 20)
-    assert given is not None
+    given = sampling.given_frames(extras, 20, latent["samples"])
     assert given.shape == (1, 20, 5, 4, 8)
     assert given[0, :4, :, 0, 0].sum(dim=0).tolist() == [4, 4, 0, 0, 0]
 

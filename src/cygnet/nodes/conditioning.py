@@ -55,7 +55,7 @@ class CLIPVisionEncode(Node):
         return (eye.encode(picture).float().cpu()[None],)
 
 
-_REQUIRED = {
+REQUIRED = {
     "positive": ("CONDITIONING",),
     "negative": ("CONDITIONING",),
     "vae": ("VAE",),
@@ -64,20 +64,20 @@ _REQUIRED = {
     "length": ("INT", {"default": 81, "min": 1, "max": MOST, "step": 4}),
     "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096}),
 }
-_STEERED = ("CONDITIONING", "CONDITIONING", "LATENT")
-_NAMES = ("positive", "negative", "latent")
+STEERED = ("CONDITIONING", "CONDITIONING", "LATENT")
+NAMES = ("positive", "negative", "latent")
 
 
 class WanImageToVideo(Node):
     """Steer a video by its first frames."""
 
     CATEGORY = "conditioning/video_models"
-    RETURN_TYPES, RETURN_NAMES = _STEERED, _NAMES
+    RETURN_TYPES, RETURN_NAMES = STEERED, NAMES
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": _REQUIRED,
+            "required": REQUIRED,
             "optional": {"clip_vision_output": ("CLIP_VISION_OUTPUT",), "start_image": ("IMAGE",)},
         }
 
@@ -110,12 +110,12 @@ class WanFirstLastFrameToVideo(Node):
     """Steer a video by its first and last frames."""
 
     CATEGORY = "conditioning/video_models"
-    RETURN_TYPES, RETURN_NAMES = _STEERED, _NAMES
+    RETURN_TYPES, RETURN_NAMES = STEERED, NAMES
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": _REQUIRED,
+            "required": REQUIRED,
             "optional": {
                 "clip_vision_start_image": ("CLIP_VISION_OUTPUT",),
                 "clip_vision_end_image": ("CLIP_VISION_OUTPUT",),

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import io
+import re
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from cygnet.errors import RequestError
 from cygnet.graph.context import current
+from cygnet.models.dit.control import VaceContext
 from cygnet.models.dit.model import DiT
 from cygnet.models.vae.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD
 from cygnet.nodes.conditioning import Conditioning
 from cygnet.nodes.latents import Latent
 from cygnet.nodes.workshop import ModelHandle, Node
 from cygnet.pipelines.conditioning import Conditioning as Steering
-from cygnet.pipelines.denoise import Guidance, GuidedVelocity
+from cygnet.pipelines.denoise import GuidedVelocity, SkippedLayers
+from cygnet.solvers import shift_sigma
 from cygnet.solvers.sigma_space import SAMPLERS, SCHEDULERS, Walk, node_sigmas
 
 _SEED = {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}
@@ -49,6 +53,68 @@ class ModelSamplingAuraFlow(ModelSamplingSD3):
         declared = super().INPUT_TYPES()["required"]
         kind, options = declared["shift"]
         return {"required": {**declared, "shift": (kind, {**options, "default": 1.73})}}
+
+
+class CFGZeroStar(Node):
+    """Guidance whose negative answer is first scaled to fit."""
+
+    CATEGORY = "advanced/guidance"
+    RETURN_TYPES, RETURN_NAMES = ("MODEL",), ("patched_model",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",)}}
+
+    def run(self, model: ModelHandle) -> tuple[ModelHandle]:
+        return (replace(model, zero_star=True),)
+
+
+class SkipLayerGuidanceDiT(Node):
+    """Guidance away from what the model gives without some of its blocks."""
+
+    CATEGORY = "advanced/guidance"
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        layers = ("STRING", {"default": "7, 8, 9", "multiline": False})
+        share = {"min": 0.0, "max": 1.0, "step": 0.001}
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "double_layers": layers,
+                "single_layers": layers,
+                "scale": ("FLOAT", {"default": 3.0, "min": 0.0, "max": 10.0, "step": 0.1}),
+                "start_percent": ("FLOAT", {"default": 0.01, **share}),
+                "end_percent": ("FLOAT", {"default": 0.15, **share}),
+                "rescaling_scale": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 10.0, "step": 0.01}),
+            }
+        }
+
+    def run(
+        self,
+        model: ModelHandle,
+        double_layers: str,
+        single_layers: str,  # of models that have two kinds of blocks; Wan has one
+        scale: float,
+        start_percent: float,
+        end_percent: float,
+        rescaling_scale: float = 0.0,
+    ) -> tuple[ModelHandle]:
+        blocks = frozenset(int(number) for number in re.findall(r"\d{1,4}", double_layers))
+        if not blocks or scale == 0:
+            return (model,)
+        start, end = (sigma_after(share, model.shift) for share in (start_percent, end_percent))
+        return (
+            replace(
+                model, skip=SkippedLayers(blocks=blocks, scale=scale, start=start, end=end, rescale=rescaling_scale)
+            ),
+        )
+
+
+def sigma_after(share: float, shift: float) -> float:
+    """The noise level when this share of the sampling, counted before the shift, is done."""
+    return 1.0 if share <= 0 else 0.0 if share >= 1 else float(shift_sigma(1 - share, shift))
 
 
 class UNetTemporalAttentionMultiply(Node):
@@ -114,7 +180,11 @@ class KSampler(Node):
         done = []
         for i in range(len(start)):
             velocity = GuidedVelocity(
-                dit, steering(dit, positive, negative, i), len(sigmas) - 1, Guidance(scale=cfg), current().cancel
+                dit,
+                steering(dit, positive, negative, start[i : i + 1]),
+                len(sigmas) - 1,
+                model.guidance(cfg),
+                current().cancel,
             )
             x = sigmas[0] * noise[i : i + 1] + (1 - sigmas[0]) * known[i : i + 1]
             done.append(sampled(sampler_name, velocity, x.to(dit.device), sigmas, generator))
@@ -142,14 +212,14 @@ def sampled(
     return SAMPLERS[name](Walk(denoise=estimate, noise=fresh, on_step=on_step), x, sigmas)
 
 
-def steering(dit: DiT, positive: Conditioning, negative: Conditioning, row: int) -> Steering:
-    """What the network needs of two conditionings, for one row of the batch."""
+def steering(dit: DiT, positive: Conditioning, negative: Conditioning, latent: torch.Tensor) -> Steering:
+    """What the network needs of two conditionings for ``latent [1, 16, t, h, w]``."""
     context, extras = only(positive, "positive")
     opposite, _ = only(negative, "negative")
-    if dit.config.variant == "t2v":
-        return Steering(context=context, negative_context=opposite)
+    if dit.config.image_dim is None:
+        return Steering(context=context, negative_context=opposite, vace=vace_controls(dit, extras))
     seen = extras.get("clip_vision_output")
-    if seen is None:
+    if seen is None and dit.config.variant in ("i2v", "flf2v"):
         raise RequestError(
             f"this is a {dit.config.variant} model, which looks at a picture: connect CLIPVisionEncode to the node "
             "that makes its conditioning",
@@ -159,7 +229,8 @@ def steering(dit: DiT, positive: Conditioning, negative: Conditioning, row: int)
         context=context,
         negative_context=opposite,
         image_context=seen,
-        image_condition=given_frames(extras, dit.config.condition_channels),
+        image_condition=given_frames(extras, dit.config.condition_channels, latent),
+        camera=extras.get("camera_conditions") if dit.config.camera_channels else None,
     )
 
 
@@ -173,14 +244,41 @@ def only(conditioning: Conditioning, name: str) -> tuple[torch.Tensor, dict[str,
     return tensor, extras
 
 
-def given_frames(extras: dict[str, Any], channels: int) -> torch.Tensor | None:
-    """Mask (1 where given) and normalised latents ``[1, 20, t, h, w]``."""
+def given_frames(extras: dict[str, Any], channels: int, latent: torch.Tensor) -> torch.Tensor:
+    """What is laid beside ``latent [1, 16, t, h, w]``: mask (1 where given), if there are channels for it, and
+    normalised latents; zeros where no node gave any.
+    """
     image = extras.get("concat_latent_image")
     if image is None:
-        return None
+        return latent.new_zeros(1, channels, *latent.shape[2:])
+    if image.shape[2:] != latent.shape[2:]:
+        raise RequestError(
+            f"the conditioning is for latents of {list(image.shape[2:])}, but latent_image has "
+            f"{list(latent.shape[2:])}: take both from the same node",
+            field="latent_image",
+        )
+    if image.shape[1] == channels:
+        return normalised(image.float())
+    if image.shape[1] != 16 or "concat_mask" not in extras:
+        raise RequestError(
+            f"the conditioning has {image.shape[1]} channels and this model takes {channels}: use the node that is "
+            "made for it",
+            field="positive",
+        )
     mask = 1 - extras["concat_mask"].float()
     rows = mask.expand(1, channels - 16, *image.shape[2:]) if mask.shape[1] == 1 else mask
     return torch.cat((rows, normalised(image.float())), dim=1)
+
+
+def vace_controls(dit: DiT, extras: dict[str, Any]) -> tuple[VaceContext, ...]:
+    """The controls that VACE nodes attached; other models have no use for them."""
+    if not dit.config.vace_layers:
+        return ()
+    parts = zip(*(extras.get(name, []) for name in ("vace_frames", "vace_mask", "vace_strength")), strict=True)
+    return tuple(
+        VaceContext(torch.cat((normalised(frames.float()), mask.float()), dim=1), strength)
+        for frames, mask, strength in parts
+    )
 
 
 def _moments() -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,9 +287,10 @@ def _moments() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def normalised(raw: torch.Tensor) -> torch.Tensor:
-    """Raw latents as the transformer knows them."""
+    """Raw latents ``[B, 16 (times a number), t, h, w]`` as the transformer knows them."""
     mean, std = _moments()
-    return (raw - mean) / std
+    groups: torch.Tensor = raw.unflatten(1, (-1, mean.shape[1]))  # several latents may lie side by side
+    return ((groups - mean[:, None]) / std[:, None]).flatten(1, 2)
 
 
 def denormalised(latents: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from cygnet.errors import ModelNotFoundError
 from cygnet.graph.folders import Folders, inside
 from cygnet.models.dit.model import DiT
 from cygnet.models.vae.model import WanVAE
+from cygnet.pipelines.denoise import Guidance, SkippedLayers
 
 DEFAULT_SHIFT = 8.0
 """What graphs use for Wan when no node sets another."""
@@ -39,10 +40,16 @@ class ModelHandle:
     path: Path
     dtype: str = "auto"
     shift: float = DEFAULT_SHIFT
+    zero_star: bool = False
+    skip: SkippedLayers | None = None
 
     def with_shift(self, shift: float) -> ModelHandle:
         """The same with another shift of the noise levels."""
         return replace(self, shift=shift)
+
+    def guidance(self, scale: float) -> Guidance:
+        """How its answers to two prompts are joined."""
+        return Guidance(scale=scale, zero_star=self.zero_star, skip=self.skip)
 
 
 @dataclass(frozen=True)

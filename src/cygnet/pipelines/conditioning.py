@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from cygnet.errors import NumericalError
 from cygnet.models.clip.model import CLIPVision
 from cygnet.models.clip.preprocess import preprocess
+from cygnet.models.dit.control import VaceContext
 from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.umt5.prompt import encode_tokens
 from cygnet.models.umt5.tokenizer import Tokenizer
@@ -34,7 +35,11 @@ class Conditioning:
     image_context: torch.Tensor | None = None
     """``[1, 257 or 514, 1280]``: CLIP's view of one or two pictures."""
     image_condition: torch.Tensor | None = None
-    """``[1, 20, t, h, w]``: mask and latents of the given frames."""
+    """``[1, 20, t, h, w]``: mask and latents of the given frames; 32 or 16 channels in the Fun models."""
+    vace: tuple[VaceContext, ...] = ()
+    """Controls of a VACE model."""
+    camera: torch.Tensor | None = None
+    """``[1, 24, t, H, W]``: rays of a Fun camera model."""
 
 
 def encode_text(

@@ -20,11 +20,29 @@ from cygnet.types import CancelToken, Progress, ProgressSink, ignore_progress
 
 
 @dataclass(frozen=True, kw_only=True)
+class SkippedLayers:
+    """Skip-layer guidance: away from what the prompt gives without some of the blocks.
+
+    It works at noise levels from ``end`` to ``start`` (sigma, 1 is pure noise). ``rescale`` draws the spread of the
+    estimate back towards that of the prompt's own, 0 not at all and 1 wholly.
+    """
+
+    blocks: frozenset[int]
+    scale: float
+    start: float = 1.0
+    end: float = 0.0
+    rescale: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Guidance:
     """``velocity = negative + scale * (prompt - negative)`` in the first ``until`` share of the steps."""
 
     scale: float
     until: float = 1.0
+    zero_star: bool = False
+    """Scale the negative's velocity to fit the prompt's best before the difference is taken (CFG-Zero*)."""
+    skip: SkippedLayers | None = None
 
     def guided_steps(self, num_steps: int) -> int:
         """How many of ``num_steps`` steps, from the first on, ask for both prompts."""
@@ -126,7 +144,7 @@ class GuidedVelocity:
         self.dit = dit
         self.conditioning = conditioning
         self.num_steps = num_steps
-        self.scale = guidance.scale
+        self.guidance = guidance
         self.guided_steps = guidance.guided_steps(num_steps)
         self.cancel = cancel
         self.step = 0
@@ -138,11 +156,19 @@ class GuidedVelocity:
             self.negative = self._prepare(conditioning.negative_context)
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        answer = self._ask(latents, timestep, self.prompt)
-        if self.negative is None or self.step >= self.guided_steps:
-            return answer
-        opposite = self._ask(latents, timestep, self.negative)
-        return opposite + self.scale * (answer - opposite)
+        answer = guided = self._ask(latents, timestep, self.prompt)
+        if self.negative is not None and self.step < self.guided_steps:
+            opposite = self._ask(latents, timestep, self.negative)
+            if self.guidance.zero_star:
+                sigma = float(timestep) / 1000
+                guided = guided_from_fitted(latents, sigma, answer, opposite, self.guidance.scale)
+            else:
+                guided = opposite + self.guidance.scale * (answer - opposite)
+        skip = self.guidance.skip
+        if skip is None or not skip.end <= (sigma := float(timestep) / 1000) <= skip.start:
+            return guided
+        guided = guided + skip.scale * (answer - self._ask(latents, timestep, self.prompt, skip.blocks))
+        return respread(latents, sigma, guided, answer, skip.rescale) if skip.rescale else guided
 
     def _prepare(self, context: torch.Tensor) -> PreparedContext:
         self.cancel.check()
@@ -151,13 +177,19 @@ class GuidedVelocity:
         self._raise_if(found)
         return prepared
 
-    def _ask(self, latents: torch.Tensor, timestep: torch.Tensor, context: PreparedContext) -> torch.Tensor:
+    def _ask(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        context: PreparedContext,
+        skip_blocks: frozenset[int] = frozenset(),
+    ) -> torch.Tensor:
         self.cancel.check()
         if not self.watched:
             answer = self._ask_watched(latents, timestep, context)
             self.watched = True
             return answer
-        answer = self._evaluate(latents, timestep, context)
+        answer = self._evaluate(latents, timestep, context, skip_blocks)
         if not bool(torch.isfinite(answer).all()):
             self._ask_watched(latents, timestep, context)
             raise self._error("the network gave NaN or infinity once, but not again: the hardware or a kernel errs")
@@ -171,9 +203,22 @@ class GuidedVelocity:
         self._raise_if(found)
         return answer
 
-    def _evaluate(self, latents: torch.Tensor, timestep: torch.Tensor, context: PreparedContext) -> torch.Tensor:
+    def _evaluate(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        context: PreparedContext,
+        skip_blocks: frozenset[int] = frozenset(),
+    ) -> torch.Tensor:
+        given = self.conditioning
         answer: torch.Tensor = self.dit(
-            latents, timestep.expand(latents.shape[0]), context, image_condition=self.conditioning.image_condition
+            latents,
+            timestep.expand(latents.shape[0]),
+            context,
+            image_condition=given.image_condition,
+            vace=given.vace,
+            camera=given.camera,
+            skip_blocks=skip_blocks,
         )
         return answer
 
@@ -183,6 +228,30 @@ class GuidedVelocity:
 
     def _error(self, what: str) -> NumericalError:
         return NumericalError(f"step {self.step + 1} of {self.num_steps}: {what}")
+
+
+def guided_from_fitted(
+    latents: torch.Tensor, sigma: float, answer: torch.Tensor, opposite: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Guided velocity with the negative's estimate scaled by the projection of one velocity on the other.
+
+    The scaling is of the estimates of clean data, ``latents - sigma * velocity``, as graphs of Wan's models are made
+    for it. Source: CFG-Zero*, arXiv 2503.18886.
+    """
+    flat, other = answer.flatten(1), opposite.flatten(1)
+    fit = (flat * other).sum(1, keepdim=True) / (other.square().sum(1, keepdim=True) + 1e-8)
+    fit = fit.view(-1, *[1] * (answer.ndim - 1))
+    left_over = (1 - fit) * (1 - scale) / max(sigma, 1e-6)
+    return fit * opposite + scale * (answer - fit * opposite) + left_over * latents
+
+
+def respread(
+    latents: torch.Tensor, sigma: float, guided: torch.Tensor, answer: torch.Tensor, share: float
+) -> torch.Tensor:
+    """``guided`` with the estimate of clean data drawn to the standard deviation that ``answer`` gives it."""
+    estimate = latents - sigma * guided
+    factor = share * (latents - sigma * answer).std() / estimate.std() + (1 - share)
+    return (latents - factor * estimate) / max(sigma, 1e-6)
 
 
 @contextmanager

@@ -171,6 +171,8 @@ class DiT(nn.Module):
             if image_context is not None:
                 raise ValueError(f"this is a {config.variant} transformer; it takes no image_context")
             return None
+        if image_context is None and config.variant in ("control", "camera"):
+            return None  # the Fun models' blocks then look at the text alone
         if image_context is None or image_context.ndim != 3 or image_context.shape[2] != config.image_dim:
             given = None if image_context is None else list(image_context.shape)
             raise ValueError(f"image_context must be [B, m, {config.image_dim}] for {config.variant}, not {given}")
