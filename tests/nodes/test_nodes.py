@@ -30,6 +30,10 @@ DUMP = json.loads((Path(__file__).parents[1] / "data" / "object_info.json").read
 FEWER_CHOICES = {
     ("KSampler", "sampler_name"),
     ("KSampler", "scheduler"),
+    ("KSamplerAdvanced", "sampler_name"),
+    ("KSamplerAdvanced", "scheduler"),
+    ("KSamplerSelect", "sampler_name"),
+    ("BasicScheduler", "scheduler"),
     ("CLIPLoader", "type"),
     ("SaveWEBM", "codec"),
 }

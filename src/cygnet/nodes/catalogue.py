@@ -7,10 +7,32 @@ from pathlib import Path
 from types import ModuleType
 
 from cygnet.graph.contract import Classic, NodeClass
-from cygnet.nodes import basics, camera, conditioning, control, files, images, latents, loaders, sampling
+from cygnet.nodes import (
+    basics,
+    camera,
+    conditioning,
+    control,
+    custom_sampling,
+    files,
+    images,
+    latents,
+    loaders,
+    sampling,
+)
 from cygnet.nodes.workshop import Node, Workshop
 
-_MODULES: tuple[ModuleType, ...] = (loaders, latents, conditioning, control, camera, sampling, files, images, basics)
+_MODULES: tuple[ModuleType, ...] = (
+    loaders,
+    latents,
+    conditioning,
+    control,
+    camera,
+    sampling,
+    custom_sampling,
+    files,
+    images,
+    basics,
+)
 _DISPLAY = {
     "UNETLoader": "Load Diffusion Model",
     "CLIPLoader": "Load CLIP",
@@ -40,6 +62,7 @@ _DISPLAY = {
     "MaskToImage": "Convert Mask to Image",
     "ImageToMask": "Convert Image to Mask",
     "PreviewAny": "Preview Any",
+    "KSamplerAdvanced": "KSampler (Advanced)",
 }
 
 

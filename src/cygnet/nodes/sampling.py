@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,14 +16,25 @@ from cygnet.models.dit.model import DiT
 from cygnet.models.vae.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD
 from cygnet.nodes.conditioning import Conditioning
 from cygnet.nodes.latents import Latent
-from cygnet.nodes.workshop import ModelHandle, Node
+from cygnet.nodes.workshop import ModelHandle, Node, Workshop
 from cygnet.pipelines.conditioning import Conditioning as Steering
 from cygnet.pipelines.denoise import GuidedVelocity, SkippedLayers
 from cygnet.solvers import shift_sigma
 from cygnet.solvers.sigma_space import SAMPLERS, SCHEDULERS, Walk, node_sigmas
 
-_SEED = {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}
+SEED = {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}
+CFG = ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01})
 _PREVIEW_SIDE = 512
+
+
+@dataclass(frozen=True)
+class Guider:
+    """A model and what steers it; at a scale of 1 the negative conditioning is not asked."""
+
+    model: ModelHandle
+    positive: Conditioning
+    negative: Conditioning
+    scale: float
 
 
 class ModelSamplingSD3(Node):
@@ -144,9 +155,9 @@ class KSampler(Node):
         return {
             "required": {
                 "model": ("MODEL",),
-                "seed": ("INT", _SEED),
+                "seed": ("INT", SEED),
                 "steps": ("INT", {"default": 20, "min": 1, "max": 10000}),
-                "cfg": ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}),
+                "cfg": CFG,
                 "sampler_name": (list(SAMPLERS),),
                 "scheduler": (list(SCHEDULERS),),
                 "positive": ("CONDITIONING",),
@@ -170,38 +181,118 @@ class KSampler(Node):
         denoise: float = 1.0,
     ) -> tuple[Latent]:
         sigmas = node_sigmas(scheduler, steps, model.shift, sampler=sampler_name, denoise=denoise)
-        if not sigmas:
-            return (latent_image,)
-        dit = self.shop.dit(model)
-        start = latent_image["samples"].float()
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(start.shape, generator=generator)
-        known = normalised(start) if bool(start.any()) else start
-        done = []
-        for i in range(len(start)):
-            velocity = GuidedVelocity(
-                dit,
-                steering(dit, positive, negative, start[i : i + 1]),
-                len(sigmas) - 1,
-                model.guidance(cfg),
-                current().cancel,
-            )
-            x = sigmas[0] * noise[i : i + 1] + (1 - sigmas[0]) * known[i : i + 1]
-            done.append(sampled(sampler_name, velocity, x.to(dit.device), sigmas, generator))
-        return ({**latent_image, "samples": denormalised(torch.cat(done).cpu())},)
+        guider = Guider(model, positive, negative, cfg)
+        return latents_along(self.shop, guider, sampler_name, sigmas, latent_image, seed)[:1]
+
+
+class KSamplerAdvanced(Node):
+    """The same for a part of the steps, so that several nodes can share them."""
+
+    CATEGORY = "sampling"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        step = {"min": 0, "max": 10000}
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "add_noise": (["enable", "disable"],),
+                "noise_seed": ("INT", SEED),
+                "steps": ("INT", {"default": 20, "min": 1, "max": 10000}),
+                "cfg": CFG,
+                "sampler_name": (list(SAMPLERS),),
+                "scheduler": (list(SCHEDULERS),),
+                "positive": ("CONDITIONING",),
+                "negative": ("CONDITIONING",),
+                "latent_image": ("LATENT",),
+                "start_at_step": ("INT", {"default": 0, **step}),
+                "end_at_step": ("INT", {"default": 10000, **step}),
+                "return_with_leftover_noise": (["disable", "enable"],),
+            }
+        }
+
+    def run(
+        self,
+        model: ModelHandle,
+        add_noise: str,
+        noise_seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        positive: Conditioning,
+        negative: Conditioning,
+        latent_image: Latent,
+        start_at_step: int,
+        end_at_step: int,
+        return_with_leftover_noise: str,
+    ) -> tuple[Latent]:
+        sigmas = node_sigmas(scheduler, steps, model.shift, sampler=sampler_name)[: end_at_step + 1]
+        if return_with_leftover_noise == "disable":
+            sigmas[-1] = 0.0
+        guider = Guider(model, positive, negative, cfg)
+        noisy = add_noise == "enable"
+        part = sigmas[start_at_step:]
+        return latents_along(self.shop, guider, sampler_name, part, latent_image, noise_seed, add_noise=noisy)[:1]
+
+
+def latents_along(
+    shop: Workshop,
+    guider: Guider,
+    sampler: str,
+    sigmas: list[float],
+    latent_image: Latent,
+    seed: int,
+    *,
+    add_noise: bool = True,
+) -> tuple[Latent, Latent]:
+    """Latents walked along ``sigmas``, and the estimate of clean data in the last step.
+
+    Without at least two levels there is no step to make, and the latents come back as they are. Latents that keep some
+    noise are handed on as the noiseless part scaled up, which is how the next sampler takes them.
+    """
+    if len(sigmas) < 2:
+        return latent_image, latent_image
+    dit = shop.dit(guider.model)
+    start = latent_image["samples"].float()
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(start.shape, generator=generator) if add_noise else torch.zeros_like(start)
+    known = normalised(start) if bool(start.any()) else start
+    walked, estimates = [], []
+    for i in range(len(start)):
+        velocity = GuidedVelocity(
+            dit,
+            steering(dit, guider.positive, guider.negative, start[i : i + 1]),
+            len(sigmas) - 1,
+            guider.model.guidance(guider.scale),
+            current().cancel,
+        )
+        x = sigmas[0] * noise[i : i + 1] + (1 - sigmas[0]) * known[i : i + 1]
+        x, estimate = sampled(sampler, velocity, x.to(dit.device), sigmas, generator)
+        walked.append(x / (1 - sigmas[-1]))
+        estimates.append(estimate)
+    finished, guessed = (denormalised(torch.cat(rows).cpu()) for rows in (walked, estimates))
+    return {**latent_image, "samples": finished}, {**latent_image, "samples": guessed}
 
 
 @torch.no_grad()
 def sampled(
     name: str, velocity: GuidedVelocity, x: torch.Tensor, sigmas: list[float], generator: torch.Generator
-) -> torch.Tensor:
-    """Walk ``sigmas`` with the sampler of that name; tells progress and shows what is coming."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Walk ``sigmas`` with the sampler of that name, and the estimate of the last step.
+
+    Tells progress and shows what is coming.
+    """
+    latest = x
 
     def estimate(x: torch.Tensor, sigma: float) -> torch.Tensor:
         timestep = torch.tensor(1000 * sigma, dtype=torch.float32, device=x.device)
         return x - sigma * velocity(x, timestep)
 
     def on_step(step: int, x: torch.Tensor, x_0: torch.Tensor) -> None:
+        nonlocal latest
+        latest = x_0
         velocity.step = step + 1
         current().progress(step + 1, len(sigmas) - 1)
         current().preview(preview(x_0), "image/jpeg")
@@ -209,7 +300,8 @@ def sampled(
     def fresh(like: torch.Tensor) -> torch.Tensor:
         return torch.randn(like.shape, generator=generator).to(like)
 
-    return SAMPLERS[name](Walk(denoise=estimate, noise=fresh, on_step=on_step), x, sigmas)
+    walked = SAMPLERS[name](Walk(denoise=estimate, noise=fresh, on_step=on_step), x, sigmas)
+    return walked, latest
 
 
 def steering(dit: DiT, positive: Conditioning, negative: Conditioning, latent: torch.Tensor) -> Steering:
