@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -24,6 +24,7 @@ from cygnet.checkpoints import (
 from cygnet.checkpoints.digest import digest
 from cygnet.checkpoints.folders import TOKENIZER_FILES
 from cygnet.checkpoints.layouts import COMPONENT_WORDS
+from cygnet.checkpoints.lora import Coverage, with_loras
 from cygnet.checkpoints.open import open_weights
 from cygnet.checkpoints.weight_file import printable, shown
 from cygnet.errors import ModelNotFoundError, RequestError, StateMismatchError, WeightFileError
@@ -83,9 +84,26 @@ def load_vae(
     return _build(WanVAE, weights, _dtype("vae", dtype, device), device).channels_last()
 
 
-def load_dit(path: Place, dtype: Dtype = torch.float32, device: Device = "cpu", config: DiTConfig | None = None) -> DiT:
-    """The diffusion transformer; its norms, modulation, time embedding and head are float32 whatever ``dtype`` is."""
-    return _build(DiT, _weights(path, "dit", config), _dtype("dit", dtype, device), device)
+def load_dit(
+    path: Place,
+    dtype: Dtype = torch.float32,
+    device: Device = "cpu",
+    config: DiTConfig | None = None,
+    loras: Sequence[tuple[Place, float]] = (),
+    *,
+    on_coverage: Callable[[Coverage], None] = lambda coverage: None,
+) -> DiT:
+    """The diffusion transformer; its norms, modulation, time embedding and head are float32 whatever ``dtype`` is.
+
+    Every ``(file, strength)`` of ``loras`` is merged in; ``on_coverage`` hears how much of each found its place. See
+    :func:`cygnet.checkpoints.lora.with_loras` for what is raised.
+    """
+    weights = _weights(path, "dit", config)
+    if loras:
+        weights = with_loras(weights, [(Path(file), strength) for file, strength in loras])
+        for coverage in weights.coverage:
+            on_coverage(coverage)
+    return _build(DiT, weights, _dtype("dit", dtype, device), device)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cygnet.checkpoints import save_official
 from cygnet.checkpoints.catalogue import EMBEDDED
 from cygnet.errors import RequestError
 from cygnet.graph.folders import Folders
 from cygnet.models.dit.config import Variant
-from cygnet.nodes import camera, control, sampling
+from cygnet.nodes import camera, control, loaders, sampling
 from cygnet.nodes.conditioning import Conditioning
 from cygnet.nodes.workshop import FileHandle, ModelHandle, Workshop
 from cygnet.pipelines.denoise import Guidance, SkippedLayers, guided_from_fitted, respread
@@ -229,3 +230,24 @@ def test_skipping_moves_the_result_away_from_what_fewer_blocks_give(shop: Worksh
 
 def test_a_handle_says_how_answers_are_joined() -> None:
     assert ModelHandle(Path("x"), zero_star=True).guidance(5.0) == Guidance(scale=5.0, zero_star=True)
+
+
+def test_a_lora_is_merged_when_the_model_is_used(tmp_path: Path) -> None:
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    shop = Workshop(Folders.below(tmp_path / "studio"), models={"loras": (folder,)})
+    model, prompt = saved(tmp_path, "t2v"), text()
+    delta = {"blocks.0.self_attn.v.diff": torch.randn(128, 128), "blocks.0.self_attn.v.diff_b": torch.randn(128)}
+    save_file(delta, folder / "style.safetensors")
+    it: Any = loaders.LoraLoader.bind(shop)()
+    clip = FileHandle(tmp_path / "text.safetensors")
+    patched, same = it.run(model, clip, "style.safetensors", 0.5, 1.0)
+    assert same is clip
+    assert it.run(model, clip, "style.safetensors", 0.0, 1.0)[0] is model
+    assert "style.safetensors" in it.INPUT_TYPES()["required"]["lora_name"][0]
+    before = shop.dit(model).blocks[0].self_attn.v.weight.clone()
+    after = shop.dit(patched).blocks[0].self_attn.v.weight
+    assert torch.allclose((after - before).float(), 0.5 * delta["blocks.0.self_attn.v.diff"], atol=0.02)
+    assert len(shop._loaded) == 1, "one merge of a file is kept, not every one"
+    latent = {"samples": torch.zeros(1, 16, 3, 4, 8)}
+    assert not torch.equal(sample(shop, patched, prompt, latent), sample(shop, model, prompt, latent))

@@ -52,7 +52,7 @@ class Source:
 MAX_NAMES = 10_000
 """No published file of the four networks has 3,000 tensors, scales and markers included."""
 
-_NUMBER = r"(0|[1-9][0-9]{0,5})"
+NUMBER = r"(0|[1-9][0-9]{0,5})"
 
 
 class KeyMap:
@@ -101,7 +101,7 @@ class KeyMap:
 
 
 def _pattern(stem: str) -> re.Pattern[str]:
-    return re.compile(re.escape(stem).replace(r"\{n\}", _NUMBER) + r"(?P<leaf>\.[A-Za-z_]+)?")
+    return re.compile(re.escape(stem).replace(r"\{n\}", NUMBER) + r"(?P<leaf>\.[A-Za-z_]+)?")
 
 
 def _fill(stem: str, match: re.Match[str]) -> str:

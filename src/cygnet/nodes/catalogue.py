@@ -36,6 +36,7 @@ _MODULES: tuple[ModuleType, ...] = (
 _DISPLAY = {
     "UNETLoader": "Load Diffusion Model",
     "CLIPLoader": "Load CLIP",
+    "LoraLoader": "Load LoRA",
     "VAELoader": "Load VAE",
     "CLIPVisionLoader": "Load CLIP Vision",
     "CLIPTextEncode": "CLIP Text Encode (Prompt)",

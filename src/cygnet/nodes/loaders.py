@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from cygnet.errors import UnsupportedError
@@ -30,6 +31,55 @@ class UNETLoader(Node):
         if weight_dtype != "default":
             raise UnsupportedError(f"weight_dtype {weight_dtype} is not there yet; choose default")
         return (ModelHandle(self.shop.path("diffusion_models", unet_name)),)
+
+
+_STRENGTH = ("FLOAT", {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01})
+
+
+class LoraLoaderModelOnly(Node):
+    """A LoRA on a diffusion transformer."""
+
+    CATEGORY = "loaders"
+    RETURN_TYPES: tuple[str, ...] = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "lora_name": (cls.shop.names("loras"),),
+                "strength_model": _STRENGTH,
+            }
+        }
+
+    def run(self, model: ModelHandle, lora_name: str, strength_model: float) -> tuple[ModelHandle]:
+        if strength_model == 0:
+            return (model,)
+        added = (self.shop.path("loras", lora_name), strength_model)
+        return (replace(model, loras=(*model.loras, added)),)
+
+
+class LoraLoader(LoraLoaderModelOnly):
+    """A LoRA on a diffusion transformer; none of Wan's changes the text encoder, which is handed on as it is."""
+
+    RETURN_TYPES = ("MODEL", "CLIP")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "clip": ("CLIP",),
+                "lora_name": (cls.shop.names("loras"),),
+                "strength_model": _STRENGTH,
+                "strength_clip": _STRENGTH,
+            }
+        }
+
+    def run(  # type: ignore[override]
+        self, model: ModelHandle, clip: FileHandle, lora_name: str, strength_model: float, strength_clip: float
+    ) -> tuple[ModelHandle, FileHandle]:
+        return super().run(model, lora_name, strength_model)[0], clip
 
 
 class CLIPLoader(Node):

@@ -6,6 +6,7 @@ network itself is built when a node needs it, and kept for the next job.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from cygnet.models.dit.model import DiT
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.denoise import Guidance, SkippedLayers
 
+log = logging.getLogger(__name__)
+
 DEFAULT_SHIFT = 8.0
 """What graphs use for Wan when no node sets another."""
 _Network = TypeVar("_Network")
@@ -42,6 +45,8 @@ class ModelHandle:
     shift: float = DEFAULT_SHIFT
     zero_star: bool = False
     skip: SkippedLayers | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
+    """Files and strengths of what is merged into the weights."""
 
     def with_shift(self, shift: float) -> ModelHandle:
         """The same with another shift of the noise levels."""
@@ -101,7 +106,20 @@ class Workshop:
 
     def dit(self, handle: ModelHandle) -> DiT:
         """The transformer of a handle."""
-        return self._keep(("dit", handle.path, handle.dtype), lambda: load_dit(handle.path, handle.dtype, self.device))
+        key = ("dit", handle.path, handle.dtype, handle.loras)
+        if key not in self._loaded:  # another merge of the same file is the largest thing that can be let go
+            self._loaded = {other: network for other, network in self._loaded.items() if other[:2] != key[:2]}
+
+        def build() -> DiT:
+            return load_dit(
+                handle.path,
+                handle.dtype,
+                self.device,
+                loras=handle.loras,
+                on_coverage=lambda coverage: log.info("LoRA %s", coverage),
+            )
+
+        return self._keep(key, build)
 
     def vae(self, handle: FileHandle) -> WanVAE:
         """The autoencoder of a handle, in float32."""

@@ -1,0 +1,260 @@
+"""Every dialect of LoRA changes the same weights in the same way, wholly or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cygnet.checkpoints import ComponentWeights, read_component, save_official
+from cygnet.checkpoints.lora import METADATA_KEY, is_lora, official_module, read_lora, with_loras
+from cygnet.errors import RequestError, StateMismatchError, WeightFileError
+from random_models import dit_config, state_of
+from support import relative_l2
+
+Q = "blocks.0.self_attn.q"
+FFN = "blocks.1.ffn.2"
+RANK = 4
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> ComponentWeights:
+    config = dit_config("t2v")
+    return read_component(save_official(tmp_path_factory.mktemp("dit") / "dit.safetensors", state_of(config), config))
+
+
+@pytest.fixture(scope="module")
+def image_base(tmp_path_factory: pytest.TempPathFactory) -> ComponentWeights:
+    config = dit_config("i2v")
+    return read_component(save_official(tmp_path_factory.mktemp("i2v") / "dit.safetensors", state_of(config), config))
+
+
+def factors(seed: int = 0, out: int = 128, inner: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(out, RANK, generator=generator), torch.randn(RANK, inner, generator=generator)
+
+
+def write(tmp_path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> Path:
+    path = tmp_path / "lora.safetensors"
+    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, path, metadata)
+    return path
+
+
+UP, DOWN = factors()
+ALPHA = torch.tensor(2.0)
+DIALECTS: dict[str, tuple[str, str, str | None]] = {
+    "ComfyUI": (
+        f"diffusion_model.{Q}.lora_A.weight", f"diffusion_model.{Q}.lora_B.weight", f"diffusion_model.{Q}.alpha",
+    ),
+    "ComfyUI down/up": (f"diffusion_model.{Q}.lora_down.weight", f"diffusion_model.{Q}.lora_up.weight", None),
+    "Diffusers": (
+        "transformer.blocks.0.attn1.to_q.lora_A.weight", "transformer.blocks.0.attn1.to_q.lora_B.weight", None,
+    ),
+    "PEFT": (
+        "base_model.model.blocks.0.attn1.to_q.lora_A.weight", "base_model.model.blocks.0.attn1.to_q.lora_B.weight",
+        None,
+    ),
+    "kohya": (
+        "lora_unet_blocks_0_self_attn_q.lora_down.weight", "lora_unet_blocks_0_self_attn_q.lora_up.weight",
+        "lora_unet_blocks_0_self_attn_q.alpha",
+    ),
+    "VideoX-Fun": (
+        "lora_unet__blocks_0_self_attn_q.lora_down.weight", "lora_unet__blocks_0_self_attn_q.lora_up.weight",
+        "lora_unet__blocks_0_self_attn_q.alpha",
+    ),
+    "DiffSynth": (f"{Q}.lora_A.default.weight", f"{Q}.lora_B.default.weight", None),
+    "old Diffusers": (f"{Q}_lora.down.weight", f"{Q}_lora.up.weight", None),
+    "linear layer": (f"{Q}.lora_linear_layer.down.weight", f"{Q}.lora_linear_layer.up.weight", None),
+    "bare": (f"{Q}.lora_A", f"{Q}.lora_B", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_every_dialect_changes_the_weight_it_means(tmp_path: Path, base: ComponentWeights, dialect: str) -> None:
+    down, up, alpha = DIALECTS[dialect]
+    path = write(tmp_path, {down: DOWN, up: UP} | ({} if alpha is None else {alpha: ALPHA}))
+    merged = with_loras(base, [(path, 0.5)])
+    scale = 0.5 * (1 if alpha is None else 2 / RANK)
+    before = base.tensor(f"{Q}.weight")
+    assert relative_l2(merged.tensor(f"{Q}.weight") - before, scale * UP @ DOWN) < 1e-5
+    assert torch.equal(merged.tensor(f"{Q}.bias"), base.tensor(f"{Q}.bias"))
+    assert merged.coverage[0].matched == merged.coverage[0].total == 1
+    assert torch.equal(base.tensor(f"{Q}.weight"), before), "the model itself is left alone"
+
+
+def test_ranks_and_alphas_may_stand_in_the_header(tmp_path: Path, base: ComponentWeights) -> None:
+    names = ("blocks.0.attn1.to_q", "blocks.1.attn1.to_q")
+    tensors = {f"transformer.{it}.lora_{x}.weight": value for it in names for x, value in (("A", DOWN), ("B", UP))}
+    note = {
+        "transformer.r": RANK, "transformer.lora_alpha": 8,
+        "transformer.alpha_pattern": {"blocks.1.attn1.to_q": 2}, "transformer.rank_pattern": {},
+    }  # fmt: skip
+    merged = with_loras(base, [(write(tmp_path, tensors, {METADATA_KEY: json.dumps(note)}), 1.0)])
+    for block, scale in ((0, 2.0), (1, 0.5)):
+        name = f"blocks.{block}.self_attn.q.weight"
+        assert relative_l2(merged.tensor(name) - base.tensor(name), scale * UP @ DOWN) < 1e-5
+
+
+def test_differences_of_weights_biases_norms_and_modulation_are_added(tmp_path: Path, base: ComponentWeights) -> None:
+    shapes = {
+        f"diffusion_model.{Q}.diff": f"{Q}.weight",
+        f"diffusion_model.{Q}.diff_b": f"{Q}.bias",
+        "diffusion_model.blocks.0.self_attn.norm_q.diff": "blocks.0.self_attn.norm_q.weight",
+        "diffusion_model.blocks.1.norm3.diff_b": "blocks.1.norm3.bias",
+        "diffusion_model.blocks.1.diff_m": "blocks.1.modulation",
+        "diffusion_model.blocks.0.modulation.diff": "blocks.0.modulation",
+        "diffusion_model.head.head.diff": "head.head.weight",
+        "diffusion_model.patch_embedding.diff": "patch_embedding.weight",
+    }
+    tensors = {name: torch.randn(base.infos[target].shape) for name, target in shapes.items()}
+    merged = with_loras(base, [(write(tmp_path, tensors), 2.0)])
+    for name, target in shapes.items():
+        assert relative_l2(merged.tensor(target) - base.tensor(target), 2 * tensors[name]) < 1e-5, target
+
+
+def test_products_of_hadamard_and_kronecker_factors(tmp_path: Path, base: ComponentWeights) -> None:
+    (a, b), (c, d) = factors(1), factors(2)
+    left, right = torch.randn(8, 4), torch.randn(16, 32)
+    tensors = {
+        f"lycoris_{Q}".replace(".", "_") + f".{part}": value
+        for part, value in (("hada_w1_a", a), ("hada_w1_b", b), ("hada_w2_a", c), ("hada_w2_b", d), ("alpha", ALPHA))
+    } | {"blocks.0.self_attn.k.lokr_w1": left, "blocks.0.self_attn.k.lokr_w2": right}
+    merged = with_loras(base, [(write(tmp_path, tensors), 1.0)])
+    change = merged.tensor(f"{Q}.weight") - base.tensor(f"{Q}.weight")
+    assert relative_l2(change, 0.5 * (a @ b) * (c @ d)) < 1e-5
+    name = "blocks.0.self_attn.k.weight"
+    assert relative_l2(merged.tensor(name) - base.tensor(name), torch.kron(left, right)) < 1e-5
+
+
+def test_a_decomposed_change_gives_each_row_its_length(tmp_path: Path, base: ComponentWeights) -> None:
+    lengths = torch.rand(128) + 1
+    tensors = {f"{Q}.lora_A.weight": DOWN, f"{Q}.lora_B.weight": UP, f"{Q}.dora_scale": lengths[:, None]}
+    path = write(tmp_path, tensors)
+    whole = with_loras(base, [(path, 1.0)]).tensor(f"{Q}.weight")
+    assert torch.allclose(whole.norm(dim=1), lengths, atol=1e-4)
+    direction = base.tensor(f"{Q}.weight") + UP @ DOWN
+    assert relative_l2(whole / whole.norm(dim=1, keepdim=True), direction / direction.norm(dim=1, keepdim=True)) < 1e-5
+    half = with_loras(base, [(path, 0.5)]).tensor(f"{Q}.weight")
+    assert relative_l2(half, (whole + base.tensor(f"{Q}.weight")) / 2) < 1e-5
+
+
+def test_several_loras_add_up_and_a_strength_of_zero_changes_nothing(tmp_path: Path, base: ComponentWeights) -> None:
+    path = write(tmp_path, {f"{Q}.lora_A.weight": DOWN, f"{Q}.lora_B.weight": UP})
+    name = f"{Q}.weight"
+    twice = with_loras(base, [(path, 0.25), (path, 0.5)])
+    assert relative_l2(twice.tensor(name), with_loras(base, [(path, 0.75)]).tensor(name)) < 1e-6
+    assert torch.equal(with_loras(base, [(path, 0.0)]).tensor(name), base.tensor(name))
+    assert len(twice.coverage) == 2
+
+
+def test_a_changed_weight_is_rounded_once(tmp_path: Path, base: ComponentWeights) -> None:
+    merged = with_loras(base, [(write(tmp_path, {f"{Q}.lora_A.weight": DOWN, f"{Q}.lora_B.weight": UP}), 1.0)])
+    exact = base.tensor(f"{Q}.weight") + UP @ DOWN
+    assert torch.equal(merged.tensor(f"{Q}.weight", torch.bfloat16), exact.bfloat16())
+    assert merged.tensor(f"{Q}.bias", torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_image_attention_is_skipped_on_a_text_model_and_said_so(
+    tmp_path: Path, base: ComponentWeights, image_base: ComponentWeights
+) -> None:
+    tensors = {}
+    for module in (Q, "blocks.0.self_attn.v", "blocks.0.cross_attn.k_img"):
+        tensors |= {f"{module}.lora_A.weight": DOWN, f"{module}.lora_B.weight": UP}
+    path = write(tmp_path, tensors)
+    told = with_loras(base, [(path, 1.0)]).coverage[0]
+    assert str(told) == (
+        "lora.safetensors at 1: 2 of 3 modules matched; 1 skipped: for image attention, which the model has not"
+    )
+    assert with_loras(image_base, [(path, 1.0)]).coverage[0].skipped == {}
+
+
+def test_a_patch_embedding_of_another_variant_is_skipped(tmp_path: Path, base: ComponentWeights) -> None:
+    tensors = {
+        "patch_embedding.diff": torch.zeros(128, 36, 1, 2, 2),
+        f"{Q}.lora_A.weight": DOWN,
+        f"{Q}.lora_B.weight": UP,
+    }
+    told = with_loras(base, [(write(tmp_path, tensors), 1.0)]).coverage[0]
+    assert told.skipped == {"for another number of input channels": 1}
+
+
+BROKEN: dict[str, tuple[dict[str, torch.Tensor], type[Exception], str]] = {
+    "other names": ({"unet.down.0.lora_A.weight": DOWN}, WeightFileError, "no LoRA for Wan"),
+    "no tensors of a LoRA": ({"x.weight": DOWN}, WeightFileError, "its tensors are called x.weight"),
+    "a missing pair": ({f"{Q}.lora_A.weight": DOWN}, WeightFileError, "lacks its up part"),
+    "rank 0": (
+        {f"{Q}.lora_A.weight": DOWN[:0], f"{Q}.lora_B.weight": UP[:, :0]}, WeightFileError, "has rank 0",
+    ),
+    "alpha": (
+        {f"{Q}.lora_A.weight": DOWN, f"{Q}.lora_B.weight": UP, f"{Q}.alpha": torch.tensor(float("nan"))},
+        WeightFileError, "no finite alpha",
+    ),
+    "two dialects": (
+        {f"{Q}.lora_A.weight": DOWN, "lora_unet_blocks_0_self_attn_q.lora_down.weight": DOWN, f"{Q}.lora_B.weight": UP},
+        WeightFileError, "twice",
+    ),
+    "other width": (
+        {f"{Q}.lora_A.weight": DOWN[:, :64], f"{Q}.lora_B.weight": UP}, StateMismatchError, "1 modules have other",
+    ),
+    "other ranks": (
+        {f"{Q}.lora_A.weight": DOWN[:2], f"{Q}.lora_B.weight": UP}, StateMismatchError, "other shapes",
+    ),
+    "more blocks": (
+        {f"blocks.{i}.self_attn.q.lora_{x}.weight": v for i in range(9) for x, v in (("A", DOWN), ("B", UP))},
+        StateMismatchError, r"2 of 9 modules matched; 7 skipped: not in the model\. It was made for another model",
+    ),
+    "infinite": (
+        {f"{Q}.diff": torch.full((128, 128), float("inf"))}, WeightFileError, "makes 'blocks.0.self_attn.q.weight' NaN",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_cannot_be_merged_whole_is_refused_in_words(tmp_path: Path, base: ComponentWeights, case: str) -> None:
+    tensors, error, words = BROKEN[case]
+    with pytest.raises(error, match=words):
+        with_loras(base, [(write(tmp_path, tensors), 1.0)]).tensor(f"{Q}.weight")
+
+
+@pytest.mark.parametrize("strength", [float("nan"), 101.0, True, "1"])
+def test_a_strength_out_of_bounds_is_refused(tmp_path: Path, base: ComponentWeights, strength: Any) -> None:
+    with pytest.raises(RequestError, match="strength"):
+        with_loras(base, [(tmp_path / "x.safetensors", strength)])
+
+
+def test_too_many_are_refused_before_any_is_opened(tmp_path: Path, base: ComponentWeights) -> None:
+    with pytest.raises(RequestError, match="at most 100"):
+        with_loras(base, [(tmp_path / "x.safetensors", 1.0)] * 101)
+
+
+def test_less_coverage_may_be_accepted(tmp_path: Path, base: ComponentWeights) -> None:
+    tensors, _, _ = BROKEN["more blocks"]
+    merged = with_loras(base, [(write(tmp_path, tensors), 1.0)], least_coverage=0.0)
+    assert merged.coverage[0].share == pytest.approx(2 / 9)
+
+
+def test_names_become_official_whatever_their_dialect() -> None:
+    assert official_module("diffusion_model.blocks.12.cross_attn.norm_k_img") == "blocks.12.cross_attn.norm_k_img"
+    assert official_module("transformer.blocks.3.attn2.to_out.0") == "blocks.3.cross_attn.o"
+    assert official_module("transformer.blocks.3.ffn.net.0.proj") == "blocks.3.ffn.0"
+    assert official_module("lora_unet_blocks_3_attn2_to_out_0") == "blocks.3.cross_attn.o"
+    assert official_module("lora_unet_time_projection_1") == "time_projection.1"
+    assert official_module("vace_blocks.2.self_attn.q") == "vace_blocks.2.self_attn.q"
+    assert official_module("lora_te_encoder_block_0") is None
+    assert official_module("double_blocks.0.img_attn.proj") is None
+
+
+def test_a_lora_is_known_by_its_names(tmp_path: Path) -> None:
+    assert is_lora(["a.lora_A.weight", "a.lora_B.weight"])
+    assert is_lora(["lora_unet_x.lora_down.weight"])
+    assert not is_lora(["blocks.0.self_attn.q.weight"])
+    lora = read_lora(write(tmp_path, {f"{Q}.lora_A.weight": DOWN, f"{Q}.lora_B.weight": UP, "odd": DOWN}))
+    assert lora.unknown == ("odd",)
+    assert lora.adapters[Q].scale == 1
+    assert replace(lora, unknown=()).name == "lora.safetensors"
