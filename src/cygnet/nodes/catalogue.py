@@ -18,6 +18,7 @@ from cygnet.nodes import (
     latents,
     loaders,
     sampling,
+    tracks,
 )
 from cygnet.nodes.workshop import Node, Workshop
 
@@ -27,6 +28,7 @@ _MODULES: tuple[ModuleType, ...] = (
     conditioning,
     control,
     camera,
+    tracks,
     sampling,
     custom_sampling,
     files,
