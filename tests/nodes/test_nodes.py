@@ -61,11 +61,15 @@ def shape(it: Input) -> dict[str, Any]:
 NAMES = sorted(node_classes(Workshop(Folders.below(Path("/nowhere")))))
 
 
+NEWER = {"BatchImagesNode", "ComfyMathExpression", "ComfySwitchNode", "MaskPreview", "ResizeImageMaskNode"}
+"""Nodes of servers newer than the one that the dump was taken from."""
+
+
 def test_every_node_is_one_that_the_reference_has() -> None:
-    assert set(NAMES) <= set(DUMP)
+    assert set(NAMES) - set(DUMP) == NEWER
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(set(NAMES) - NEWER))
 def test_a_node_declares_what_the_reference_declares(shop: Workshop, name: str) -> None:
     ours, theirs = node_classes(shop)[name].describe(), NodeType.parse(name, DUMP[name])
     assert [it.name for it in ours.inputs] == [it.name for it in theirs.inputs]

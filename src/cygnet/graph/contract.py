@@ -135,6 +135,8 @@ class Classic:
             extra["output_tooltips"] = list(tooltips)
         if aliases := getattr(it, "SEARCH_ALIASES", None):
             extra["search_aliases"] = list(aliases)
+        if matched := getattr(it, "OUTPUT_MATCHTYPES", None):
+            extra["output_matchtypes"] = list(matched)
         flags = {"deprecated": "DEPRECATED", "experimental": "EXPERIMENTAL", "api_node": "API_NODE"}
         return extra | {key: True for key, name in flags.items() if getattr(it, name, False)}
 

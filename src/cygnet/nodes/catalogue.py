@@ -13,6 +13,7 @@ from cygnet.nodes import (
     conditioning,
     control,
     custom_sampling,
+    dynamic,
     files,
     images,
     latents,
@@ -34,6 +35,7 @@ _MODULES: tuple[ModuleType, ...] = (
     files,
     images,
     basics,
+    dynamic,
 )
 _DISPLAY = {
     "UNETLoader": "Load Diffusion Model",
@@ -66,6 +68,11 @@ _DISPLAY = {
     "ImageToMask": "Convert Image to Mask",
     "PreviewAny": "Preview Any",
     "KSamplerAdvanced": "KSampler (Advanced)",
+    "BatchImagesNode": "Batch Images",
+    "ComfySwitchNode": "Switch",
+    "ComfyMathExpression": "Math Expression",
+    "ResizeImageMaskNode": "Resize Image/Mask",
+    "MaskPreview": "Preview Mask",
 }
 
 

@@ -248,6 +248,22 @@ class PreviewImage(SaveImage):
         return {"ui": {"images": self.save(images, prefix, prompt, extra_pnginfo)}}
 
 
+class MaskPreview(SaveImage):
+    """A mask to show on the node, as grey pictures."""
+
+    KIND: FolderKind = "temp"
+    CATEGORY = "mask"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"mask": ("MASK",)}, "hidden": _HIDDEN}
+
+    def run(self, mask: torch.Tensor, prompt: Any = None, extra_pnginfo: Any = None) -> dict[str, Any]:  # type: ignore[override]
+        grey = mask.reshape(-1, *mask.shape[-2:], 1).expand(-1, -1, -1, 3)
+        prefix = f"ComfyUI_temp_{secrets.token_hex(4)}"
+        return {"ui": {"images": self.save(grey, prefix, prompt, extra_pnginfo)}}
+
+
 def is_there(shop: Workshop, name: str) -> bool | str:
     """True, or in words why there is no such file in the input folder."""
     try:
