@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cygnet.errors import RequestError
-from cygnet.server.guard import Access, Guard, Refusal, is_loopback
+from cygnet.server.guard import Access, Guard, Refusal, WrongTokens, is_loopback
 
 TOKEN = "a-long-and-random-token"
 
@@ -133,17 +133,43 @@ def test_a_token_is_taken_from_header_cookie_or_a_sockets_query() -> None:
 
 def test_guessing_is_slowed_down() -> None:
     now = [0.0]
-    guard = Guard(nothing, Access(token=TOKEN), is_page, clock=lambda: now[0])
+    guard = Guard(nothing, Access(token=TOKEN), is_page, WrongTokens(clock=lambda: now[0]))
 
-    def status(token: str) -> int:
-        refusal = guard.refusal(scope(authorization=f"Bearer {token}"))
+    def status(token: str, address: str = "10.0.0.1") -> int:
+        refusal = guard.refusal({**scope(authorization=f"Bearer {token}"), "client": (address, 1)})
         return 200 if refusal is None else refusal.status
 
     statuses = [status(f"guess {i}") for i in range(25)]
     assert statuses == [401] * 20 + [429] * 5
     assert status(TOKEN) == 429
+    assert status(TOKEN, "10.0.0.2") == 200, "a guesser keeps itself out and nobody else"
     now[0] = 61
     assert status(TOKEN) == 200
+
+
+def test_a_visitor_without_a_token_is_led_to_the_login_page() -> None:
+    guard = Guard(nothing, Access(token=TOKEN), is_page)
+    refusal = guard.refusal(scope("/", "GET", accept="text/html,*/*"))
+    assert refusal is not None
+    assert (refusal.status, refusal.location) == (303, "/login?next=/")
+    data = guard.refusal(scope("/api/queue", "GET", accept="text/html"))
+    assert data is not None
+    assert data.status == 401
+
+
+def test_an_allowed_site_may_ask_first_but_gets_nothing_without_the_token() -> None:
+    access = {"token": TOKEN, "origins": frozenset({"https://tool.test"})}
+    asked = scope("/api/queue", "OPTIONS", origin="https://tool.test", sec_fetch_site="cross-site")
+    assert judge(asked, **access) == 200
+    assert judge(scope("/api/queue", "OPTIONS", origin="https://evil.test"), **access) == 403
+    assert judge(scope("/api/queue", "GET", origin="https://tool.test"), **access) == 401
+
+
+def test_only_so_many_guessers_are_remembered() -> None:
+    wrong = WrongTokens()
+    for number in range(10_050):
+        wrong.add(str(number))
+    assert len(wrong.times) == 10_000
 
 
 def test_refusals_are_answers() -> None:

@@ -9,10 +9,12 @@ import logging
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from cygnet.server.engine import Engine
-from cygnet.server.guard import Guard
+from cygnet.server.guard import Guard, WrongTokens
+from cygnet.server.login import login_router
 from cygnet.server.logs import LogLines
 from cygnet.server.routes_files import files_router, internal_files_router
 from cygnet.server.routes_jobs import jobs_router
@@ -54,6 +56,16 @@ def create_app(engine: Engine, settings: Settings) -> Guard:
 
     app = FastAPI(title="cygnet studio", lifespan=life, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
     app.add_middleware(GZipMiddleware, minimum_size=1000)
+    if settings.access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(settings.access.origins),
+            allow_credentials=True,
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
+    wrong = WrongTokens()
+    app.include_router(login_router(settings.access, wrong), include_in_schema=False)
     for router in (
         jobs_router(engine),
         files_router(settings),
@@ -66,7 +78,7 @@ def create_app(engine: Engine, settings: Settings) -> Guard:
     app.include_router(internal_files_router(settings), include_in_schema=False)
     _add_socket(app, engine)
     app.include_router(page_router(engine, settings, logs), include_in_schema=False)
-    return Guard(app, settings.access, is_page)
+    return Guard(app, settings.access, is_page, wrong)
 
 
 def _add_socket(app: FastAPI, engine: Engine) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from cygnet.errors import RequestError
 
@@ -27,7 +27,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "cygnet_token"
 _LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
-_WRONG_TOKENS, _WINDOW = 20, 60.0  # so many wrong tokens in so many seconds, then none is looked at
+_WRONG_TOKENS, _WINDOW = 20, 60.0  # so many wrong tokens from an address in so many seconds, then none is looked at
+_MOST_ADDRESSES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +74,35 @@ def _is_address(host: str) -> bool:
 
 
 @dataclass
+class WrongTokens:
+    """When each address gave wrong tokens: one that guesses keeps itself out, and nobody else."""
+
+    clock: Callable[[], float] = time.monotonic
+    times: dict[str, list[float]] = field(default_factory=dict)
+
+    def too_many(self, address: str) -> bool:
+        """Whether ``address`` must wait."""
+        now = self.clock()
+        recent = [at for at in self.times.pop(address, []) if now - at < _WINDOW]
+        if recent:
+            self.times[address] = recent
+        return len(recent) >= _WRONG_TOKENS
+
+    def add(self, address: str) -> None:
+        """``address`` gave a wrong one."""
+        self.times.setdefault(address, []).append(self.clock())
+        while len(self.times) > _MOST_ADDRESSES:
+            del self.times[next(iter(self.times))]
+
+
+@dataclass
 class Guard:
     """ASGI middleware. ``is_page(path)`` tells documents and static files, which may be navigated to, from data."""
 
     app: App
     access: Access
     is_page: Callable[[str], bool]
-    clock: Callable[[], float] = time.monotonic
-    wrong: list[float] = field(default_factory=list)
+    wrong: WrongTokens = field(default_factory=WrongTokens)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through, or answer it."""
@@ -125,18 +147,30 @@ class Guard:
         return None
 
     def _without_token(self, scope: Scope, headers: Mapping[str, list[str]]) -> Refusal | None:
-        if self.access.token is None or scope["path"] in ("/login", "/health"):
+        if self.access.token is None or scope["path"] in ("/login", "/health") or self._asks_first(scope, headers):
             return None
-        now = self.clock()
-        self.wrong = [at for at in self.wrong if now - at < _WINDOW]
-        if len(self.wrong) >= _WRONG_TOKENS:
+        address, given = address_of(scope), _token_in(scope, headers)
+        if given is not None and self.wrong.too_many(address):
             return Refusal(429, "too many wrong tokens; wait a minute")
-        given = _token_in(scope, headers)
         if given is not None and matches(given, self.access.token):
             return None
         if given is not None:
-            self.wrong.append(now)
-        return Refusal(401, "a token is needed: send it as 'Authorization: Bearer ...'")
+            self.wrong.add(address)
+        visits = scope["type"] == "http" and scope.get("method") == "GET" and self.is_page(scope["path"])
+        if visits and "text/html" in ",".join(headers.get("accept", [])):
+            return Refusal(303, "a token is needed", location=f"/login?next={quote(scope['path'])}")
+        return Refusal(401, "a token is needed: open /login, or send it as 'Authorization: Bearer ...'")
+
+    def _asks_first(self, scope: Scope, headers: Mapping[str, list[str]]) -> bool:
+        """A browser's question whether an allowed site may call; it carries no cookie and gets no data."""
+        asks = scope["type"] == "http" and scope.get("method") == "OPTIONS"
+        return asks and any(origin in self.access.origins for origin in headers.get("origin", []))
+
+
+def address_of(scope: Scope) -> str:
+    """Where a request comes from."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
 
 
 def matches(given: str, token: str) -> bool:
@@ -151,10 +185,14 @@ class Refusal:
 
     status: int
     reason: str
+    location: str | None = None
+    """Where to go instead."""
 
     async def answer(self, send: Send) -> None:
         """Send it."""
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"x-content-type-options", b"nosniff")]
+        if self.location is not None:
+            headers += [(b"location", self.location.encode()), (b"cache-control", b"no-store")]
         if self.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})

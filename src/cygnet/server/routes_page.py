@@ -37,7 +37,7 @@ POLICY = "frame-ancestors 'self' vscode-webview:; object-src 'none'; base-uri 's
 
 def is_page(path: str) -> bool:
     """Whether a path is a document or a static file, which other sites may lead to, and not data."""
-    return path in ("/", "/index.html", "/favicon.ico") or path.startswith(
+    return path in ("/", "/index.html", "/favicon.ico", "/login") or path.startswith(
         ("/assets/", "/fonts/", "/scripts/", "/extensions/", "/materialdesignicons", "/cursor/", "/icons/")
     )
 
