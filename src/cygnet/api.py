@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from cygnet.assembly import Device, Dtype, LoadedModel, Source, load_components
+from cygnet.assembly import Device, Dtype, LoadedModel, Lora, Source, load_components
 from cygnet.checkpoints import ComponentConfig, save_diffusers_pipeline, save_official
 from cygnet.checkpoints.folders import TOKENIZER_FILES
 from cygnet.checkpoints.saving import staged_folder
@@ -306,7 +306,7 @@ class Wan:
     def _run(
         self, request: GenerateRequest, given: _Given, on_progress: ProgressSink, cancel: CancelToken | None
     ) -> VideoStream:
-        record = Record(notices=list(given.notices))
+        record = Record(notices=[*given.notices, *(f"LoRA {told}" for _, told in self.model.loras)])
         chunks = generate(
             self.model.components, request, given.inputs, on_progress=on_progress, cancel=cancel, record=record
         )
@@ -333,13 +333,17 @@ def load(
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: bool | None = None,
+    loras: Sequence[Lora] = (),
     on_progress: ProgressSink = ignore_progress,
 ) -> Wan:
     """A model by name ("tiny-t2v", "t2v-1.3b", ...), folder, combined file, or a mapping of parts to files.
 
+    ``loras`` are files, or ``(file, strength)`` pairs, merged into the transformer: ``[("style.safetensors", 0.8)]``.
     See :func:`cygnet.assembly.load_components` for the other arguments and for what is raised.
     """
-    return Wan(load_components(source, device=device, dtype=dtype, offload=offload, on_progress=on_progress))
+    return Wan(
+        load_components(source, device=device, dtype=dtype, offload=offload, loras=loras, on_progress=on_progress)
+    )
 
 
 def _size_fields(

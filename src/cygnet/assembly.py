@@ -46,6 +46,8 @@ from cygnet.types import ComponentName, Progress, ProgressSink, Residency, ignor
 
 Place = str | os.PathLike[str]
 Source = Place | Mapping[str, Place] | Mapping[ComponentName, Place]
+Lora = Place | tuple[Place, float]
+"""A LoRA file, or one and its strength; 1 by default."""
 Dtype = str | torch.dtype
 Device = str | torch.device
 
@@ -89,21 +91,26 @@ def load_dit(
     dtype: Dtype = torch.float32,
     device: Device = "cpu",
     config: DiTConfig | None = None,
-    loras: Sequence[tuple[Place, float]] = (),
+    loras: Sequence[Lora] = (),
     *,
     on_coverage: Callable[[Coverage], None] = lambda coverage: None,
 ) -> DiT:
     """The diffusion transformer; its norms, modulation, time embedding and head are float32 whatever ``dtype`` is.
 
-    Every ``(file, strength)`` of ``loras`` is merged in; ``on_coverage`` hears how much of each found its place. See
-    :func:`cygnet.checkpoints.lora.with_loras` for what is raised.
+    Every LoRA of ``loras``, a path or a path and a strength, is merged in; ``on_coverage`` hears how much of each found
+    its place. See :func:`cygnet.checkpoints.lora.with_loras` for what is raised.
     """
     weights = _weights(path, "dit", config)
     if loras:
-        weights = with_loras(weights, [(Path(file), strength) for file, strength in loras])
+        weights = with_loras(weights, _with_strengths(loras))
         for coverage in weights.coverage:
             on_coverage(coverage)
     return _build(DiT, weights, _dtype("dit", dtype, device), device)
+
+
+def _with_strengths(loras: Sequence[Lora]) -> list[tuple[Path, float]]:
+    pairs = [(lora, 1.0) if isinstance(lora, str | os.PathLike) else lora for lora in loras]
+    return [(Path(place), strength) for place, strength in pairs]
 
 
 @dataclass(frozen=True)
@@ -257,9 +264,12 @@ class LoadedModel:
     tokenizer: TokenizerSource
     device: torch.device
     dtypes: Mapping[ComponentName, torch.dtype]
+    loras: tuple[tuple[Path, Coverage], ...] = ()
+    """What was merged into the transformer, and how much of it found its place."""
 
     def describe(self) -> dict[str, Any]:
-        """For receipts: name, and per component variant, dtype, file names and :func:`~...digest.digest`."""
+        """For receipts: name, and per component variant, dtype, file names and :func:`~...digest.digest`; LoRAs."""
+        loras = [{"file": path.name, "strength": told.strength, "digest": digest([path])} for path, told in self.loras]
         return {
             "name": self.name,
             "variant": self.components.variant,
@@ -272,6 +282,7 @@ class LoadedModel:
                 }
                 for name, weights in self.weights.items()
             },
+            **({"loras": loras} if loras else {}),
         }
 
 
@@ -281,13 +292,15 @@ def load_components(
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: bool | None = None,
+    loras: Sequence[Lora] = (),
     on_progress: ProgressSink = ignore_progress,
 ) -> LoadedModel:
     """All networks of a model: its name, a folder, a combined file, or ``{"dit": path, "vae": path, ...}``.
 
     A mapping may also name a ``tokenizer``. ``dtype`` applies to the transformer and the encoders; see
     :mod:`cygnet.runtime.precision` for "auto" and why the VAE stays in float32. With ``offload`` each network is read
-    when its stage begins and dropped when it ends; None decides by the free memory.
+    when its stage begins and dropped when it ends; None decides by the free memory. ``loras`` are merged into the
+    transformer as it is read; see :func:`cygnet.checkpoints.lora.with_loras`.
 
     Headers are read and the parts compared before any weight is. Raises ``ModelNotFoundError`` if a part is missing,
     ``StateMismatchError`` if parts do not belong together, and as the single loaders.
@@ -297,6 +310,11 @@ def load_components(
     name, paths, tokenizer_path = _paths(source)
     weights = {part: read_component(path, part) for part, path in paths.items()}
     dit, vae, text, eye = _checked_together(weights)
+    chosen = _with_strengths(loras)
+    coverage: tuple[Coverage, ...] = ()
+    if chosen:
+        patched = with_loras(weights["dit"], chosen)
+        weights["dit"], coverage = patched, patched.coverage
     tokenizer = TokenizerSource.find(weights["text_encoder"], tokenizer_path)
     if tokenizer is None:
         raise _no_tokenizer()
@@ -324,7 +342,13 @@ def load_components(
         image_encoder=eye,
     )
     return LoadedModel(
-        components=components, name=name, weights=weights, tokenizer=tokenizer, device=place, dtypes=dtypes
+        components=components,
+        name=name,
+        weights=weights,
+        tokenizer=tokenizer,
+        device=place,
+        dtypes=dtypes,
+        loras=tuple((path, told) for (path, _), told in zip(chosen, coverage, strict=True)),
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from cygnet.cli.interrupts import WholeStack, cancelled_by_interrupt, uninterrupted
-from cygnet.cli.options import DASH, Debug, File, Json, Number, Places, Quiet, Switch, Text, Whole
+from cygnet.cli.options import DASH, Debug, File, Json, Loras, Number, Places, Quiet, Switch, Text, Whole
 from cygnet.cli.output import Voice
 from cygnet.cli.progress import Display, open_display
 from cygnet.cli.targets import Target, check_target, plan_targets, reserved
@@ -60,6 +60,7 @@ def generate(
     text_encoder: Annotated[File, Parameter(group=_WITH)] = None,
     image_encoder: Annotated[File, Parameter(group=_WITH)] = None,
     tokenizer: Annotated[File, Parameter(group=_WITH)] = None,
+    lora: Annotated[Loras, Parameter(group=_WITH)] = (),
     model_paths: Annotated[Places, Parameter(group=_WITH)] = (),
     device: Annotated[str, Parameter(group=_WITH, metavar="NAME")] = "auto",
     dtype: Annotated[str, Parameter(group=_WITH, metavar="NAME")] = "auto",
@@ -121,6 +122,8 @@ def generate(
         The same for the image encoder.
     tokenizer
         The same for the tokenizer, if the text encoder has none inside or beside it.
+    lora
+        A LoRA for the transformer, with a strength if it is not to be 1: style.safetensors:0.8; may be given again.
     device
         auto, cpu, cuda or cuda:N.
     dtype
@@ -159,7 +162,7 @@ def generate(
             model_paths,
             with_image=image is not None,
         ),
-        place={"device": device, "dtype": dtype},
+        place={"device": device, "dtype": dtype, "loras": parse_loras(lora)},
         out=out,
         overwrite=overwrite,
     )  # fmt: skip
@@ -201,6 +204,19 @@ def read_prompt(given: str) -> str:
         return data.decode("utf-8-sig").strip("\r\n")
     except UnicodeDecodeError as error:
         raise RequestError("the prompt on standard input is not UTF-8 text", field="prompt") from error
+
+
+def parse_loras(given: Sequence[str]) -> list[tuple[Path, float]]:
+    """Files and strengths of ``FILE[:STRENGTH]``; a colon that no number follows belongs to the name."""
+    found = []
+    for text in given:
+        name, colon, number = text.rpartition(":")
+        try:
+            strength = float(number) if colon else 1.0
+        except ValueError:
+            name, strength = text, 1.0
+        found.append((Path(name if colon and name else text), strength))
+    return found
 
 
 def seeds_of(seed: int | None, count: int | None) -> range:

@@ -58,3 +58,4 @@ Places = Annotated[
         "(also CYGNET_MODEL_PATHS).",
     ),
 ]
+Loras = Annotated[tuple[str, ...], Parameter(name="--lora", metavar="FILE[:STRENGTH]")]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from cygnet.cli.generate import model_source, write_stream
+from cygnet.cli.generate import model_source, parse_loras, write_stream
 from cygnet.cli.interrupts import cancelled_by_interrupt
-from cygnet.cli.options import Debug, File, Json, Places, Quiet, Switch
+from cygnet.cli.options import Debug, File, Json, Loras, Places, Quiet, Switch
 from cygnet.cli.output import Voice, error_line
 from cygnet.cli.progress import open_display
 from cygnet.cli.targets import DEFAULT_SUFFIX, Target, check_target
@@ -39,6 +39,7 @@ def replay(
     text_encoder: File = None,
     image_encoder: File = None,
     tokenizer: File = None,
+    lora: Loras = (),
     model_paths: Places = (),
     device: Annotated[str | None, Parameter(metavar="NAME")] = None,
     json: Json = False,
@@ -65,6 +66,8 @@ def replay(
         The model, if the receipt names none that is on this machine.
     dit
         A file for the diffusion transformer, likewise; and so on.
+    lora
+        A LoRA that it was made with, as for generate; those found by their name nearby need not be given.
     device
         Where to run; by default where the video was made, if this machine has that.
     """
@@ -97,6 +100,7 @@ def replay(
             device=place,
             dtype=_recorded_dtype(receipt, place),
             offload=True,
+            loras=parse_loras(lora) if lora else recorded_loras(receipt, file),
             on_progress=display.report,
         )
         stream = wan.replay(request, **images, on_progress=display.report, cancel=cancel)
@@ -146,6 +150,25 @@ def _find_input(name: str, described: object, given: Mapping[str, Path | None], 
         f"give it with {option}",
         field=name,
     )
+
+
+def recorded_loras(receipt: Mapping[str, Any], file: Path) -> list[tuple[Path, float]]:
+    """The LoRAs that the receipt names, found beside the video or in the current folder."""
+    recorded = _part(receipt, "model").get("loras", [])
+    found = []
+    for told in recorded if isinstance(recorded, list) else [recorded]:
+        name, strength = (told.get("file"), told.get("strength")) if isinstance(told, dict) else (None, None)
+        if not isinstance(name, str) or Path(name).name != name or not isinstance(strength, int | float):
+            raise MediaError("the receipt's list of LoRAs cannot be read; it is damaged or from a later version")
+        place = next((it / name for it in (file.absolute().parent, Path()) if (it / name).is_file()), None)
+        if place is None:
+            raise RequestError(
+                f"the video was made with the LoRA {error_line(repr(name))}, which is neither beside it nor in the "
+                "current folder; give it with --lora FILE:STRENGTH",
+                field="lora",
+            )
+        found.append((place, float(strength)))
+    return found
 
 
 def _source(
@@ -209,6 +232,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             found.append(f"the weights of {part} are not those that the video was made with")
         elif recorded.get("dtype") != described["dtype"]:
             found.append(f"{part} runs in {described['dtype']}; the first time in {_short(recorded.get('dtype'))}")
+    kept = [[(it.get("digest"), it.get("strength")) for it in _loras(receipt)] for receipt in (before, now)]
+    if kept[0] != kept[1]:
+        found.append("the LoRAs or their strengths are not those that the video was made with")
     old_inputs = _part(before, "inputs")
     for name, described in _part(now, "inputs").items():
         recorded = old_inputs.get(name)
@@ -220,6 +246,11 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             if old_group.get(name) != value:
                 found.append(f"{name} is {value}; the first time it was {_short(old_group.get(name))}")
     return found
+
+
+def _loras(receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
+    recorded = _part(receipt, "model").get("loras", [])
+    return [it for it in recorded if isinstance(it, dict)] if isinstance(recorded, list) else []
 
 
 def _short(value: object) -> str:

@@ -1,0 +1,81 @@
+"""``--lora``: merged, said, recorded, and found again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import cygnet as library
+from cli_process import Command
+from cygnet.api import Wan
+from cygnet.cli.generate import parse_loras
+from cygnet.media.receipt import read_receipt
+from random_models import write_model
+
+PROMPT = "a red ball moves right"
+
+
+@pytest.fixture
+def style(place: Path) -> Path:
+    torch.manual_seed(0)
+    path = place / "style.safetensors"
+    module = "diffusion_model.blocks.0.self_attn"
+    save_file({f"{module}.{it}.diff": torch.randn(128, 128) for it in ("v", "o")}, path)
+    return path
+
+
+def test_a_lora_changes_the_video_and_stands_in_the_receipt(
+    cygnet: Command, small: list[str], place: Path, style: Path
+) -> None:
+    plain = cygnet("generate", PROMPT, *small, "--seed", "1", "--out", "plain.png")
+    done = cygnet("generate", PROMPT, *small, "--seed", "1", "--out", "x.mp4", "--lora", f"{style}:0.5")
+    assert (plain.code, done.code) == (0, 0), done.err
+    assert "LoRA style.safetensors at 0.5: 2 of 2 modules matched" in done.err
+    [told] = read_receipt(place / "x.mp4")["model"]["loras"]
+    assert (told["file"], told["strength"]) == ("style.safetensors", 0.5)
+    assert "loras" not in json.loads((place / "plain.json").read_text())["model"]
+    again = cygnet("replay", "x.mp4", "--check", *small[:2])
+    assert again.code == 0, again.err
+    other = cygnet("replay", "x.mp4", "--check", *small[:2], "--lora", f"{style}:0.25")
+    assert other.code == 1
+    assert "the LoRAs or their strengths are not those" in other.err
+    style.unlink()
+    missing = cygnet("replay", "x.mp4", "--check", *small[:2])
+    assert missing.code == 2
+    assert "--lora FILE:STRENGTH" in missing.err
+
+
+@pytest.mark.parametrize("given", ["none.safetensors", "{}:nan", "{}:1e9", "{}:-101"])
+def test_a_lora_that_cannot_be_is_refused_before_the_work(
+    cygnet: Command, small: list[str], place: Path, style: Path, given: str
+) -> None:
+    done = cygnet("generate", PROMPT, *small, "--out", "x.mp4", "--lora", given.format(style))
+    assert (done.code, done.out) == (2, "")
+    assert [path.name for path in place.iterdir()] == ["style.safetensors"]
+
+
+def test_strengths_are_told_from_names() -> None:
+    assert parse_loras(["a.safetensors", "b.safetensors:0.5", "c:d.safetensors", "e:-1"]) == [
+        (Path("a.safetensors"), 1.0),
+        (Path("b.safetensors"), 0.5),
+        (Path("c:d.safetensors"), 1.0),
+        (Path("e"), -1.0),
+    ]
+
+
+def test_a_model_is_saved_with_its_loras_merged(tmp_path: Path, style: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    paths = write_model(tmp_path / "parts")
+    wan: Wan = library.load(paths, loras=[(style, 0.5)])
+    folder = wan.save_pretrained(tmp_path / "merged", "official")
+    name = "blocks.0.self_attn.v.weight"
+    merged = library.load_dit(folder / "diffusion_pytorch_model.safetensors").state_dict()[name]
+    same = library.load_dit(paths["dit"], loras=[(style, 0.5)]).state_dict()[name]
+    assert torch.equal(merged, same)
+    assert not torch.equal(merged, library.load_dit(paths["dit"]).state_dict()[name])
+    plain = library.load_dit(paths["dit"], loras=[style]).state_dict()[name]
+    assert not torch.equal(plain, merged), "a path alone has the strength 1"
