@@ -232,6 +232,20 @@ def test_a_handle_says_how_answers_are_joined() -> None:
     assert ModelHandle(Path("x"), zero_star=True).guidance(5.0) == Guidance(scale=5.0, zero_star=True)
 
 
+@pytest.mark.parametrize("kind", ["fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"])
+def test_matrices_are_rounded_to_the_stored_type_that_is_asked_for(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "dits").mkdir()
+    path = saved(tmp_path / "dits", "t2v").path
+    shop = Workshop(Folders.below(tmp_path / "studio"), models={"diffusion_models": (path.parent,)})
+    it: Any = loaders.UNETLoader.bind(shop)()
+    plain, rounded = (shop.dit(it.run(path.name, choice)[0]) for choice in ("default", kind))
+    eight_bit = torch.float8_e5m2 if "e5m2" in kind else torch.float8_e4m3fn
+    before, after = (dit.blocks[0].ffn[0].weight for dit in (plain, rounded))
+    assert torch.equal(after, before.to(eight_bit).to(before.dtype))
+    assert not torch.equal(after, before)
+    assert torch.equal(plain.head.head.weight, rounded.head.head.weight)
+
+
 def test_a_lora_is_merged_when_the_model_is_used(tmp_path: Path) -> None:
     folder = tmp_path / "loras"
     folder.mkdir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from cygnet.errors import UnsupportedError
 from cygnet.nodes.workshop import FileHandle, ModelHandle, Node
 
 _CLIP_TYPES = ("wan",)
@@ -28,9 +27,8 @@ class UNETLoader(Node):
         }
 
     def run(self, unet_name: str, weight_dtype: str) -> tuple[ModelHandle]:
-        if weight_dtype != "default":
-            raise UnsupportedError(f"weight_dtype {weight_dtype} is not there yet; choose default")
-        return (ModelHandle(self.shop.path("diffusion_models", unet_name)),)
+        stored = None if weight_dtype == "default" else weight_dtype.removesuffix("_fast")
+        return (ModelHandle(self.shop.path("diffusion_models", unet_name), stored=stored),)
 
 
 _STRENGTH = ("FLOAT", {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01})

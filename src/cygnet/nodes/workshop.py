@@ -45,6 +45,8 @@ class ModelHandle:
     shift: float = DEFAULT_SHIFT
     zero_star: bool = False
     skip: SkippedLayers | None = None
+    stored: str | None = None
+    """An 8-bit type that the blocks' matrices are rounded to, such as ``fp8_e4m3fn``; None leaves them as they are."""
     loras: tuple[tuple[Path, float], ...] = ()
     """Files and strengths of what is merged into the weights."""
 
@@ -106,18 +108,21 @@ class Workshop:
 
     def dit(self, handle: ModelHandle) -> DiT:
         """The transformer of a handle."""
-        key = ("dit", handle.path, handle.dtype, handle.loras)
+        key = ("dit", handle.path, handle.dtype, handle.stored, handle.loras)
         if key not in self._loaded:  # another merge of the same file is the largest thing that can be let go
             self._loaded = {other: network for other, network in self._loaded.items() if other[:2] != key[:2]}
 
         def build() -> DiT:
-            return load_dit(
+            dit = load_dit(
                 handle.path,
                 handle.dtype,
                 self.device,
                 loras=handle.loras,
                 on_coverage=lambda coverage: log.info("LoRA %s", coverage),
             )
+            if handle.stored is not None:
+                round_matrices(dit, getattr(torch, handle.stored.replace("fp8", "float8")))
+            return dit
 
         return self._keep(key, build)
 
@@ -143,6 +148,14 @@ class Workshop:
     def unload(self) -> None:
         """Forget every network."""
         self._loaded.clear()
+
+
+@torch.no_grad()
+def round_matrices(dit: DiT, kind: torch.dtype) -> None:
+    """Round the blocks' matrices to values of an 8-bit type, in place; they keep the type that they compute in."""
+    for name, weight in dit.named_parameters():
+        if name.startswith(("blocks.", "vace_blocks.")) and weight.ndim == 2:
+            weight.copy_(weight.to(kind))
 
 
 class Node:

@@ -111,9 +111,7 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines) -> APIRouter
     async def page(name: str) -> Response:
         if settings.page is None:
             if not name:
-                return PlainTextResponse(
-                    "This server has no web page; install it with: pip install comfyui-frontend-package\n"
-                )
+                return PlainTextResponse("This server has no web page; install it with: pip install 'cygnet[studio]'\n")
             raise HTTPException(404, "not found")
         found = _static(settings.page, name or "index.html")
         if found is None:
