@@ -174,6 +174,24 @@ def test_a_picture_is_loaded_and_reloaded_when_its_file_changes(shop: Workshop) 
         assert loader.check({"image": bad}, {}) is not None
 
 
+def test_transparency_becomes_a_mask_and_leaves_the_colours_alone(shop: Workshop) -> None:
+    pixels = np.zeros((4, 8, 4), np.uint8)
+    pixels[..., 0], pixels[..., 3] = 255, 255
+    pixels[1, 2, 3] = 0
+    Image.fromarray(pixels).save(shop.folders.input / "holed.png")
+    loader = node_classes(shop)["LoadImage"]
+    image, mask = loader.call(loader.instance(), {"image": "holed.png"})
+    assert mask.shape == (1, 4, 8)
+    assert mask.nonzero().tolist() == [[0, 1, 2]]
+    assert image[0, 1, 2].tolist() == [1, 0, 0]
+
+
+def test_a_shift_of_nothing_is_refused() -> None:
+    it: Any = sampling.ModelSamplingSD3()
+    with pytest.raises(RequestError, match="must be above 0"):
+        it.run(sampling.ModelHandle(Path("x")), 0.0)
+
+
 # What the conditioning nodes attach
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import random
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -79,7 +80,9 @@ def run(
     else:
         raise RequestError(f"{workflow.name} is neither a workflow nor a prompt in API format", field="workflow")
     for change in set:
-        _change(prompt, change)
+        _change(prompt, change, classes)
+    if is_workflow(document):
+        _choose_words(prompt, classes)
     for given in image:
         _give_picture(prompt, given, folders.input)
     if print_prompt:
@@ -101,12 +104,32 @@ def _read(path: Path) -> Any:
         raise RequestError(f"{path.name} is not JSON that can be read ({error})", field="workflow") from error
 
 
-def _change(prompt: dict[str, Any], text: str) -> None:
+def _choose_words(prompt: dict[str, Any], classes: Mapping[str, Any]) -> None:
+    """Do to prompts what the page does when it submits a workflow: drop comments, pick one of ``{a|b}``."""
+    from cygnet.graph.convert import expand_choices
+
+    for node in prompt.values():
+        kind = classes[node["class_type"]].describe() if node["class_type"] in classes else None
+        for it in kind.inputs if kind is not None else ():
+            value = node["inputs"].get(it.name)
+            if it.options.get("dynamicPrompts") and isinstance(value, str):
+                node["inputs"][it.name] = expand_choices(value, random.choice)
+
+
+def _change(prompt: dict[str, Any], text: str, classes: Mapping[str, Any]) -> None:
     where, equals, value = text.partition("=")
     node, dot, name = where.rpartition(".")
     if not equals or not dot:
         raise RequestError(f'--set is {text[:80]!r}; it must be like 6.text="a red ball"', field="set")
-    _node(prompt, node, "set")["inputs"][name] = _value(value)
+    changed = _node(prompt, node, "set")
+    if changed["class_type"] in classes:
+        declared = [it.name for it in classes[changed["class_type"]].describe().inputs]
+        if name.partition(".")[0] not in declared:
+            raise RequestError(
+                f"{changed['class_type']} ({node}) has no input {name[:80]!r}; it has: {', '.join(declared)}",
+                field="set",
+            )
+    changed["inputs"][name] = _value(value)
 
 
 def _value(text: str) -> Any:

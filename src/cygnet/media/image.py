@@ -75,6 +75,8 @@ class Picture:
     pixels: Pixels
     notes: tuple[str, ...] = ()
     format: PictureFormat | None = None
+    alpha: npt.NDArray[np.uint8] | None = None
+    """``[H, W]``, 255 is opaque; only where it was asked for and the picture has it."""
 
     @property
     def width(self) -> int:
@@ -88,9 +90,15 @@ class Picture:
 
 
 def load_image(
-    path_or_bytes: str | os.PathLike[str] | bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE
+    path_or_bytes: str | os.PathLike[str] | bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int = MIN_SIDE,
+    keep_alpha: bool = False,
 ) -> Picture:
     """Read a picture from a regular file or from the bytes of one, by the rules at the top of this module.
+
+    With ``keep_alpha`` transparency is not laid over white but handed out beside the colours under it.
 
     Raises MediaError, in words and before decoding where possible: no such file, not a regular file, empty, more than
     256 MiB, not PNG/JPEG/WebP, a suffix that contradicts the content, cut short, damaged, a second kind of file at the
@@ -111,7 +119,7 @@ def load_image(
     if not isinstance(path_or_bytes, bytes):
         _check_suffix(os.fspath(path_or_bytes), name, header.format)
     _check_size(header, name, max_pixels=max_pixels, min_side=min_side)
-    return _decode(header, name)
+    return _decode(header, name, keep_alpha=keep_alpha)
 
 
 def picture_from_array(array: npt.NDArray[np.uint8]) -> Picture:
@@ -153,7 +161,7 @@ def _check_size(header: PictureHeader, name: str, *, max_pixels: int, min_side: 
 # --- pixels ----------------------------------------------------------------------------------------------------------
 
 
-def _decode(header: PictureHeader, name: str) -> Picture:
+def _decode(header: PictureHeader, name: str, *, keep_alpha: bool) -> Picture:
     notes = list(header.notes)
     if header.animated:
         notes.append(f"the {header.format} file is animated: only its first picture was used")
@@ -168,7 +176,7 @@ def _decode(header: PictureHeader, name: str) -> Picture:
             steps: tuple[Callable[[Image.Image], tuple[Image.Image, tuple[str, ...]]], ...] = (
                 lambda picture: _to_8_bit(picture, header),
                 lambda picture: _to_srgb(picture, header.profile),
-                _over_white,
+                (lambda picture: (picture, ())) if keep_alpha else _over_white,
                 lambda picture: _upright(picture, header.exif),
             )
             picture: Image.Image = image
@@ -180,7 +188,8 @@ def _decode(header: PictureHeader, name: str) -> Picture:
         raise MediaError(
             f"{name!r} is damaged and cannot be decoded ({printable(str(error))}); copy or save it again"
         ) from error
-    return Picture(pixels=pixels, notes=tuple(notes), format=header.format)
+    alpha = pixels[..., 3].copy() if pixels.shape[2] == 4 else None
+    return Picture(pixels=pixels[..., :3].copy(), notes=tuple(notes), format=header.format, alpha=alpha)
 
 
 def _to_8_bit(image: Image.Image, header: PictureHeader) -> tuple[Image.Image, tuple[str, ...]]:

@@ -54,9 +54,11 @@ class LoadImage(Node):
         return is_there(cls.shop, image)
 
     def run(self, image: str) -> tuple[torch.Tensor, torch.Tensor]:
-        picture = load_image(self.shop.folders.locate(image), min_side=1)
+        picture = load_image(self.shop.folders.locate(image), min_side=1, keep_alpha=True)
         pixels = torch.from_numpy(picture.pixels.astype(np.float32) / 255.0)[None]
-        return pixels, torch.zeros(1, 64, 64)
+        if picture.alpha is None:
+            return pixels, torch.zeros(1, 64, 64)
+        return pixels, 1 - torch.from_numpy(picture.alpha.astype(np.float32) / 255.0)[None]
 
 
 class LoadVideo(Node):

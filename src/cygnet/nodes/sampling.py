@@ -53,6 +53,8 @@ class ModelSamplingSD3(Node):
         }
 
     def run(self, model: ModelHandle, shift: float) -> tuple[ModelHandle]:
+        if shift <= 0:
+            raise RequestError(f"shift is {shift:g}; it must be above 0, and 1 changes nothing", field="shift")
         return (model.with_shift(shift),)
 
 
