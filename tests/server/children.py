@@ -23,6 +23,8 @@ def echo(channel: Channel, options: Mapping[str, Any]) -> None:
                 channel.answer(message, lambda text=message["text"]: text)
             case "fail":
                 channel.answer(message, lambda: 1 / 0)
+            case "hang":
+                time.sleep(1000)
             case "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
             case "leave":
@@ -66,7 +68,7 @@ class Show:
     OUTPUT_NODE = True
 
     def run(self, text: str) -> dict[str, Any]:
-        return {"ui": {"text": [text]}}
+        return {"ui": {"text": [text], **({"number": [float("nan")]} if text == "nan" else {})}}
 
 
 CLASSES = {"Text": Classic("Text", Text), "Show": Classic("Show", Show)}

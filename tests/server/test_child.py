@@ -72,3 +72,26 @@ def test_a_crash_is_told_to_whoever_waits(what: str, how: str) -> None:
 def test_exit_codes_in_words() -> None:
     assert how_it_ended(None) == "is still running"
     assert how_it_ended(-250) == "was ended by signal 250"
+
+
+def test_a_process_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cygnet.server.child.PATIENCE", 0.5)
+
+    async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
+        await until(lambda: heard)
+        with pytest.raises(ChildLost, match="did not answer"):
+            await child.ask("hang")
+        await until(lambda: ended)
+        assert child.pid is None
+
+    with_child(story)
+
+
+def test_a_full_pipe_does_not_hold_up_the_event_loop() -> None:
+    async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
+        await until(lambda: heard)
+        child.tell("hang")
+        child.tell("echo", text="x" * 10_000_000)  # nobody reads it; this line was never passed before
+        assert child.pid is not None
+
+    with_child(story)

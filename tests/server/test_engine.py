@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cygnet.errors import OutputError
 from cygnet.server.engine import Engine, Refused
 from cygnet.server.sockets import Sockets
 from cygnet.server.store import MOST_ATTEMPTS, JobStore
@@ -196,8 +197,9 @@ def test_another_server_goes_on_where_one_stopped(path: Path) -> None:
 
     async def second(it: Studio) -> None:
         assert [it.store.require(job).state for job in jobs] == ["completed", "pending", "pending"]
-        while it.store.require(jobs[1]).attempts < 2:
+        while it.store.require(jobs[1]).state != "running":
             await asyncio.sleep(0.01)
+        assert it.store.require(jobs[1]).attempts == 1, "a clean stop is no attempt"
         await asyncio.sleep(0.2)
         it.engine.interrupt()
         assert await it.ended(jobs[1]) == "cancelled"
@@ -205,6 +207,40 @@ def test_another_server_goes_on_where_one_stopped(path: Path) -> None:
 
     studio(path, first)
     studio(path, second)
+
+
+def test_an_end_that_cannot_be_stored_is_stored_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cygnet.server.engine._STORE_AGAIN_AFTER", 0.05)
+
+    async def story(it: Studio) -> None:
+        whole, failures = it.store.finish, []
+
+        def full(*arguments: Any) -> bool:
+            if len(failures) < 3:
+                failures.append(arguments)
+                raise OutputError("the job file could not be written: the disk is full")
+            return whole(*arguments)
+
+        monkeypatch.setattr(it.store, "finish", full)
+        first, second = await it.submit("one"), await it.submit("two")
+        assert await it.ended(first) == "completed"
+        assert await it.ended(second) == "completed"
+        assert len(failures) == 3
+
+    studio(path, story)
+
+
+def test_a_number_that_is_none_reaches_clients_as_nothing(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        job = await it.submit("nan")
+        assert await it.ended(job) == "completed"
+        ending = it.store.require(job).ending
+        assert ending is not None
+        json.dumps(ending.outputs, allow_nan=False)
+        shown = next(message for message in it.wire.got if message["type"] == "executed")
+        assert shown["data"]["output"] == {"text": ["nan"], "number": [None]}
+
+    studio(path, story)
 
 
 @pytest.mark.parametrize(

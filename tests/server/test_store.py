@@ -166,6 +166,14 @@ def test_jobs_survive_a_restart(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_server_that_was_killed_while_it_made_the_file_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "jobs.sqlite.new").write_bytes(b"half")
+    store = JobStore(tmp_path / "jobs.sqlite")
+    assert store.remaining() == 0
+    store.close()
+    assert not (tmp_path / "jobs.sqlite.new").exists()
+
+
 def test_every_acknowledged_job_survives_kill_9(tmp_path: Path) -> None:
     writer = textwrap.dedent("""
         import sys

@@ -14,6 +14,7 @@ import itertools
 import json
 import logging
 import multiprocessing
+import queue
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ from typing import Any
 
 from cygnet.errors import CygnetError
 
+PATIENCE = 120.0
+"""Seconds for an answer; the first one comes after the process has imported its nodes."""
 _log = logging.getLogger(__name__)
 
 
@@ -93,6 +96,7 @@ class Child:
     _open: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
     _process: SpawnProcess | None = None
     _connection: Connection | None = None
+    _outbox: queue.SimpleQueue[bytes | None] = field(default_factory=queue.SimpleQueue)
     _over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -109,6 +113,14 @@ class Child:
         theirs.close()
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._read, args=(loop,), daemon=True, name=f"reads {self.target}").start()
+        threading.Thread(target=self._write, daemon=True, name=f"writes {self.target}").start()
+
+    def _write(self) -> None:
+        """Send what :meth:`tell` is given; a pipe that is full holds up this thread alone."""
+        assert self._connection is not None
+        with contextlib.suppress(OSError):
+            while (data := self._outbox.get()) is not None:
+                self._connection.send_bytes(data)
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
         assert self._connection is not None
@@ -117,7 +129,7 @@ class Child:
             while True:
                 data = self._connection.recv_bytes()
                 try:
-                    message = json.loads(data)
+                    message = json.loads(data, parse_constant=lambda name: None)  # no client could read a NaN
                 except ValueError:
                     _log.warning("a child sent what is no JSON; ignored")
                     continue
@@ -143,24 +155,33 @@ class Child:
             if not future.done():
                 future.set_exception(ChildLost(f"the process {how}"))
         self._open.clear()
+        self._outbox.put(None)
         self._over.set()
         self.ended(how)
 
     def tell(self, what: str, **more: Any) -> None:
         """Send without waiting for an answer."""
-        assert self._connection is not None
-        with contextlib.suppress(OSError):
-            self._connection.send_bytes(json.dumps({"what": what, **more}).encode())
+        self._outbox.put(json.dumps({"what": what, **more}).encode())
 
     async def ask(self, what: str, **more: Any) -> Any:
-        """Send and wait for the answer. Raises :class:`ChildLost` or :class:`ChildFailed`."""
+        """Send and wait for the answer. Raises :class:`ChildFailed`, or :class:`ChildLost` when the process ends.
+
+        One that does not answer for :data:`PATIENCE` seconds hangs, and is ended.
+        """
         if self.pid is None:
             raise ChildLost("the process is not running")
         number = next(self._numbers)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._open[number] = future
         self.tell(what, ask=number, **more)
-        return await future
+        try:
+            return await asyncio.wait_for(future, PATIENCE)
+        except TimeoutError:
+            _log.error("the process of %s does not answer; ending it", self.target)
+            self.kill()
+            raise ChildLost(f"the process did not answer for {PATIENCE:g} s") from None
+        finally:
+            self._open.pop(number, None)
 
     async def stop(self, grace: float) -> None:
         """Ask it to stop, and after ``grace`` seconds end it by force."""

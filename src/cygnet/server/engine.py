@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cygnet.errors import OutputError
 from cygnet.graph.events import JobEnded, from_json
 from cygnet.server.child import Child, ChildLost
 from cygnet.server.sockets import Socket, Sockets
@@ -26,6 +27,7 @@ SECRETS = frozenset(("auth_token_comfy_org", "api_key_comfy_org"))
 """Keys of ``extra_data`` that are credentials of a vendor's service: never stored, never shown."""
 MOST_NODES = 20_000
 MOST_PENDING = 10_000
+_STORE_AGAIN_AFTER = 2.0  # seconds
 _RESTART_AFTER = (0.0, 1.0, 5.0, 15.0, 60.0)  # seconds before each further start of a worker that dies at once
 
 
@@ -90,7 +92,7 @@ class Engine:
         except TimeoutError:
             _log.warning("the running job did not end in %s s; it will start again", grace)
         self.running = None  # a worker that is stopped says that its job was interrupted; nobody asked for that
-        self.store.lose("the server stopped while it ran")
+        self.store.give_back()
         for task in self._tasks:
             task.cancel()
         for child in (self._worker, self._catalogue):
@@ -230,7 +232,15 @@ class Engine:
             self._ended(running, running.messages.ending())
 
     def _ended(self, running: _Running, ending: Ending) -> None:
-        self.store.finish(running.record.id, running.record.fence, ending)
+        """Store how the job ended, and go on; as long as that fails (a full disk) nothing else is begun."""
+        if self.running is not running:
+            return
+        try:
+            self.store.finish(running.record.id, running.record.fence, ending)
+        except OutputError as error:
+            _log.error("job %s has ended, but that cannot be stored; trying again: %s", running.record.id, error)
+            self._later(_STORE_AGAIN_AFTER, lambda: self._ended(running, ending))
+            return
         self.running = None
         self._deaths = 0
         self._idle.set()

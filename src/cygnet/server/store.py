@@ -20,7 +20,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -129,18 +129,16 @@ class JobStore:
         self._db = self._open()
 
     def _open(self) -> sqlite3.Connection:
-        fresh = not self.path.exists()
         db = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.path.exists():
+                self._create()
             db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=10)
             db.row_factory = sqlite3.Row
-            if not fresh:
-                self._check(db)
+            self._check(db)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")  # an acknowledged job survives a power cut
-            if fresh:
-                db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
         except (sqlite3.DatabaseError, OSError) as error:
             if db is not None:
                 db.close()
@@ -149,6 +147,14 @@ class JobStore:
                 "with an empty queue, or restore it from a backup"
             ) from error
         return db
+
+    def _create(self) -> None:
+        """The file with its tables, whole or not at all: an empty one under its name is damage, not a beginning."""
+        beside = self.path.with_name(f"{self.path.name}.new")
+        beside.unlink(missing_ok=True)
+        with closing(sqlite3.connect(beside, isolation_level=None)) as db:
+            db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+        os.replace(beside, self.path)
 
     def _check(self, db: sqlite3.Connection) -> None:
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
@@ -269,6 +275,15 @@ class JobStore:
                     (MOST_ATTEMPTS, _ending_text(ending), _now(), job_id),
                 )
         return [self.require(job_id) for job_id in lost]
+
+    def give_back(self) -> int:
+        """Running jobs are pending again and the attempt does not count: the server stops on purpose. How many."""
+        with self._writing() as db:
+            changed: int = db.execute(
+                "UPDATE jobs SET state = 'pending', attempts = max(attempts - 1, 0), fence = fence + 1,"
+                " started_ms = NULL WHERE state = 'running'"
+            ).rowcount
+        return changed
 
     def retry(self, job_id: str) -> JobRecord:
         """Put an ended job at the end of the queue again, with its attempts forgotten."""
