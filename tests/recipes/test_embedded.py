@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipes.tiny.evaluate import measure_vae
+from recipes.tiny.checker import judge, judge_motion_only
+from recipes.tiny.evaluate import measure_vae, psnr
 from recipes.tiny.latents import clip, to_video
 
 import cygnet
 from cygnet.checkpoints.catalogue import EMBEDDED
+from cygnet.media.image import load_image
 from cygnet.models.umt5.config import TINY_UMT5
 from cygnet.models.vae.config import TINY_VAE, WAN_LATENTS_MEAN
 from cygnet.models.vae.model import WanVAE
+
+PICTURE = Path(__file__).parents[2] / "docs" / "assets" / "first-frame.png"
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +54,16 @@ def test_the_embedded_text_encoder_carries_its_own_vocabulary_and_tells_motions_
     other = text.encode("a red ball moves left on a black background")
     # The words before the motion are the same; their rows differ, for they carry how the thing moves.
     assert float((rows[:7] - other[:7]).norm() / rows[:7].norm()) > 0.1
+
+
+def test_the_embedded_text_to_video_model_shows_what_the_prompt_says() -> None:
+    video = cygnet.load("tiny-t2v").generate("a red ball moves right on a black background", seed=1)
+    verdict = judge(video.frames, [("red", "ball", "moves right")], "black")
+    assert verdict.right, verdict
+
+
+def test_the_embedded_image_to_video_model_moves_the_given_picture() -> None:
+    given = load_image(PICTURE).pixels
+    video = cygnet.load("tiny-i2v").generate("a yellow star spins on a navy background", image=PICTURE, seed=1)
+    assert psnr(video.frames[0], given) > 28
+    assert judge_motion_only(video.frames, [("yellow", "star", "spins")])
