@@ -60,13 +60,19 @@ class Captioner:
         return rows.float() * mask[..., None]
 
 
-def batches(latents: Latents, captioner: Captioner) -> Callable[[int], Batch]:
-    """What each step trains on."""
+def batches(latents: Latents, captioner: Captioner, two: float | None = None) -> Callable[[int], Batch]:
+    """What each step trains on; ``two`` is the share of clips with two entities, by default as they are stored."""
+    crowded = np.array([len(scene_of(i).entities) > 1 for i in range(len(latents))])
+    pairs, singles = np.flatnonzero(crowded), np.flatnonzero(~crowded)
 
     def draw(step: int) -> Batch:
         rng = np.random.default_rng([23, step])
         picture = bool(rng.random() < PICTURES)
-        chosen = rng.integers(0, len(latents), BATCH * 4 if picture else BATCH)
+        count = BATCH * 4 if picture else BATCH
+        if two is None:
+            chosen = rng.integers(0, len(latents), count)
+        else:
+            chosen = np.where(rng.random(count) < two, rng.choice(pairs, count), rng.choice(singles, count))
         clips = torch.stack([latents[int(i)] for i in chosen])
         texts = ["" if rng.random() < DROP_CAPTION else captioner.draw(scene_of(int(i)), rng) for i in chosen]
         return Batch(clips[:, :, :1] if picture else clips, captioner(texts))
@@ -113,12 +119,15 @@ def main() -> None:
     """Parse arguments and train."""
     parser = arguments(SCHEDULE.steps)
     parser.description = __doc__
+    parser.add_argument("--two", type=float, help="share of clips with two things, 0 to 1; default: as stored")
     options = parser.parse_args()
+    if options.two is not None and not 0 <= options.two <= 1:
+        parser.error(f"--two is {options.two}; it must be from 0 to 1")
     dit = fresh()
     if options.start:
         dit.load_state_dict(load_dit(options.start).state_dict())
     captioner = Captioner(options.weights / "text_encoder.safetensors")
-    run(dit, batches(Latents(options.latents), captioner), SCHEDULE, options)
+    run(dit, batches(Latents(options.latents), captioner, options.two), SCHEDULE, options)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,22 @@ def test_captions_have_one_shape_and_zero_rows_behind_them() -> None:
     assert used.tolist() == [len(captioner.tokenizer.encode(text)) for text in ["", *texts]]
 
 
+@pytest.mark.parametrize("two", [0.0, 1.0])
+def test_the_share_of_clips_with_two_things_can_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two: float
+) -> None:
+    fill(tmp_path, 1)
+    drawn: list[int] = []
+    monkeypatch.setattr(train_t2v, "scene_of", lambda index: drawn.append(index) or scene_of(index))
+    captioner = Captioner(EMBEDDED / "text_encoder.safetensors")
+    draw = train_t2v.batches(Latents(tmp_path), captioner, two)
+    drawn.clear()
+    for step in range(3):
+        draw(step)
+    assert drawn
+    assert {len(scene_of(index).entities) for index in drawn} == {2 if two else 1}
+
+
 def test_both_transformers_train_resume_and_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     latents, pictures = fill(tmp_path / "latents", 1), fill(tmp_path / "pictures", 2)
     weights, runs = tmp_path / "weights", tmp_path / "runs"
