@@ -60,13 +60,16 @@ class Captioner:
         return rows.float() * mask[..., None]
 
 
-def batches(latents: Latents, captioner: Captioner, two: float | None = None) -> Callable[[int], Batch]:
-    """What each step trains on; ``two`` is the share of clips with two entities, by default as they are stored."""
+def batches(latents: Latents, captioner: Captioner, two: float | None = None, seed: int = 23) -> Callable[[int], Batch]:
+    """What each step trains on; ``two`` is the share of clips with two entities, by default as they are stored.
+
+    A run that goes on from another's weights takes another ``seed``, or it meets the same clips and captions again.
+    """
     crowded = np.array([len(scene_of(i).entities) > 1 for i in range(len(latents))])
     pairs, singles = np.flatnonzero(crowded), np.flatnonzero(~crowded)
 
     def draw(step: int) -> Batch:
-        rng = np.random.default_rng([23, step])
+        rng = np.random.default_rng([seed, step])
         picture = bool(rng.random() < PICTURES)
         count = BATCH * 4 if picture else BATCH
         if two is None:
@@ -120,6 +123,7 @@ def main() -> None:
     parser = arguments(SCHEDULE.steps)
     parser.description = __doc__
     parser.add_argument("--two", type=float, help="share of clips with two things, 0 to 1; default: as stored")
+    parser.add_argument("--seed", type=int, default=23, help="of the order of clips; another one for another run")
     options = parser.parse_args()
     if options.two is not None and not 0 <= options.two <= 1:
         parser.error(f"--two is {options.two}; it must be from 0 to 1")
@@ -127,7 +131,7 @@ def main() -> None:
     if options.start:
         dit.load_state_dict(load_dit(options.start).state_dict())
     captioner = Captioner(options.weights / "text_encoder.safetensors")
-    run(dit, batches(Latents(options.latents), captioner, options.two), SCHEDULE, options)
+    run(dit, batches(Latents(options.latents), captioner, options.two, options.seed), SCHEDULE, options)
 
 
 if __name__ == "__main__":
