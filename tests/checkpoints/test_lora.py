@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from cygnet.checkpoints import ComponentWeights, read_component, save_official
-from cygnet.checkpoints.lora import METADATA_KEY, is_lora, official_module, read_lora, with_loras
+from cygnet.checkpoints.lora import METADATA_KEY, official_module, read_lora, with_loras
 from cygnet.errors import RequestError, StateMismatchError, WeightFileError
 from random_models import dit_config, state_of
 from support import relative_l2
@@ -209,6 +209,13 @@ BROKEN: dict[str, tuple[dict[str, torch.Tensor], type[Exception], str]] = {
         {f"blocks.{i}.self_attn.q.lora_{x}.weight": v for i in range(9) for x, v in (("A", DOWN), ("B", UP))},
         StateMismatchError, r"2 of 9 modules matched; 7 skipped: not in the model\. It was made for another model",
     ),
+    "Tucker factors": (
+        {f"{Q}.lokr_w1": DOWN, f"{Q}.lokr_w2": UP, f"{Q}.lokr_t2": DOWN}, WeightFileError, "lokr_t2, which",
+    ),
+    "another shape": (
+        {f"{Q}.lora_A.weight": DOWN, f"{Q}.lora_B.weight": UP, f"{Q}.reshape_weight": ALPHA},
+        WeightFileError, "reshape",
+    ),
     "infinite": (
         {f"{Q}.diff": torch.full((128, 128), float("inf"))}, WeightFileError, "makes 'blocks.0.self_attn.q.weight' NaN",
     ),
@@ -250,10 +257,7 @@ def test_names_become_official_whatever_their_dialect() -> None:
     assert official_module("double_blocks.0.img_attn.proj") is None
 
 
-def test_a_lora_is_known_by_its_names(tmp_path: Path) -> None:
-    assert is_lora(["a.lora_A.weight", "a.lora_B.weight"])
-    assert is_lora(["lora_unet_x.lora_down.weight"])
-    assert not is_lora(["blocks.0.self_attn.q.weight"])
+def test_names_that_belong_to_no_module_are_kept_apart(tmp_path: Path) -> None:
     lora = read_lora(write(tmp_path, {f"{Q}.lora_A.weight": DOWN, f"{Q}.lora_B.weight": UP, "odd": DOWN}))
     assert lora.unknown == ("odd",)
     assert lora.adapters[Q].scale == 1

@@ -115,7 +115,9 @@ def test_arithmetic(expression: str, value: float) -> None:
 @pytest.mark.parametrize(
     "expression",
     [
-        "", "a +", "1 / 0", "c", "'text'", "[1, 2]", "2 ** 5000", "pow(10, 4001)", "9 ** 3999", "1e308 * 10",
+        "", "a +", "1 / 0", "c", "'text'", "[1, 2]", "2 ** 5000", "pow(10, 4001)", "9 ** 3999",
+        "((9 ** 4000) ** 4000) ** 4000", "pow(pow(9, 4000), 4000)",
+        "1e308 * 10",
         "sqrt(-1)", "().__class__", "a.__class__", "open('x')", "__import__('os')", "sum(9 ** 999 for _ in values)",
         "a" * 20_000, "(" * 5000,
     ],

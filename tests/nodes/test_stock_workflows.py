@@ -120,7 +120,7 @@ def made_small(prompt: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", TIER_A)
 def test_a_published_workflow_makes_its_video(tmp_path: Path, name: str) -> None:
     root = templates()
-    if root is None or not (root / f"{name}.json").exists():
+    if root is None:
         pytest.skip("the package comfyui-workflow-templates-json is not installed")
     workflow = json.loads((root / f"{name}.json").read_text(encoding="utf-8"))
     kinds = describe_all(node_classes(Workshop(Folders.below(tmp_path / "none"))), lambda name, error: None)

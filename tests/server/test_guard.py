@@ -152,6 +152,9 @@ def test_a_visitor_without_a_token_is_led_to_the_login_page() -> None:
     refusal = guard.refusal(scope("/", "GET", accept="text/html,*/*"))
     assert refusal is not None
     assert (refusal.status, refusal.location) == (303, "/login?next=/")
+    led = guard.refusal(scope("/?template=text_to_video_wan", "GET", accept="text/html"))
+    assert led is not None
+    assert led.location == "/login?next=/%3Ftemplate%3Dtext_to_video_wan"
     data = guard.refusal(scope("/api/queue", "GET", accept="text/html"))
     assert data is not None
     assert data.status == 401
@@ -163,6 +166,11 @@ def test_an_allowed_site_may_ask_first_but_gets_nothing_without_the_token() -> N
     assert judge(asked, **access) == 200
     assert judge(scope("/api/queue", "OPTIONS", origin="https://evil.test"), **access) == 403
     assert judge(scope("/api/queue", "GET", origin="https://tool.test"), **access) == 401
+
+
+def test_a_token_that_no_header_can_carry_is_refused() -> None:
+    with pytest.raises(RequestError, match="no header can carry"):
+        Access(token="lang und zufällig genug")
 
 
 def test_only_so_many_guessers_are_remembered() -> None:

@@ -39,10 +39,10 @@ from cygnet.types import ComponentName
 ComponentConfig = DiTConfig | VAEConfig | UMT5Config | CLIPVisionConfig
 Shapes = Mapping[str, tuple[int, ...]]
 
-IMAGE_CHANNELS = 20
-"""A mask and the latents of the given frames, beside the noise."""
-CONTROL_CHANNELS = 32
-"""Latents of a control video and of a start picture, beside the noise."""
+CONDITION_CHANNELS: Mapping[Variant, int] = {
+    "t2v": 0, "vace": 0, "i2v": 20, "flf2v": 20, "control": 32, "camera": 16,
+}  # fmt: skip
+"""Input channels beside the latents: mask and given frames; control video and start picture; start picture alone."""
 
 LIMITS: Mapping[str, int] = {
     "dim": 16_384, "ffn_dim": 131_072, "num_heads": 256, "num_layers": 256, "in_channels": 512, "out_channels": 512,
@@ -120,7 +120,13 @@ def _detect_dit(shapes: Shapes) -> DiTConfig:
     if head % 4:
         raise WeightFileError(f"the DiT's head has {head} outputs, which is no multiple of the 4 cells in a patch")
     num_layers = _count(shapes, r"blocks\.(\d+)\.", "num_layers")
-    variant = _dit_variant(shapes, patch[1] - head // 4)
+    condition = patch[1] - head // 4
+    variant = _dit_variant(shapes, condition)
+    if condition != CONDITION_CHANNELS[variant]:
+        raise WeightFileError(
+            f"the DiT takes {condition} channels beside the latents; a {variant} model of Wan 2.1 takes "
+            f"{CONDITION_CHANNELS[variant]}"
+        )
     image_dim = image_positions = camera_channels = None
     if variant not in ("t2v", "vace"):
         image_dim = limited("image_dim", _shape(shapes, "img_emb.proj.1.weight", 2)[1])
@@ -161,13 +167,8 @@ def _dit_variant(shapes: Shapes, condition: int) -> Variant:
         return "t2v"
     if "control_adapter.conv.weight" in shapes:
         return "camera"
-    if condition == CONTROL_CHANNELS:
+    if condition == CONDITION_CHANNELS["control"]:
         return "control"
-    if condition != IMAGE_CHANNELS:
-        raise WeightFileError(
-            f"the DiT takes {condition} channels beside the latents; an image model of Wan 2.1 takes {IMAGE_CHANNELS} "
-            f"(mask and picture), or {CONTROL_CHANNELS} (control video and picture)"
-        )
     return "flf2v" if "img_emb.emb_pos" in shapes else "i2v"
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_LORAS = 100
 MAX_STRENGTH = 100.0
+_ELSEWHERE = "of another kind of network (such as a text encoder)"
 LEAST_COVERAGE = 0.5
 """Share of a file's modules that a model must have, unless the caller accepts less."""
 METADATA_KEY = "lora_adapter_metadata"
@@ -55,16 +56,12 @@ _ENDING = re.compile("(?:" + "|".join(f"(?P<{role}>{pattern})" for role, pattern
 _PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "model.")
 _JOINED = re.compile(r"(?:lora_unet|lycoris)_+")
 _IMAGE_ONLY = re.compile(r".*\.(?:k_img|v_img|norm_k_img)|img_emb\..*")
+_UNREAD = frozenset({"hada_t1", "hada_t2", "lokr_t2", "reshape"})
+"""Parts that change what the others mean; a file with one is refused whole."""
 _NEEDED: tuple[frozenset[str], ...] = (
     frozenset({"down", "up"}),
     frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),
 )
-
-
-def is_lora(names: Iterable[str]) -> bool:
-    """Whether tensor names are those of a LoRA: most end in parts, and some are more than a difference."""
-    roles = [match.lastgroup for name in names if (match := _split(name)) is not None]
-    return any(role in ("down", "hada_w1_a", "lokr_w1", "lokr_w1_a", "diff") for role in roles)
 
 
 def _split(name: str) -> re.Match[str] | None:
@@ -211,6 +208,8 @@ def _scale(file: WeightFile, module: str, parts: Mapping[str, str], noted: Calla
         missing = needed - parts.keys()
         if missing and len(missing) < len(needed):
             raise WeightFileError(f"{where} lacks its {' and '.join(sorted(missing))} part; the file is incomplete")
+    if unread := sorted(parts.keys() & _UNREAD):
+        raise WeightFileError(f"{where} has the part {unread[0]}, which cygnet does not read; ask for a plain LoRA")
     rank = _rank(file, parts)
     if rank == 0:
         raise WeightFileError(f"{where} has rank 0; the file is damaged")
@@ -348,8 +347,8 @@ def _matched(lora: LoraFile, weights: ComponentWeights, strength: float) -> tupl
             f"{printable(wrong[0])!r}, which is {shape} here; choose a LoRA for this model"
         )
     if lora.unknown:
-        skipped["of another kind of network (such as a text encoder)"] += len({_stem(name) for name in lora.unknown})
-    total = len(lora.adapters) + skipped["of another kind of network (such as a text encoder)"]
+        skipped[_ELSEWHERE] += len({_stem(name) for name in lora.unknown})
+    total = len(lora.adapters) + skipped[_ELSEWHERE]
     return found, Coverage(lora.name, strength, matched, total, {key: n for key, n in skipped.items() if n})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cygnet.nodes.conditioning import NAMES, REQUIRED, STEERED, Conditioning, attached, resized
+from cygnet.nodes.conditioning import NAMES, REQUIRED, STEERED, Conditioning, attached, frame_mask, resized
 from cygnet.nodes.control import raw_mean
 from cygnet.nodes.latents import MOST, Latent, empty, encode
 from cygnet.nodes.workshop import FileHandle, Node
@@ -121,15 +121,8 @@ class WanCameraImageToVideo(Node):
             known = encode(self.shop.vae(vae), start)
             beside = raw_mean(latent[:1])
             beside[:, :, : known.shape[2]] = known
-            sub_frames = torch.ones(4 * latent.shape[2])
-            sub_frames[: len(start) + 3] = 0
-            rows = sub_frames.view(-1, 4).T[None, :, :, None, None]
-            extras["concat_latent_image"] = beside
-            extras["concat_mask"] = rows.expand(1, 4, *latent.shape[2:]).clone()
-        if camera_conditions is not None:
-            extras["camera_conditions"] = camera_conditions
-        if clip_vision_output is not None:
-            extras["clip_vision_output"] = clip_vision_output
+            extras = {"concat_latent_image": beside, "concat_mask": frame_mask(latent, start, None)}
+        extras |= {"camera_conditions": camera_conditions, "clip_vision_output": clip_vision_output}
         return attached(positive, extras), attached(negative, extras), {"samples": latent}
 
 

@@ -101,8 +101,7 @@ class WanImageToVideo(Node):
             mask = torch.ones(1, 1, *latent.shape[2:])
             mask[:, :, : (len(start) - 1) // 4 + 1] = 0
             extras["concat_mask"] = mask
-        if clip_vision_output is not None:
-            extras["clip_vision_output"] = clip_vision_output
+        extras["clip_vision_output"] = clip_vision_output
         return attached(positive, extras), attached(negative, extras), {"samples": latent}
 
 
@@ -142,19 +141,12 @@ class WanFirstLastFrameToVideo(Node):
         start = None if start_image is None else resized(start_image[:length], width, height)
         end = None if end_image is None else resized(end_image[-length:], width, height)
         frames = filled(start, end, length, width, height)
-        sub_frames = torch.ones(4 * latent.shape[2])
-        if start is not None:
-            sub_frames[: len(start) + 3] = 0
-        if end is not None:
-            sub_frames[-len(end) :] = 0
-        rows = sub_frames.view(-1, 4).T[None, :, :, None, None]  # [1, 4, t, 1, 1]
+        seen = [it for it in (clip_vision_start_image, clip_vision_end_image) if it is not None]
         extras: dict[str, Any] = {
             "concat_latent_image": encode(self.shop.vae(vae), frames),
-            "concat_mask": rows.expand(1, 4, *latent.shape[2:]).clone(),
+            "concat_mask": frame_mask(latent, start, end),
+            "clip_vision_output": torch.cat(seen, dim=1) if seen else None,
         }
-        seen = [it for it in (clip_vision_start_image, clip_vision_end_image) if it is not None]
-        if seen:
-            extras["clip_vision_output"] = torch.cat(seen, dim=1)
         return attached(positive, extras), attached(negative, extras), {"samples": latent}
 
 
@@ -173,6 +165,21 @@ def filled(start: torch.Tensor | None, end: torch.Tensor | None, length: int, wi
     return frames
 
 
+def frame_mask(latent: torch.Tensor, start: torch.Tensor | None, end: torch.Tensor | None) -> torch.Tensor:
+    """``[1, 4, t, h, w]`` for latents ``[B, 16, t, h, w]``: 0 for each given frame, 1 elsewhere.
+
+    A channel stands for one of the four frames in a latent frame; the first frame counts four times.
+    """
+    sub_frames = torch.ones(4 * latent.shape[2])
+    if start is not None:
+        sub_frames[: len(start) + 3] = 0
+    if end is not None:
+        sub_frames[-len(end) :] = 0
+    rows = sub_frames.view(-1, 4).T[None, :, :, None, None]
+    return rows.expand(1, 4, *latent.shape[2:]).clone()
+
+
 def attached(conditioning: Conditioning, extras: dict[str, Any]) -> Conditioning:
-    """A copy in which every entry carries ``extras``."""
-    return [[tensor, {**own, **extras}] for tensor, own in conditioning]
+    """A copy in which every entry carries those of ``extras`` that are not None."""
+    given = {name: value for name, value in extras.items() if value is not None}
+    return [[tensor, {**own, **given}] for tensor, own in conditioning]

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from cygnet.models.vae.config import WAN_LATENTS_MEAN
 from cygnet.nodes.conditioning import (
     NAMES,
     REQUIRED,
@@ -23,6 +22,7 @@ from cygnet.nodes.conditioning import (
     resized,
 )
 from cygnet.nodes.latents import Latent, empty, encode
+from cygnet.nodes.sampling import denormalised
 from cygnet.nodes.workshop import FileHandle, Node
 
 _CELL = 8
@@ -131,9 +131,7 @@ class WanFunControlToVideo(Node):
             if images is not None:
                 known = encode(self.shop.vae(vae), resized(images[:length], width, height))
                 beside[:, first : first + 16, : known.shape[2]] = known
-        extras: dict[str, Any] = {"concat_latent_image": beside}
-        if clip_vision_output is not None:
-            extras["clip_vision_output"] = clip_vision_output
+        extras = {"concat_latent_image": beside, "clip_vision_output": clip_vision_output}
         return attached(positive, extras), attached(negative, extras), {"samples": latent}
 
 
@@ -157,7 +155,7 @@ def mask_cells(mask: torch.Tensor, latent_frames: int) -> torch.Tensor:
 
 def raw_mean(like: torch.Tensor) -> torch.Tensor:
     """Raw latents that normalise to zero, of the shape of ``like [1, 16, t, h, w]``."""
-    return torch.tensor(WAN_LATENTS_MEAN).view(1, -1, 1, 1, 1).expand(like.shape).clone()
+    return denormalised(torch.zeros_like(like))
 
 
 def _with_vace(conditioning: Conditioning, frames: torch.Tensor, mask: torch.Tensor, strength: float) -> Conditioning:

@@ -21,6 +21,8 @@ from cygnet.nodes.latents import MOST
 from cygnet.nodes.workshop import Node
 
 MOST_POWER = 4000
+MOST_BITS = 100_000
+"""Of a whole number that a power makes; powers of powers would fill the memory."""
 MOST_EXPRESSION = 10_000
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -201,6 +203,8 @@ def _with_alpha(images: torch.Tensor, channels: int) -> torch.Tensor:
 def _power(base: float, power: float) -> Any:
     if abs(power) > MOST_POWER:
         raise RequestError(f"a power of {power:g} is asked for; at most {MOST_POWER}", field="expression")
+    if isinstance(base, int) and isinstance(power, int) and base.bit_length() * power > MOST_BITS:
+        raise RequestError(f"a power makes a number of more than {MOST_BITS:,} bits", field="expression")
     return base**power
 
 

@@ -82,9 +82,8 @@ class WanTrackToVideo(Node):
         extras: dict[str, Any] = {
             "concat_latent_image": denormalised(moved[None]),
             "concat_mask": (1 - share)[None, None].expand(1, 4, -1, -1, -1).clone(),
+            "clip_vision_output": clip_vision_output,
         }
-        if clip_vision_output is not None:
-            extras["clip_vision_output"] = clip_vision_output
         return attached(positive, extras), attached(negative, extras), {"samples": latent}
 
 

@@ -53,6 +53,10 @@ class Access:
             )
         if self.token is not None and len(self.token) < 16:
             raise RequestError("the token is shorter than 16 characters; use a long random one", field="token")
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
+            raise RequestError(
+                "the token holds characters that no header can carry; use letters and digits", field="token"
+            )
 
     def knows(self, host: str) -> bool:
         """Whether ``host``, without port, is a name of this server."""
@@ -158,7 +162,9 @@ class Guard:
             self.wrong.add(address)
         visits = scope["type"] == "http" and scope.get("method") == "GET" and self.is_page(scope["path"])
         if visits and "text/html" in ",".join(headers.get("accept", [])):
-            return Refusal(303, "a token is needed", location=f"/login?next={quote(scope['path'])}")
+            query = scope.get("query_string", b"").decode("latin-1")
+            target = f"{scope['path']}?{query}" if query else scope["path"]
+            return Refusal(303, "a token is needed", location=f"/login?next={quote(target)}")
         return Refusal(401, "a token is needed: open /login, or send it as 'Authorization: Bearer ...'")
 
     def _asks_first(self, scope: Scope, headers: Mapping[str, list[str]]) -> bool:
