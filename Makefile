@@ -22,6 +22,7 @@ demo: setup
 
 test: setup
 	scripts/check
+	scripts/browser
 	scripts/test
 
 check: setup

@@ -87,6 +87,7 @@ def launch(
     try:
         from cygnet.server.guard import Access
         from cygnet.server.settings import Settings
+        from cygnet.server.templates import STARTERS
     except ImportError as error:
         raise UnsupportedError(
             f"the studio is not installed ({error.name}); run: pip install 'cygnet[studio]'"
@@ -101,7 +102,7 @@ def launch(
         folders=folders,
         user=(user_directory or base / "user").expanduser().absolute(),
         page=_installed("comfyui_frontend_package", "static"),
-        templates=tuple(filter(None, (_installed("comfyui_workflow_templates_json", "templates"),))),
+        templates=tuple(filter(None, (STARTERS, _installed("comfyui_workflow_templates_json", "templates")))),
         docs=_installed("comfyui_embedded_docs", "docs"),
         models={kind: tuple(Path(it) for it in paths) for kind, paths in roots.items()},
         access=access,
@@ -122,6 +123,7 @@ def _bound(listen: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((listen, port))
+        bound.listen(2048)  # from here on a browser waits until the server is up, and is not refused
     except OSError as error:
         bound.close()
         raise RequestError(
@@ -143,6 +145,7 @@ def _serve(settings: Settings, options: dict[str, object], bound: socket.socket,
     url = f"http://{f'[{address}]' if ':' in address else address}:{port}/"
     with sole_owner(settings.user):
         _empty(settings.folders.temp)
+        _lay_out(settings.folders.input)
         store = JobStore(settings.user / "jobs.sqlite")
         here = "cygnet.cli.studio"
         engine = Engine(store, Sockets(features(settings)), f"{here}:worker", f"{here}:catalogue", options)
@@ -165,6 +168,16 @@ def _serve(settings: Settings, options: dict[str, object], bound: socket.socket,
 def _empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def _lay_out(folder: Path) -> None:
+    """Put the pictures of the starter workflows into the input folder."""
+    from cygnet.server.templates import STARTERS
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in STARTERS.glob("*.png"):
+        if not (folder / picture.name).exists():
+            shutil.copyfile(picture, folder / picture.name)
 
 
 def _installed(package: str, inside: str) -> Path | None:

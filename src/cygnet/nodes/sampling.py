@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from cygnet.models.dit.model import DiT
 from cygnet.models.vae.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD
 from cygnet.nodes.conditioning import Conditioning
 from cygnet.nodes.latents import Latent
+from cygnet.nodes.previews import preview
 from cygnet.nodes.workshop import ModelHandle, Node, Workshop
 from cygnet.pipelines.conditioning import Conditioning as Steering
 from cygnet.pipelines.denoise import GuidedVelocity, SkippedLayers
@@ -24,7 +24,6 @@ from cygnet.solvers.sigma_space import SAMPLERS, SCHEDULERS, Walk, node_sigmas
 
 SEED = {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}
 CFG = ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01})
-_PREVIEW_SIDE = 512
 
 
 @dataclass(frozen=True)
@@ -297,7 +296,7 @@ def sampled(
         latest = x_0
         velocity.step = step + 1
         current().progress(step + 1, len(sigmas) - 1)
-        current().preview(preview(x_0), "image/jpeg")
+        current().preview(preview(x_0, velocity.dit.config), "image/jpeg")
 
     def fresh(like: torch.Tensor) -> torch.Tensor:
         return torch.randn(like.shape, generator=generator).to(like)
@@ -391,30 +390,3 @@ def denormalised(latents: torch.Tensor) -> torch.Tensor:
     """Undo :func:`normalised`."""
     mean, std = _moments()
     return latents * std + mean
-
-
-_TO_RGB = torch.tensor(
-    [
-        *([-0.1299, -0.1692, 0.2932], [0.0671, 0.0406, 0.0442], [0.3568, 0.2548, 0.1747], [0.0372, 0.2344, 0.1420]),
-        *([0.0313, 0.0189, -0.0328], [0.0296, -0.0956, -0.0665], [-0.3477, -0.4059, -0.2925], [0.0166, 0.1902, 0.1975]),
-        *([-0.0412, 0.0267, -0.1364], [-0.1293, 0.0740, 0.1636], [0.0680, 0.3019, 0.1128], [0.0032, 0.0581, 0.0639]),
-        *([-0.1251, 0.0927, 0.1699], [0.0060, -0.0633, 0.0005], [0.3477, 0.2275, 0.2950], [0.1984, 0.0913, 0.1861]),
-    ]
-)
-_RGB_BIAS = torch.tensor([-0.1835, -0.0868, -0.3360])
-"""Linear guess of a latent's colour. Source: ComfyUI, comfy/latent_formats.py, Wan 2.1."""
-
-
-def preview(latents: torch.Tensor) -> bytes:
-    """The middle frame of ``[1, 16, t, h, w]`` as a small JPEG, without decoding."""
-    from PIL import Image
-
-    middle = latents[0, :, latents.shape[2] // 2].float().cpu()  # [16, h, w]
-    rgb = torch.einsum("chw,cr->hwr", middle, _TO_RGB) + _RGB_BIAS
-    pixels = ((rgb + 1) / 2).nan_to_num().clamp(0, 1).mul(255).byte().numpy()
-    picture = Image.fromarray(pixels)
-    scale = min(8.0, _PREVIEW_SIDE / max(picture.size))
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BILINEAR)
-    out = io.BytesIO()
-    picture.save(out, format="JPEG", quality=85)
-    return out.getvalue()

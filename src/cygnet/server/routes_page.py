@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import mimetypes
+import re
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
 from cygnet.errors import RequestError
 from cygnet.graph.folders import inside
+from cygnet.server import templates
 from cygnet.server.body import read_json
 from cygnet.server.engine import Engine
 from cygnet.server.logs import LogLines
 from cygnet.server.settings import Settings
 
 _DAY, _HOUR = "public, max-age=86400", "public, max-age=3600"
+_INDEX = re.compile(r"index(\.[A-Za-z]{2,3}(-[A-Za-z]{2,4})?)?\.json")
+"""The browser's index in any language; ours is English."""
 _TYPES = {
     ".js": "application/javascript",
     ".mjs": "application/javascript",
@@ -89,8 +94,15 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines) -> APIRouter
     async def folder_paths() -> dict[str, list[str]]:
         return {kind: [str(it) for it in roots] for kind, roots in settings.models.items()}
 
+    index: list[dict[str, Any]] = []
+
     @router.api_route("/templates/{name:path}", methods=["GET", "HEAD"])
     async def template(name: str) -> Response:
+        if _INDEX.fullmatch(name):
+            if not index:  # what is installed does not change while the server runs
+                known = set(await engine.know("describe", name=None))
+                index.extend(await run_in_threadpool(templates.index, settings.templates, known))
+            return JSONResponse(index, headers={"Cache-Control": "no-cache"})
         for root in settings.templates:
             if (found := _static(root, name)) is not None:
                 return found
