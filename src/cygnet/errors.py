@@ -14,9 +14,9 @@
     ├── NumericalError              NaN or infinity appeared while sampling or decoding
     └── Cancelled                   the caller asked to stop
 
-Kinds that only one place raises stand beside it: DiskSpaceError (a DownloadError) in checkpoints.hub; StoreError and
-DuplicateJobError (a RequestError) in server.store; ChildLost and ChildFailed in server.child; OutOfMemory in cli.main;
-WorkflowFailed in cli.run.
+Kinds that only one place raises stand beside it: DiskSpaceError (a DownloadError) in checkpoints.hub; StoreError,
+BusyError and DuplicateJobError (a RequestError) in server.store; ChildLost and ChildFailed in server.child; OutOfMemory
+in cli.main; ServerFailed in cli.jobs; WorkflowFailed in cli.run.
 
 A message says what was given, what is allowed and what to do next. It never holds a secret.
 """

@@ -362,3 +362,12 @@ def test_workflows_are_saved_listed_renamed_and_deleted(client: TestClient) -> N
     assert client.get("/api/userdata").status_code == 400
     assert client.get("/api/userdata?dir=none").status_code == 404
     assert client.get("/api/userdata?dir=..").status_code == 403
+
+
+def test_an_ended_job_can_be_retried_over_http(client: TestClient) -> None:
+    job = submit(client)
+    wait(client, job)
+    answer = client.post(f"/api/jobs/{job}/retry")
+    assert (answer.status_code, answer.json()["id"]) == (200, job)
+    wait(client, job)
+    assert client.post("/api/jobs/nobody/retry").status_code == 404

@@ -24,6 +24,7 @@ VERBS = {
     "generate": "Make a video from a prompt, or from a picture and a prompt.",
     "run": "Run a workflow file without a browser.",
     "launch": "Start the studio: ComfyUI's web page and protocol, with cygnet doing the work.",
+    "jobs": "List, show, cancel or retry the studio's jobs.",
     "replay": "Make a video again from its receipt, and compare.",
     "inspect": "Say what a weight file or folder is, and what it can serve.",
     "models": "List the models that have a name, and what of them is here.",

@@ -267,6 +267,13 @@ class Engine:
         self.tell_status()
         return cancelled
 
+    def retry(self, job_id: str) -> JobRecord:
+        """Put an ended job into the queue again; raises :class:`~cygnet.errors.RequestError` for any other."""
+        record = self.store.retry(job_id)
+        self.tell_status()
+        self.dispatch()
+        return record
+
     def catch_up(self, socket: Socket) -> None:
         """Tell a client that has (re)connected which node of its job is running."""
         running = self.running

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from cygnet.errors import RequestError
 from cygnet.server.body import read_json
 from cygnet.server.engine import Engine, Refused
 from cygnet.server.jobs_view import STATES, history_entry, job_detail, job_row, queue_item
@@ -101,6 +102,15 @@ def jobs_router(engine: Engine) -> APIRouter:
     @router.post("/jobs/{job_id}/cancel")
     async def cancel_job(job_id: str) -> dict[str, bool]:
         return {"cancelled": engine.cancel([job_id])}
+
+    @router.post("/jobs/{job_id}/retry")
+    async def retry_job(job_id: str) -> JSONResponse:
+        if store.get(job_id) is None:
+            return JSONResponse({"error": "Job not found"}, 404)
+        try:
+            return JSONResponse(job_row(engine.retry(job_id)))
+        except RequestError as error:
+            return JSONResponse({"error": str(error)}, 409)
 
     return router
 

@@ -71,6 +71,17 @@ class StoreError(CygnetError):
     code = "store_unusable"
 
 
+class BusyError(StoreError):
+    """Another process holds the data directory; ``url`` is where it answers, if it said so."""
+
+    def __init__(self, holder: str, url: str) -> None:
+        super().__init__(
+            f"another cygnet server (process {holder}) uses this data directory; stop it, or start this one with "
+            "another --base-directory"
+        )
+        self.url = url
+
+
 @dataclass(frozen=True, kw_only=True)
 class Submission:
     """What a client asks for, already validated."""
@@ -328,6 +339,13 @@ class JobStore:
         rows = self._rows("SELECT * FROM jobs WHERE id = ?", (job_id,))
         return _record(rows[0]) if rows else None
 
+    def starting_with(self, beginning: str) -> list[JobRecord]:
+        """Up to ten jobs whose id begins so."""
+        return [
+            _record(it)
+            for it in self._rows("SELECT * FROM jobs WHERE substr(id, 1, ?) = ? LIMIT 10", (len(beginning), beginning))
+        ]
+
     def require(self, job_id: str) -> JobRecord:
         """One job; raises :class:`~cygnet.errors.RequestError` when there is none of that id."""
         found = self.get(job_id)
@@ -416,10 +434,11 @@ def _record(row: sqlite3.Row) -> JobRecord:
 
 
 @contextmanager
-def sole_owner(folder: Path) -> Iterator[None]:
-    """Hold a data directory for this process; raises StoreError, naming the holder, when another one has it.
+def sole_owner(folder: Path, url: str = "") -> Iterator[None]:
+    """Hold a data directory for this process; raises :class:`BusyError` when another one has it.
 
-    The lock belongs to the process and not to the file: it is gone when the process is, however it ended.
+    The lock belongs to the process and not to the file: it is gone when the process is, however it ended. ``url`` is
+    where this process answers, for those who find the directory held.
     """
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / "server.pid"
@@ -427,13 +446,10 @@ def sole_owner(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        holder = note.read_text().strip() if note.exists() else "unknown"
-        raise StoreError(
-            f"another cygnet server (process {holder}) uses this data directory; stop it, or start this one with "
-            "another --base-directory"
-        ) from error
+        holder, _, where = note.read_text().partition("\n") if note.exists() else ("unknown", "", "")
+        raise BusyError(holder, where.strip()) from error
     try:
-        note.write_text(f"{os.getpid()}\n")
+        note.write_text(f"{os.getpid()}\n{url}\n")
         yield
     finally:
         note.unlink(missing_ok=True)
