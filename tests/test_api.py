@@ -12,7 +12,7 @@ from PIL import Image
 
 import cygnet
 from cygnet.api import Video, Wan
-from cygnet.errors import MediaError, ModelNotFoundError, OutputError, RequestError
+from cygnet.errors import Cancelled, MediaError, ModelNotFoundError, OutputError, RequestError
 from cygnet.media.frames import to_signed
 from cygnet.media.receipt import read_receipt
 from cygnet.media.video_read import read_video
@@ -281,3 +281,32 @@ def test_the_public_names_are_there_and_no_others() -> None:
 def test_solvers_are_reached_from_the_package() -> None:
     x = torch.ones(1)
     assert torch.equal(cygnet.solvers.sample(lambda x, t: torch.zeros_like(x), x, num_steps=2), x)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 0, 0), (4, 8, 8)])
+def test_a_float_tensor_of_no_picture_is_refused_in_words(t2v: Wan, i2v: Wan, shape: tuple[int, ...]) -> None:
+    with pytest.raises(RequestError, match="image is"):
+        i2v.generate("a ball", torch.zeros(shape), size="480p")
+    with pytest.raises(RequestError, match="video is"):
+        t2v.generate("a ball", video=torch.zeros(shape))
+    with pytest.raises(RequestError, match="video is"):
+        t2v.generate("a ball", video=np.zeros(shape, np.uint8))
+
+
+def test_a_stop_is_heard_between_the_frames_that_the_vae_encodes(t2v: Wan, i2v: Wan) -> None:
+    for model, pictures, phase in (
+        (i2v, {"image": PIXELS}, "image"),
+        (t2v, {"video": np.stack([PIXELS] * 9)}, "encode"),
+    ):
+        seen: list[Progress] = []
+        token = cygnet.CancelToken()
+
+        def stop(it: Progress, seen: list[Progress] = seen, token: Any = token, phase: str = phase) -> None:
+            seen.append(it)
+            if it.phase == phase and it.step == 2:
+                token.cancel()
+
+        with pytest.raises(Cancelled):
+            model.generate("a ball", **pictures, **{**SMALL, "num_frames": 9}, on_progress=stop, cancel=token)
+        assert seen[-1].phase == phase
+        assert seen[-1].step == 2 < seen[-1].total

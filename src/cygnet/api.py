@@ -32,11 +32,11 @@ from cygnet.checkpoints.folders import TOKENIZER_FILES
 from cygnet.checkpoints.saving import staged_folder
 from cygnet.errors import RequestError
 from cygnet.media.frames import to_signed, to_uint8
-from cygnet.media.image import load_image, picture_from_array
+from cygnet.media.image import load_image, picture_from_array, picture_from_pillow
 from cygnet.media.receipt import RECEIPT_KEY, embed, sidecar_path, staged_sidecar
 from cygnet.media.video import VideoFormat, open_writer
 from cygnet.media.video_read import read_video
-from cygnet.pipelines.generate import Inputs, Record, generate
+from cygnet.pipelines.generate import Inputs, Record, check_pixels, generate
 from cygnet.pipelines.presets import Defaults, defaults_for
 from cygnet.pipelines.request import GenerateRequest, parse_size, shown
 from cygnet.pipelines.sizes import AREAS, FRAME_STRIDE, size_for_image
@@ -393,13 +393,12 @@ def _image_tensor(name: str, value: ImageLike, notices: list[str]) -> torch.Tens
     """Float32 ``[3, H, W]`` in [-1, 1]; raises ``MediaError`` or ``RequestError``."""
     if isinstance(value, torch.Tensor):
         if value.is_floating_point():
-            return value.detach().float().cpu()
+            return _pixels(name, value, 3)
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
         picture = picture_from_array(value)
     elif isinstance(value, Image.Image):
-        with_alpha = value.mode in ("RGBA", "LA", "PA") or "transparency" in value.info
-        picture = picture_from_array(np.asarray(value.convert("RGBA" if with_alpha else "RGB")))
+        picture = picture_from_pillow(value)
     elif isinstance(value, str | os.PathLike | bytes):
         picture = load_image(value)
     else:
@@ -416,9 +415,13 @@ def _video_tensor(value: VideoLike, notices: list[str]) -> torch.Tensor:
     """Float32 ``[3, T, H, W]`` in [-1, 1]; raises ``MediaError`` or ``RequestError``."""
     if isinstance(value, torch.Tensor):
         if value.is_floating_point():
-            return value.detach().float().cpu()
+            return _pixels("video", value, 4)
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
+        if value.dtype != np.uint8 or value.ndim != 4 or value.shape[3] != 3 or not value.size:
+            raise RequestError(
+                f"video is {value.dtype} {list(value.shape)}; it must be uint8 [T, H, W, 3]", field="video"
+            )
         return to_signed(value)
     if not isinstance(value, str | os.PathLike):
         raise RequestError(
@@ -429,6 +432,12 @@ def _video_tensor(value: VideoLike, notices: list[str]) -> torch.Tensor:
     clip = read_video(value)
     notices += [f"video: {note}" for note in clip.notes]
     return to_signed(clip.frames)
+
+
+def _pixels(name: str, value: torch.Tensor, axes: int) -> torch.Tensor:
+    """A picture (3 axes) or video (4) that was given as a float tensor, checked."""
+    check_pixels(name, value, axes)
+    return value.detach().float().cpu()
 
 
 def _describe_pixels(pixels: torch.Tensor) -> dict[str, Any]:

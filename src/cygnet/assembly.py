@@ -370,7 +370,7 @@ def _paths(source: Source) -> tuple[str | None, dict[ComponentName, Path], Path 
     from cygnet.checkpoints import catalogue
 
     if isinstance(source, Mapping):
-        parts: dict[str, Place] = {str(name): path for name, path in source.items()}
+        parts: dict[str, Place] = {str(name): path for name, path in source.items() if path is not None}
         unknown = sorted(set(parts) - {*COMPONENT_NAMES, "tokenizer"})
         if unknown:
             known = ", ".join((*COMPONENT_NAMES, "tokenizer"))

@@ -47,14 +47,30 @@ def change(page: Any, kind: str, **values: object) -> None:
     )
 
 
+def show_all(page: Any) -> None:
+    """Make all nodes visible; those that are not have no elements."""
+    page.evaluate(
+        """() => { app.canvas.deselectAll();
+                   const [left, top] = [Math.min(...app.graph.nodes.map(it => it.pos[0])),
+                                        Math.min(...app.graph.nodes.map(it => it.pos[1]))];
+                   app.canvas.ds.scale = 0.5;
+                   app.canvas.ds.offset = [160 - left, 300 - top];
+                   app.canvas.setDirty(true, true); }"""
+    )
+
+
 def write(page: Any, title: str, text: str) -> None:
     """Type a text into the node with that word in its title."""
     old = page.evaluate(
         "title => app.graph.nodes.find(it => it.title.includes(title)).widgets.find(it => it.name === 'text').value",
         title,
     )
-    (area,) = [it for it in page.locator("textarea").all() if it.input_value() == old]
-    area.fill(text)
+    areas: list[Any] = []
+    for _ in range(60):
+        if areas := [it for it in page.locator("textarea").all() if it.input_value() == old]:
+            break
+        page.wait_for_timeout(250)  # what is written on the canvas gets its element when it is drawn
+    areas[0].fill(text)
     page.evaluate("document.activeElement.blur()")
 
 
@@ -154,13 +170,13 @@ def test_a_published_image_workflow_runs_from_its_file(page: Any, studio: Studio
     )
     change(page, "WanImageToVideo", width=128, height=128, length=17)
     change(page, "KSampler", steps=6)
+    show_all(page)
     write(page, "Positive", "a red square moves right")
     shot(page, "4-image-workflow")
     run(page)
     (job,) = until(page, ENDED)
     frames = frames_of(studio, job)
-    page.evaluate("app.canvas.deselectAll()")
-    page.keyboard.press(".")  # show all nodes
+    show_all(page)
     page.locator("video").first.wait_for(state="attached")  # the node may be beside what the window shows
     page.wait_for_timeout(1500)
     shot(page, "5-image-video")

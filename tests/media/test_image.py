@@ -21,7 +21,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from cygnet.errors import MediaError
 from cygnet.media.headers import PNG_SIGNATURE
-from cygnet.media.image import load_image, picture_from_array
+from cygnet.media.image import load_image, picture_from_array, picture_from_pillow
 
 Array = npt.NDArray[np.generic]
 
@@ -532,3 +532,36 @@ def test_arrays_become_pictures_by_the_same_rules() -> None:
 def test_arrays_of_another_shape_or_dtype_are_refused(array: npt.NDArray[np.uint8]) -> None:
     with pytest.raises(MediaError, match=r"give uint8 \[H, W\]"):
         picture_from_array(array)
+
+
+# Pillow pictures are taken as their files would be.
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_an_open_picture_gives_the_pixels_of_its_file(mode: str) -> None:
+    image = (
+        gradient(mode) if mode not in ("1", "P", "LA") else gradient("RGBA" if mode == "LA" else "RGB").convert(mode)
+    )
+    data = coded(image, "JPEG" if mode == "CMYK" else "PNG")
+    read, opened = load_image(data), picture_from_pillow(Image.open(io.BytesIO(data)))
+    assert np.array_equal(read.pixels, opened.pixels)
+    assert read.notes == opened.notes
+
+
+def test_an_open_picture_is_turned_upright_and_keeps_its_upper_bits() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = coded(gradient(width=40, height=30), "JPEG", exif=exif.tobytes())
+    opened = picture_from_pillow(Image.open(io.BytesIO(data)))
+    assert opened.pixels.shape == (40, 30, 3)
+    assert np.array_equal(opened.pixels, load_image(data).pixels)
+    deep = Image.fromarray(np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32))
+    assert np.array_equal(picture_from_pillow(deep).pixels[..., 0], np.asarray(deep) >> 8)
+    assert picture_from_pillow(gradient("RGB").convert("La")).pixels.shape == (24, 32, 3)
+
+
+def test_pillow_pictures_that_hold_none_are_refused() -> None:
+    with pytest.raises(MediaError, match="0x5"):
+        picture_from_pillow(Image.new("RGB", (0, 5)))
+    with pytest.raises(MediaError, match="mode is F"):
+        picture_from_pillow(Image.new("F", (5, 5)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cygnet.models.dit.config import DiTConfig
-from cygnet.models.dit.model import DiT, initialise
+from cygnet.models.dit.model import DiT, PreparedContext, initialise
 from support import relative_l2
 
 SMALL = DiTConfig(variant="t2v", dim=256, ffn_dim=128, num_heads=2, num_layers=2, in_channels=16, text_dim=24)
@@ -124,3 +124,22 @@ def test_image_variants_demand_their_picture() -> None:
         dit(x, t, context)
     with pytest.raises(ValueError, match="image_context must be"):
         dit(x, t, context, image_condition=torch.zeros(1, 20, 2, 4, 6))
+
+
+def test_batches_that_do_not_fit_together_are_refused() -> None:
+    dit = make(replace(SMALL, variant="i2v", in_channels=36, image_dim=32))
+    latents, timestep = torch.zeros(2, 16, 1, 2, 2), torch.zeros(2)
+    condition = torch.zeros(2, 20, 1, 2, 2)
+    text, image = torch.zeros(3, 4, dit.config.text_dim), torch.zeros(2, 5, dit.config.image_dim or 0)
+    with pytest.raises(ValueError, match="batch of 3"):
+        dit(latents, timestep, text, image, condition)
+    with pytest.raises(ValueError, match="batch of 3"):
+        dit(latents[:1], timestep[:1], text, image[:1], condition[:1])
+    with pytest.raises(ValueError, match="image_context"):
+        dit(latents, timestep, text[:1], image[:, :0], condition)
+    one = dit(latents, timestep, text[:1], image[:1], condition)
+    assert torch.equal(one, dit(latents, timestep, text[:2], image, condition)), "one context serves the whole batch"
+    bare = dit.prepare(text[:1], image[:1])
+    blocks = tuple(replace(keys, image_k=None, image_v=None) for keys in bare.blocks)
+    with pytest.raises(ValueError, match="without image_context"):
+        dit(latents, timestep, PreparedContext(blocks), None, condition)

@@ -142,3 +142,20 @@ def test_latents_and_chunks_that_do_not_fit_are_refused() -> None:
         vae().decode(torch.zeros(1, 15, 1, 2, 2))
     with pytest.raises(ValueError, match="chunk is 0"):
         vae().decode(LATENTS, chunk=0)
+
+
+def test_every_chunk_is_checked() -> None:
+    first, later = torch.zeros(1, 3, 1, 16, 16), torch.zeros(1, 3, 4, 16, 16)
+    for chunks, words in (
+        ([torch.zeros(1, 3, 1, 12, 12)], "multiples of 8"),
+        ([first, torch.zeros(1, 3, 2, 16, 16)], "later chunk has 2 frames"),
+        ([first, first], "later chunk has 1 frames"),
+        ([later], "the video has 4 frames"),
+        ([first, torch.zeros(1, 3, 4, 16, 24)], r"\(1, 16, 24\)"),
+        ([first, torch.zeros(2, 3, 4, 16, 16)], r"\(2, 16, 16\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            list(vae().encode_chunks(chunks))
+    for shape in ((1, 16, 0, 2, 2), (1, 16, 1, 0, 2), (0, 16, 1, 2, 2)):
+        with pytest.raises(ValueError, match="none of them 0"):
+            vae().decode(torch.zeros(shape))

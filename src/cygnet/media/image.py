@@ -21,7 +21,7 @@ import io
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,7 @@ _SUFFIXES: dict[PictureFormat, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "WebP": (".webp",),
 }
+_ORIENTATION = 0x0112  # an EXIF tag
 _TURNS = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT, "mirrored"),
     3: (Image.Transpose.ROTATE_180, "turned by 180 degrees"),
@@ -138,6 +139,28 @@ def picture_from_array(array: npt.NDArray[np.uint8]) -> Picture:
     return Picture(pixels=np.ascontiguousarray(np.broadcast_to(grey, (*array.shape[:2], 3))).copy())
 
 
+def picture_from_pillow(image: Image.Image) -> Picture:
+    """Take an open Pillow picture as if it came from its file: its depth, profile, transparency and EXIF orientation.
+
+    Raises MediaError when it is empty, damaged, or of a mode that holds no picture.
+    """
+    if not image.width or not image.height:
+        raise MediaError(f"the picture is {image.width}x{image.height}; it holds no pixels")
+    try:
+        kept = image.copy()
+        kept.info = dict(image.info)
+        if kept.mode in {"La", "RGBa"}:  # premultiplied
+            kept = kept.convert("LA" if kept.mode == "La" else "RGBA")
+        if kept.mode in {"I", "F"} or (kept.mode.startswith("I;16") and kept.mode != "I;16"):
+            raise MediaError(f"the picture's mode is {kept.mode}; convert it to RGB first, scaled as you want it")
+        if kept.mode not in {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"}:
+            kept = kept.convert("RGBA" if kept.mode == "PA" else "RGB")
+        exif = image.getexif().get(_ORIENTATION)
+        return _converted(kept, deep=kept.mode == "I;16", profile=image.info.get("icc_profile"), orientation=exif)
+    except (*_DECODER_ERRORS, ValueError) as error:
+        raise MediaError(f"the picture cannot be read ({printable(str(error))})") from error
+
+
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
@@ -172,29 +195,39 @@ def _decode(header: PictureHeader, name: str, *, keep_alpha: bool) -> Picture:
             if image.size != (header.width, header.height):
                 raise MediaError(f"{name!r} is damaged: its parts disagree about its size")
             image.load()
-            # In order; each step returns the picture and what it did.
-            steps: tuple[Callable[[Image.Image], tuple[Image.Image, tuple[str, ...]]], ...] = (
-                lambda picture: _to_8_bit(picture, header),
-                lambda picture: _to_srgb(picture, header.profile),
-                (lambda picture: (picture, ())) if keep_alpha else _over_white,
-                lambda picture: _upright(picture, header.exif),
-            )
-            picture: Image.Image = image
-            for step in steps:
-                picture, done = step(picture)
-                notes += done
-            pixels = np.array(picture)
+            deep = header.format == "PNG" and header.pixels[24] == 16  # bit depth in IHDR
+            orientation = None if header.exif is None else exif_orientation(header.exif)
+            done = _converted(image, deep=deep, profile=header.profile, orientation=orientation, keep_alpha=keep_alpha)
     except _DECODER_ERRORS as error:
         raise MediaError(
             f"{name!r} is damaged and cannot be decoded ({printable(str(error))}); copy or save it again"
         ) from error
+    return replace(done, notes=(*notes, *done.notes), format=header.format)
+
+
+def _converted(
+    image: Image.Image, *, deep: bool, profile: bytes | None, orientation: int | None, keep_alpha: bool = False
+) -> Picture:
+    """A decoded picture as plain upright sRGB, and what was done for it."""
+    # In order; each step returns the picture and what it did.
+    steps: tuple[Callable[[Image.Image], tuple[Image.Image, tuple[str, ...]]], ...] = (
+        lambda picture: _to_8_bit(picture, deep=deep),
+        lambda picture: _to_srgb(picture, profile),
+        (lambda picture: (picture, ())) if keep_alpha else _over_white,
+        lambda picture: _upright(picture, orientation),
+    )
+    picture = image
+    notes: list[str] = []
+    for step in steps:
+        picture, done = step(picture)
+        notes += done
+    pixels = np.array(picture)
     alpha = pixels[..., 3].copy() if pixels.shape[2] == 4 else None
-    return Picture(pixels=pixels[..., :3].copy(), notes=tuple(notes), format=header.format, alpha=alpha)
+    return Picture(pixels=pixels[..., :3].copy(), notes=tuple(notes), alpha=alpha)
 
 
-def _to_8_bit(image: Image.Image, header: PictureHeader) -> tuple[Image.Image, tuple[str, ...]]:
-    """To mode L, LA, RGB, RGBA or CMYK."""
-    deep = header.format == "PNG" and header.pixels[24] == 16  # bit depth in IHDR
+def _to_8_bit(image: Image.Image, *, deep: bool) -> tuple[Image.Image, tuple[str, ...]]:
+    """To mode L, LA, RGB, RGBA or CMYK; ``deep``: the file had 16 bits."""
     notes = ("16-bit samples were reduced to their upper 8 bits",) if deep else ()
     if image.mode == "I;16":
         grey = np.array(image)
@@ -261,8 +294,7 @@ def _over_white(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     return flat, () if opaque else ("transparent parts were laid over white",)
 
 
-def _upright(image: Image.Image, exif: bytes | None) -> tuple[Image.Image, tuple[str, ...]]:
-    orientation = None if exif is None else exif_orientation(exif)
+def _upright(image: Image.Image, orientation: int | None) -> tuple[Image.Image, tuple[str, ...]]:
     if orientation not in _TURNS:
         return image, ()
     how, words = _TURNS[orientation]

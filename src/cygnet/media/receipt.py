@@ -32,6 +32,8 @@ def embed(receipt: Mapping[str, Any]) -> dict[str, str]:
 def sidecar_path(path: str | os.PathLike[str]) -> Path:
     """Where the receipt of ``path`` lies: ``x.mp4.json`` for ``x.mp4``, ``x.json`` for a folder ``x`` of frames."""
     place = Path(path)
+    if not place.name:
+        raise RequestError(f"{str(path)!r} names no file; give one such as video.mp4", field="path")
     return place.with_name(place.name + ".json")
 
 

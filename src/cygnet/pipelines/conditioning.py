@@ -7,7 +7,7 @@ Source: Wan-Video/Wan2.1: wan/image2video.py and first_last_frame2video.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -97,13 +97,20 @@ def image_condition(
     width: int,
     height: int,
     last_image: torch.Tensor | None = None,
+    on_piece: Callable[[int, int], None] = lambda done, total: None,
 ) -> torch.Tensor:
     """Mask and latents ``[1, 20, t, h, w]`` of a video of which the first frame is given, or the first and the last.
 
     The frames between are grey (0). Pictures are stretched to ``width`` x ``height`` by the official bicubic resize,
-    whose overshoot is not clipped. Frames reach the VAE a few at a time, so memory does not grow with ``num_frames``.
+    whose overshoot is not clipped. Frames reach the VAE a few at a time, so memory does not grow with ``num_frames``;
+    ``on_piece`` is told how many latent frames are done, and of how many. What it raises ends the work.
     """
-    latents = torch.cat(list(vae.encode_chunks(_frames(image, last_image, num_frames, width, height))), dim=2)
+    pieces: list[torch.Tensor] = []
+    total = 1 + (num_frames - 1) // FRAME_STRIDE
+    for piece in vae.encode_chunks(_frames(image, last_image, num_frames, width, height)):
+        pieces.append(piece)
+        on_piece(len(pieces), total)
+    latents = torch.cat(pieces, dim=2)
     mask = image_mask(num_frames, latents.shape[3], latents.shape[4], last=last_image is not None)
     return torch.cat((mask.to(latents), latents), dim=1)
 

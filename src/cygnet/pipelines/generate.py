@@ -145,10 +145,11 @@ def check_combination(components: Components, request: GenerateRequest, inputs: 
         )
     check_noise_device(request.noise_device)
     for name in ("image", "last_image", "video"):
-        _check_pixels(name, getattr(inputs, name), 4 if name == "video" else 3)
+        check_pixels(name, getattr(inputs, name), 4 if name == "video" else 3)
 
 
-def _check_pixels(name: str, value: torch.Tensor | None, axes: int) -> None:
+def check_pixels(name: str, value: torch.Tensor | None, axes: int) -> None:
+    """Raise :class:`~cygnet.errors.RequestError` unless a picture (3 axes) or video (4) is as :class:`Inputs` says."""
     if value is None:
         return
     if value.ndim != axes or value.shape[0] != 3 or not value.is_floating_point() or not value.numel():
@@ -178,7 +179,7 @@ def _run(
             start_step=start_step_for_strength(request.strength, request.num_steps),
         )
         record.sigmas = sampling.sigmas
-        latents = _start(components, request, inputs, sampling, on_progress, record)
+        latents = _start(components, request, inputs, sampling, on_progress, cancel, record)
         with record.timed("denoise"), components.use_dit() as dit:
             latents = denoise(
                 dit,
@@ -271,12 +272,18 @@ def _condition(
 
     cancel.check()
     images = (inputs.image,) if inputs.last_image is None else (inputs.image, inputs.last_image)
-    on_progress(Progress(phase="image", step=0, total=2))
+    steps = 1 + latent_grid(request.num_frames, request.width, request.height)[0]  # CLIP, then the VAE frame by frame
+    on_progress(Progress(phase="image", step=0, total=steps))
     with record.timed("image"), components.use_image_encoder() as eye:
         image_context = encode_images(eye, images)
     components.residency.release("image_encoder")
     cancel.check()
-    on_progress(Progress(phase="image", step=1, total=2))
+    on_progress(Progress(phase="image", step=1, total=steps))
+
+    def encoded(done: int, total: int) -> None:
+        cancel.check()
+        on_progress(Progress(phase="image", step=1 + done, total=1 + total))
+
     with record.timed("image"), components.use_vae() as vae:
         condition = image_condition(
             vae,
@@ -285,8 +292,8 @@ def _condition(
             width=request.width,
             height=request.height,
             last_image=inputs.last_image,
+            on_piece=encoded,
         )
-    on_progress(Progress(phase="image", step=2, total=2))
     _check_finite(image_context, "the image encoder made NaN or infinity of the picture")
     _check_finite(condition, "the VAE made NaN or infinity of the picture")
     return Conditioning(
@@ -300,6 +307,7 @@ def _start(
     inputs: Inputs,
     sampling: Sampling,
     on_progress: ProgressSink,
+    cancel: CancelToken,
     record: Record,
 ) -> torch.Tensor:
     """Noise, or a source video noised to the first level: ``[1, 16, t, h, w]`` float32."""
@@ -313,6 +321,7 @@ def _start(
     with record.timed("encode"), components.use_vae() as vae:
         for piece in vae.encode_chunks(_pieces(inputs.video, request.width, request.height)):
             pieces.append(piece)
+            cancel.check()
             on_progress(Progress(phase="encode", step=len(pieces), total=total))
     source = torch.cat(pieces, dim=2)
     _check_finite(source, "the VAE made NaN or infinity of the source video")

@@ -52,7 +52,7 @@ def parse_device(device: str | torch.device = "auto") -> torch.device:
         raise RequestError(
             "device is mps, but this machine has no Apple GPU that torch can use; use cpu", field="device"
         )
-    if parsed.type not in ("cpu", "mps", "meta"):
+    if parsed.type not in ("cpu", "mps"):
         raise RequestError(
             f'device is {str(parsed)!r}; cygnet runs on "cpu", "cuda", "cuda:N" or "mps"', field="device"
         )

@@ -80,8 +80,8 @@ class CLIPVision(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Tokens after all blocks but the last, without a closing norm.
 
-        pixels ``[B, 3, S, S]``, normalised (see :func:`cygnet.models.clip.preprocess.preprocess`), in the dtype of the
-        weights. Returns ``[B, L, D]``. Raises :class:`~cygnet.errors.RequestError` for another size.
+        pixels ``[B, 3, S, S]``, normalised (see :func:`cygnet.models.clip.preprocess.preprocess`), of any float dtype.
+        Returns ``[B, L, D]`` in the dtype of the weights. Raises :class:`~cygnet.errors.RequestError` for another size.
         """
         side = self.config.image_size
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, side, side):
@@ -90,6 +90,7 @@ class CLIPVision(nn.Module):
                 "as made by preprocess(image, size)",
                 field="image",
             )
+        pixels = pixels.to(self.patch_embedding.weight)
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [B, P, D]
         cls = self.cls_embedding.expand(patches.shape[0], -1, -1)  # [B, 1, D]
         x: torch.Tensor = self.pre_norm(torch.cat([cls, patches], dim=1) + self.pos_embedding)  # [B, L, D]

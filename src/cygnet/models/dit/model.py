@@ -127,6 +127,7 @@ class DiT(nn.Module):
         self._check_controls(latents, vace, camera, reference)
         if not isinstance(context, PreparedContext):
             context = self.prepare(context, image_context)
+        self._check_prepared(context, latents.shape[0])
         x = latents.to(self.device, torch.float32)
         if image_condition is not None:
             x = torch.cat((x, image_condition.to(x)), dim=1)  # [B, C + 20, t, h, w]
@@ -173,7 +174,12 @@ class DiT(nn.Module):
             return None
         if image_context is None and config.variant in ("control", "camera"):
             return None  # the Fun models' blocks then look at the text alone
-        if image_context is None or image_context.ndim != 3 or image_context.shape[2] != config.image_dim:
+        if (
+            image_context is None
+            or image_context.ndim != 3
+            or image_context.shape[2] != config.image_dim
+            or not len(image_context[0])
+        ):
             given = None if image_context is None else list(image_context.shape)
             raise ValueError(f"image_context must be [B, m, {config.image_dim}] for {config.variant}, not {given}")
         if config.image_positions is not None and image_context.shape[1] > config.image_positions:
@@ -192,6 +198,14 @@ class DiT(nn.Module):
         given = None if condition is None else list(condition.shape)
         if given != want:
             raise ValueError(f"image_condition must be {want} for {config.variant}, not {given}")
+
+    def _check_prepared(self, context: PreparedContext, batch: int) -> None:
+        keys = context.blocks[0]
+        rows = {len(it) for it in (keys.k, keys.image_k) if it is not None}
+        if not rows <= {1, batch}:
+            raise ValueError(f"context has a batch of {max(rows)}; the latents' is {batch}, and 1 serves them all")
+        if keys.image_k is None and self.config.variant in ("i2v", "flf2v"):
+            raise ValueError("the context was prepared without image_context; an image transformer needs it")
 
     def _check_controls(
         self,

@@ -110,11 +110,14 @@ class UMT5Encoder(nn.Module):
 
         ids int64 ``[B, L]`` in ``0 .. vocab_size - 1``; mask ``[B, L]``, nonzero for real tokens, None for all real.
         Returns ``[B, L, D]``. Rows of padding hold values of no meaning; use only those of real tokens. Raises
-        :class:`~cygnet.errors.RequestError` when the shapes are wrong.
+        :class:`~cygnet.errors.RequestError` when the shapes are wrong, or an id is not in the vocabulary.
         """
         if ids.ndim != 2 or (mask is not None and mask.shape != ids.shape):
             given = "no mask" if mask is None else f"a mask {tuple(mask.shape)}"
             raise RequestError(f"ids has shape {tuple(ids.shape)} with {given}; both must be [batch, tokens]")
+        size = self.config.vocab_size
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+            raise RequestError(f"ids go from {int(ids.min())} to {int(ids.max())}; they must be from 0 to {size - 1}")
         buckets = relative_buckets(ids.shape[1], self.config.num_buckets, self.config.max_distance).to(ids.device)
         real = None if mask is None else mask.ne(0)[:, None, None, :]
         x = self.token_embedding(ids)  # [B, L, D]

@@ -29,6 +29,13 @@ class Stream:
     def __init__(self) -> None:
         self.started = False
         self._history: dict[nn.Module, torch.Tensor] = {}
+        self._size: tuple[int, ...] | None = None
+
+    def expect(self, size: tuple[int, ...]) -> None:
+        """Raise ValueError when a chunk is not of the first one's batch, height and width."""
+        if self._size not in (None, size):
+            raise ValueError(f"a chunk has batch, height and width {size}; those before it have {self._size}")
+        self._size = size
 
     def window(self, layer: nn.Module, x: torch.Tensor, frames: int) -> torch.Tensor:
         """Uninitialised room for ``frames`` of history and ``x.shape[2]`` new frames; the history is filled in."""

@@ -140,7 +140,10 @@ class WanVAE(nn.Module):
         return torch.cat(list(self.encode_chunks(pieces)), dim=2)
 
     def encode_chunks(self, chunks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Latents as pixels arrive: the first chunk holds 4a + 1 frames, each later one 4b; memory stays constant."""
+        """Latents as pixels arrive: the first chunk holds 4a + 1 frames, each later one 4b; memory stays constant.
+
+        Raises ValueError when a chunk has another number of frames, or another size than the first.
+        """
         stream = Stream()
         for chunk in chunks:
             yield self.encode_chunk(chunk, stream)
@@ -148,6 +151,8 @@ class WanVAE(nn.Module):
     @torch.no_grad()
     def encode_chunk(self, video: torch.Tensor, stream: Stream) -> torch.Tensor:
         """One step of :meth:`encode_chunks` with the state in the caller's hands."""
+        self._check_video(video, first=not stream.started)
+        stream.expect((video.shape[0], *video.shape[3:]))
         stats = self._statistics(video, stream)
         stream.started = True
         return self.normalise(stats.chunk(2, dim=1)[0])
@@ -158,8 +163,9 @@ class WanVAE(nn.Module):
 
     def decode_chunks(self, latents: torch.Tensor, *, chunk: int = 1) -> Iterator[torch.Tensor]:
         """The frames of :meth:`decode` as they are ready: 1 first, then ``4 * chunk`` at a time."""
-        if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels:
-            raise ValueError(f"latents must be [B, {self.config.latent_channels}, t, h, w], not {list(latents.shape)}")
+        if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels or not latents.numel():
+            want = f"[B, {self.config.latent_channels}, t, h, w], none of them 0"
+            raise ValueError(f"latents must be {want}, not {list(latents.shape)}")
         stream = Stream()
         pieces = [latents[:, :, :1]]
         if latents.shape[2] > 1:
@@ -208,12 +214,14 @@ class WanVAE(nn.Module):
         std = torch.tensor(self.config.latents_std, device=like.device).view(shape)
         return mean, std
 
-    def _check_video(self, video: torch.Tensor) -> None:
+    def _check_video(self, video: torch.Tensor, *, first: bool = True) -> None:
         space, time = self.config.spatial_stride, self.config.temporal_stride
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"video must be [B, 3, T, H, W], not {list(video.shape)}")
         frames, height, width = video.shape[2:]
-        if frames < 1 or frames % time != 1:
+        if not first and (frames < 1 or frames % time):
+            raise ValueError(f"a later chunk has {frames} frames; after the first they hold {time}n (4, 8, ...)")
+        if first and (frames < 1 or frames % time != 1):
             raise ValueError(f"the video has {frames} frames; Wan-VAE needs {time}n+1 (1, 5, 9, ...)")
         if height % space or width % space or not height or not width:
             raise ValueError(f"the video is {width}x{height}; width and height must be multiples of {space}")
