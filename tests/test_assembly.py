@@ -134,6 +134,27 @@ def test_a_model_is_loaded_from_a_mapping_a_folder_and_a_combined_file(
         assert model.name is None
 
 
+def test_a_part_that_is_none_is_absent_and_odd_sources_are_refused_in_words(t2v: dict[ComponentName, Path]) -> None:
+    assert load_components({**t2v, "image_encoder": None}, device="cpu").components.dit == dit_config("t2v")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="not NoneType"):
+        load_components(None)  # type: ignore[arg-type]
+    for loras in ("a.safetensors", [("a", 1, 2)], [5]):
+        with pytest.raises(RequestError, match=r"give a list of paths|is no LoRA"):
+            load_components(t2v, loras=loras)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="meta"):
+        load_components(t2v, device="meta")
+
+
+def test_a_transformer_for_fewer_rows_of_text_is_refused(tmp_path: Path) -> None:
+    parts = write_model(tmp_path, "t2v")
+    dit = tmp_path / "dit" / "diffusion_pytorch_model.safetensors"
+    dit.parent.mkdir()
+    parts["dit"].rename(dit)
+    (dit.parent / "config.json").write_text('{"_class_name": "WanModel", "text_len": 77}')
+    with pytest.raises(StateMismatchError, match="77 rows of text"):
+        load_components({**parts, "dit": dit})
+
+
 def test_only_the_parts_that_the_transformer_needs_are_asked_for(t2v: dict[ComponentName, Path]) -> None:
     without_vae: dict[ComponentName, Path] = {name: path for name, path in t2v.items() if name != "vae"}
     with pytest.raises(ModelNotFoundError, match="the Wan-VAE is missing: tiny T2V"):

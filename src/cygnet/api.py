@@ -73,7 +73,7 @@ class Options(TypedDict, total=False):
     """Compute the size for a picture exactly as the official code does; see :mod:`cygnet.pipelines.sizes`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Video:
     """A finished video: ``frames`` uint8 ``[T, H, W, 3]``, ``fps`` frames per second, and what it was made from."""
 

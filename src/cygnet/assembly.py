@@ -36,7 +36,7 @@ from cygnet.models.dit.model import DiT
 from cygnet.models.umt5.config import UMT5Config
 from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.umt5.prompt import encode_prompt
-from cygnet.models.umt5.tokenizer import Tokenizer
+from cygnet.models.umt5.tokenizer import MAX_TOKENS, Tokenizer
 from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.components import Components
@@ -109,8 +109,20 @@ def load_dit(
 
 
 def _with_strengths(loras: Sequence[Lora]) -> list[tuple[Path, float]]:
-    pairs = [(lora, 1.0) if isinstance(lora, str | os.PathLike) else lora for lora in loras]
-    return [(Path(place), strength) for place, strength in pairs]
+    if isinstance(loras, str | os.PathLike):
+        raise RequestError("loras is one path; give a list of paths, or of (path, strength)", field="loras")
+    found = []
+    for lora in loras:
+        place, strength = (lora, 1.0) if isinstance(lora, str | os.PathLike) else _pair(lora)
+        found.append((Path(place), strength))
+    return found
+
+
+def _pair(lora: object) -> tuple[Place, float]:
+    match lora:
+        case (str() | os.PathLike() as place, int() | float() as strength):
+            return place, strength
+    raise RequestError(f"{printable(str(lora))} is no LoRA; give a path, or (path, strength)", field="loras")
 
 
 @dataclass(frozen=True)
@@ -382,6 +394,8 @@ def _paths(source: Source) -> tuple[str | None, dict[ComponentName, Path], Path 
         if not catalogue.is_name(source) and (os.sep in source or source.startswith(".")):
             raise ModelNotFoundError(f"{shown(Path(source))} does not exist; check the path")
         return source.lower(), catalogue.resolve(source), None
+    if not isinstance(source, str | os.PathLike):
+        raise RequestError(f"a model is given by a name, path or mapping, not {type(source).__name__}", field="model")
     path = Path(source)
     if path.is_dir():
         folder = resolve_pipeline_folder(path)
@@ -411,6 +425,11 @@ def _checked_together(
     vae, text, eye = configs["vae"], configs["text_encoder"], configs.get("image_encoder")
     model = variant_name(dit)
     _check_equal("text_encoder", weights, "features", text.dim, dit.text_dim, model)
+    if dit.text_length != MAX_TOKENS:
+        raise StateMismatchError(
+            f"the {model} transformer's config says that it takes {dit.text_length} rows of text; Wan 2.1 takes "
+            f"{MAX_TOKENS}: correct text_len in its config.json"
+        )
     _check_equal("vae", weights, "latent channels", vae.latent_channels, dit.out_channels, model)
     if dit.image_dim is None:
         return dit, vae, text, None

@@ -53,8 +53,8 @@ def show_all(page: Any) -> None:
         """() => { app.canvas.deselectAll();
                    const [left, top] = [Math.min(...app.graph.nodes.map(it => it.pos[0])),
                                         Math.min(...app.graph.nodes.map(it => it.pos[1]))];
-                   app.canvas.ds.scale = 0.5;
-                   app.canvas.ds.offset = [160 - left, 300 - top];
+                   app.canvas.ds.scale = 0.6;  // further away the page draws no texts
+                   app.canvas.ds.offset = [120 - left, 240 - top];
                    app.canvas.setDirty(true, true); }"""
     )
 

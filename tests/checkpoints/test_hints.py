@@ -81,6 +81,7 @@ WRONG: dict[str, tuple[str, dict[str, Any] | str, str]] = {
     "many statistics": ("vae", _config("vae", latents_mean=[0.0] * 300), "at most 256"),
     "quick gelu": ("clip", _config("clip", hidden_act="quick_gelu"), 'hidden_act is "quick_gelu"; Wan 2.1 has "gelu"'),
     "heads against width": ("clip", _config("clip", num_attention_heads=3), "160 does not split into 3 heads"),
+    "other kind": ("t2v", _official(model_type="ti2v"), "says model_type = 'ti2v', but the tensors are those of a t2v"),
     "not JSON": ("t2v", "{", "nested more than 8 levels deep, or its brackets do not match"),
     "deep": ("t2v", '{"a":' * 100 + "1" + "}" * 100, "nested more than 8"),
     "large": ("t2v", '{"a":"' + "x" * 2**20 + '"}', "larger than 1,048,576 bytes"),

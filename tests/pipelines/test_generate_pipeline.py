@@ -246,3 +246,38 @@ def test_every_network_is_released_when_the_run_ends_or_is_closed(tmp_path: Path
     assert list(residency.present) == ["vae"]
     chunks.close()  # type: ignore[attr-defined]
     assert not residency.present
+
+
+def test_the_callers_default_dtype_changes_nothing(models: dict[Variant, Components]) -> None:
+    inputs = Inputs(image=IMAGE, last_image=LAST)
+    exact = frames(models["flf2v"], inputs)
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            made = frames(models["flf2v"], inputs)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert made.dtype == torch.float32
+        assert torch.equal(made, exact), dtype
+
+
+def test_clip_sees_the_whole_picture_and_the_vae_what_is_left(
+    models: dict[Variant, Components], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cygnet.pipelines import conditioning
+    from cygnet.pipelines import generate as module
+
+    seen: dict[str, tuple[int, ...]] = {}
+
+    def eye(model: Any, images: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        seen["clip"] = tuple(images[0].shape)
+        return conditioning.encode_images(model, images)
+
+    def condition(vae: Any, image: torch.Tensor, **options: Any) -> torch.Tensor:
+        seen["vae"] = tuple(image.shape)
+        return conditioning.image_condition(vae, image, **options)
+
+    monkeypatch.setattr(module, "encode_images", eye)
+    monkeypatch.setattr(module, "image_condition", condition)
+    frames(models["i2v"], Inputs(image=fill("wide", [3, 16, 64])))
+    assert seen == {"clip": (3, 16, 64), "vae": (3, 16, 32)}

@@ -177,6 +177,8 @@ def _from_config_json(config: ComponentConfig, data: dict[str, Any], where: str)
             raise WeightFileError(
                 f"{where}: {field} is {printable(json.dumps(value))}; Wan 2.1 has {json.dumps(allowed[0])}"
             )
+        if field == "model_type" and isinstance(value, str):
+            _check_variant(config, value, where)
         ours = table[field]
         if ours is None or value is None:
             continue
@@ -189,6 +191,16 @@ def _from_config_json(config: ComponentConfig, data: dict[str, Any], where: str)
                 f"({variant_name(config)}); the two do not belong together"
             )
     return _apply(config, changes)
+
+
+def _check_variant(config: ComponentConfig, said: str, where: str) -> None:
+    """Compare ``model_type`` with what the tensors are; the Fun models call themselves by what they were made from."""
+    variant = config.variant if isinstance(config, DiTConfig) else None
+    if variant in ("t2v", "i2v", "flf2v", "vace") and said != variant:
+        raise WeightFileError(
+            f"{where} says model_type = {printable(said)!r}, but the tensors are those of a {variant} model; the two "
+            "do not belong together"
+        )
 
 
 def _table_for(config: ComponentConfig, data: dict[str, Any]) -> Mapping[str, str | None] | None:

@@ -144,8 +144,8 @@ def picture_from_pillow(image: Image.Image) -> Picture:
 
     Raises MediaError when it is empty, damaged, or of a mode that holds no picture.
     """
-    if not image.width or not image.height:
-        raise MediaError(f"the picture is {image.width}x{image.height}; it holds no pixels")
+    if min(image.size) < MIN_SIDE:
+        raise MediaError(f"the picture is {image.width}x{image.height}; both sides must be at least {MIN_SIDE} pixels")
     try:
         kept = image.copy()
         kept.info = dict(image.info)

@@ -81,7 +81,7 @@ def image_mask(num_frames: int, height: int, width: int, *, last: bool) -> torch
     Channel r of latent frame j stands for pixel frame 4j - 3 + r, and all channels of latent frame 0 for frame 0.
     A given last frame is therefore marked in one channel only; the networks were trained that way.
     """
-    given = torch.zeros(num_frames)
+    given = torch.zeros(num_frames, dtype=torch.float32)
     given[0] = 1
     if last:
         given[-1] = 1
@@ -144,7 +144,7 @@ def _frames(
 ) -> Iterator[torch.Tensor]:
     """The video ``[1, 3, T, H, W]`` in pieces of one and then four frames."""
     yield resize(first, width, height)[None, :, None]
-    grey = torch.zeros(1, 3, FRAME_STRIDE, height, width)
+    grey = torch.zeros(1, 3, FRAME_STRIDE, height, width, dtype=torch.float32)
     pieces = (num_frames - 1) // FRAME_STRIDE
     for piece in range(pieces):
         if last is not None and piece == pieces - 1:

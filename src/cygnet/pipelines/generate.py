@@ -170,8 +170,8 @@ def _run(
 ) -> Iterator[torch.Tensor]:
     try:
         record.notices += _expectations(components, request)
-        inputs = _fitted(inputs, request, record)
-        conditioning = _condition(components, request, inputs, on_progress, cancel, record)
+        given, inputs = inputs, _fitted(inputs, request, record)
+        conditioning = _condition(components, request, given, inputs, on_progress, cancel, record)
         sampling = Sampling(
             solver=request.solver,
             num_steps=request.num_steps,
@@ -246,11 +246,13 @@ def _fitted(inputs: Inputs, request: GenerateRequest, record: Record) -> Inputs:
 def _condition(
     components: Components,
     request: GenerateRequest,
+    given: Inputs,
     inputs: Inputs,
     on_progress: ProgressSink,
     cancel: CancelToken,
     record: Record,
 ) -> Conditioning:
+    """What steers the denoising. CLIP sees the pictures as ``given``, whole; the VAE those cut to size."""
     cancel.check()
     negative: torch.Tensor | None = None
     sampled = request.num_steps - start_step_for_strength(request.strength, request.num_steps)
@@ -271,7 +273,7 @@ def _condition(
         return Conditioning(context=context, negative_context=negative)
 
     cancel.check()
-    images = (inputs.image,) if inputs.last_image is None else (inputs.image, inputs.last_image)
+    images = tuple(it for it in (given.image, given.last_image) if it is not None)
     steps = 1 + latent_grid(request.num_frames, request.width, request.height)[0]  # CLIP, then the VAE frame by frame
     on_progress(Progress(phase="image", step=0, total=steps))
     with record.timed("image"), components.use_image_encoder() as eye:

@@ -26,6 +26,6 @@ def preprocess(image: torch.Tensor, size: int = 224) -> torch.Tensor:
             field="image",
         )
     square = F.interpolate(batch.float(), size=(size, size), mode="bicubic", align_corners=False)
-    mean = torch.tensor(PIXEL_MEAN, device=image.device).view(3, 1, 1)
-    std = torch.tensor(PIXEL_STD, device=image.device).view(3, 1, 1)
+    mean = torch.tensor(PIXEL_MEAN, dtype=torch.float32, device=image.device).view(3, 1, 1)
+    std = torch.tensor(PIXEL_STD, dtype=torch.float32, device=image.device).view(3, 1, 1)
     return (square * 0.5 + 0.5 - mean) / std

@@ -188,7 +188,7 @@ class DiT(nn.Module):
 
     def _check(self, latents: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor | None) -> None:
         config = self.config
-        if latents.ndim != 5 or latents.shape[1] != config.out_channels:
+        if latents.ndim != 5 or latents.shape[1] != config.out_channels or not latents.numel():
             raise ValueError(f"latents must be [B, {config.out_channels}, t, h, w], not {list(latents.shape)}")
         if any(size % patch for size, patch in zip(latents.shape[2:], config.patch_size, strict=True)):
             raise ValueError(f"latents are {list(latents.shape[2:])}; t, h, w must be multiples of {config.patch_size}")

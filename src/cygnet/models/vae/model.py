@@ -210,13 +210,13 @@ class WanVAE(nn.Module):
 
     def _moments(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (1, -1, 1, 1, 1)
-        mean = torch.tensor(self.config.latents_mean, device=like.device).view(shape)
-        std = torch.tensor(self.config.latents_std, device=like.device).view(shape)
+        mean = torch.tensor(self.config.latents_mean, dtype=torch.float32, device=like.device).view(shape)
+        std = torch.tensor(self.config.latents_std, dtype=torch.float32, device=like.device).view(shape)
         return mean, std
 
     def _check_video(self, video: torch.Tensor, *, first: bool = True) -> None:
         space, time = self.config.spatial_stride, self.config.temporal_stride
-        if video.ndim != 5 or video.shape[1] != 3:
+        if video.ndim != 5 or video.shape[1] != 3 or not video.shape[0]:
             raise ValueError(f"video must be [B, 3, T, H, W], not {list(video.shape)}")
         frames, height, width = video.shape[2:]
         if not first and (frames < 1 or frames % time):
