@@ -6,7 +6,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _WHO = Group.create_ordered("Who may reach it")
 _WHERE = Group.create_ordered("Where things are")
 _MB = 2**20
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
 def launch(
@@ -41,6 +42,8 @@ def launch(
     model_paths: Annotated[Places, Parameter(group=_WHERE)] = (),
     device: Annotated[str, Parameter(metavar="NAME")] = "auto",
     disable_metadata: Switch = False,
+    verbose: Level = "INFO",
+    log_format: Annotated[Literal["text", "json"], Parameter()] = "text",
     debug: Debug = False,
 ) -> int:
     """Start the studio: a server for ComfyUI's web page, its workflows and its clients.
@@ -79,6 +82,10 @@ def launch(
         auto, cpu, cuda or cuda:N.
     disable_metadata
         Do not store prompts and workflows in results.
+    verbose
+        Least level of what is logged on stderr.
+    log_format
+        text, or json: one object a line.
     """
     base = base_folder(base_directory)
     given = {"input": input_directory, "output": output_directory, "temp": temp_directory}
@@ -86,12 +93,14 @@ def launch(
     roots = model_roots(base, (*extra_model_paths_config, *model_paths))
     try:
         from cygnet.server.guard import Access
+        from cygnet.server.logs import log_to_stderr
         from cygnet.server.settings import Settings
         from cygnet.server.templates import STARTERS
     except ImportError as error:
         raise UnsupportedError(
             f"the studio is not installed ({error.name}); run: pip install 'cygnet[studio]'"
         ) from error
+    log_to_stderr(verbose, log_format)
     access = Access(
         listen=listen,
         names=frozenset(allow_host),
@@ -150,7 +159,7 @@ def _serve(settings: Settings, options: dict[str, object], bound: socket.socket,
         here = "cygnet.cli.studio"
         engine = Engine(store, Sockets(features(settings)), f"{here}:worker", f"{here}:catalogue", options)
         config = uvicorn.Config(
-            create_app(engine, settings), log_level="warning", ws_max_size=2**20, timeout_graceful_shutdown=5
+            create_app(engine, settings), log_config=None, ws_max_size=2**20, timeout_graceful_shutdown=5
         )
         Voice().note(f"To see the page go to: {url}")
         if auto_launch:

@@ -64,6 +64,8 @@ class Engine:
     """Given to both processes."""
     running: _Running | None = None
     draining: bool = False
+    lost_workers: int = 0
+    """How many workers died since the start."""
     _worker: Child | None = None
     _worker_ready: bool = False
     _catalogue: Child | None = None
@@ -135,6 +137,7 @@ class Engine:
             self.sockets.send(status(self.store.remaining()))
             self.sockets.send(over(record.id), record.submission.client_id)
         if not self.draining:
+            self.lost_workers += 1
             delay = _RESTART_AFTER[min(self._deaths, len(_RESTART_AFTER) - 1)]
             self._deaths += 1
             _log.error("the worker %s; starting it again in %s s", how, delay)
@@ -174,6 +177,7 @@ class Engine:
             record = self.store.submit(submission, front=body.get("front") is True, number=_number(body.get("number")))
         except DuplicateJobError as error:
             raise _refusal("job_conflict", str(error), http_status=409) from error
+        _log.info("job %s: accepted", record.id, extra={"job": record.id})
         self.tell_status()
         self.dispatch()
         return {"prompt_id": record.id, "number": record.number, "node_errors": verdict["node_errors"]}
@@ -206,6 +210,7 @@ class Engine:
         self.running = _Running(record, JobMessages(record.id))
         self._idle.clear()
         it = record.submission
+        _log.info("job %s: begun, attempt %d", it.id, record.attempts, extra={"job": it.id})
         self._worker.tell(
             "run", job=it.id, fence=record.fence, prompt=it.prompt, outputs=list(it.outputs), extra=it.extra
         )
@@ -243,11 +248,20 @@ class Engine:
             return
         self.running = None
         self._deaths = 0
+        seconds = time.time() - (running.record.started_ms or 0) / 1000
+        why = "" if ending.error is None else f": {ending.error.get('exception_message', '')}"
+        facts = {"job": running.record.id, "state": ending.state, "seconds": round(seconds, 3)}
+        _log.info("job %s: %s after %.1f s%s", running.record.id, ending.state, seconds, why, extra=facts)
         self._idle.set()
         # Clients read the history on the next message, so it is stored by now.
         self.sockets.send(status(self.store.remaining()))
         self.sockets.send(over(running.record.id), running.record.submission.client_id)
         self.dispatch()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker is there to take jobs."""
+        return self._worker_ready and not self.draining
 
     # Control
 

@@ -1,11 +1,13 @@
-"""The last log lines, for the page's log panel."""
+"""The server's log: the last lines for the page's log panel, and all of them on stderr as text or as JSON."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Literal
 
 from cygnet.server.wire import Message
 
@@ -35,3 +37,33 @@ class LogLines(logging.Handler):
     def text(self) -> str:
         """All kept lines."""
         return "".join(it["m"] for it in self._lines)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per record: time, level, logger, message, and what the record carries of a job."""
+
+    FACTS = ("job", "state", "seconds")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record on one line."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: getattr(record, name) for name in self.FACTS if hasattr(record, name)}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def log_to_stderr(level: str, form: Literal["text", "json"]) -> None:
+    """Send the log of cygnet and of the web server to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name in ("cygnet", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level if name == "cygnet" else max(logging.WARNING, logging.getLevelNamesMapping()[level]))
+        logger.propagate = False

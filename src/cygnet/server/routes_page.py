@@ -19,6 +19,7 @@ from cygnet.server import templates
 from cygnet.server.body import read_json
 from cygnet.server.engine import Engine
 from cygnet.server.logs import LogLines
+from cygnet.server.metrics import CONTENT_TYPE, Metrics
 from cygnet.server.settings import Settings
 
 _DAY, _HOUR = "public, max-age=86400", "public, max-age=3600"
@@ -118,6 +119,12 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines) -> APIRouter
     @router.get("/health")
     async def health() -> JSONResponse:
         return JSONResponse({"status": "draining" if engine.draining else "ok", "queue": engine.store.remaining()})
+
+    numbers = Metrics(engine)
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return Response(numbers.text(), media_type=CONTENT_TYPE)
 
     @router.api_route("/{name:path}", methods=["GET", "HEAD"])
     async def page(name: str) -> Response:

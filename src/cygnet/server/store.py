@@ -358,6 +358,14 @@ class JobStore:
         (row,) = self._rows("SELECT COUNT(*) AS n FROM jobs WHERE state IN ('pending', 'running')")
         return int(row["n"])
 
+    def totals(self) -> dict[JobState, tuple[int, float]]:
+        """For each state how many jobs are in it, and the seconds that those took that have run."""
+        rows = self._rows(
+            "SELECT state, COUNT(*) AS n, COALESCE(SUM(ended_ms - started_ms), 0) / 1000.0 AS seconds FROM jobs"
+            " GROUP BY state"
+        )
+        return {row["state"]: (int(row["n"]), float(row["seconds"])) for row in rows}
+
     def queue(self, state: Literal["pending", "running"]) -> list[JobRecord]:
         """Jobs that are waiting, in the order in which they will run; or the running ones."""
         return [
