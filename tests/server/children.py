@@ -71,6 +71,7 @@ class Show:
         return {"ui": {"text": [text], **({"number": [float("nan")]} if text == "nan" else {})}}
 
 
+PACKS: list[dict[str, Any]] = []
 CLASSES = {"Text": Classic("Text", Text), "Show": Classic("Show", Show)}
 
 
@@ -79,4 +80,4 @@ def worker(channel: Channel, options: Mapping[str, Any]) -> None:
 
 
 def catalogue(channel: Channel, options: Mapping[str, Any]) -> None:
-    serve_catalogue(channel, lambda: CLASSES)
+    serve_catalogue(channel, CLASSES, PACKS)

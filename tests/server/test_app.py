@@ -371,3 +371,26 @@ def test_an_ended_job_can_be_retried_over_http(client: TestClient) -> None:
     assert (answer.status_code, answer.json()["id"]) == (200, job)
     wait(client, job)
     assert client.post("/api/jobs/nobody/retry").status_code == 404
+
+
+def test_the_scripts_and_examples_of_packs_are_served(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("web/b.js", "3"), ("web/c.html", "<script>"), ("examples/w.json", "{}"), ("secret.py", "x")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    pack = {"name": "my pack", "web": ["my pack", str(tmp_path / "web")], "examples": str(tmp_path / "examples")}
+
+    async def know(self: Engine, what: str, **more: Any) -> Any:
+        return [pack, {"name": "other", "web": None, "examples": None}]
+
+    monkeypatch.setattr(Engine, "know", know)
+    assert client.get("/api/extensions").json() == ["/extensions/core/x.js", "/extensions/my%20pack/b.js"]
+    answer = client.get("/extensions/my%20pack/b.js")
+    assert (answer.text, answer.headers["content-type"]) == ("3", "application/javascript")
+    assert client.get("/extensions/core/x.js").text == "2"
+    for wrong in ("my%20pack/..%2fsecret.py", "my%20pack/../secret.py", "none/b.js", "my%20pack/none.js"):
+        assert client.get(f"/extensions/{wrong}").status_code == 404, wrong
+    assert client.get("/api/workflow_templates").json() == {"my pack": ["w"]}
+    assert client.get("/api/workflow_templates/my%20pack/w.json").json() == {}
+    assert client.get("/api/workflow_templates/other/w.json").status_code == 404

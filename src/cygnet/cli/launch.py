@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter
 
 from cygnet.cli.options import Debug, Places, Switch, Whole
 from cygnet.cli.output import Voice
-from cygnet.cli.studio import base_folder, child_options, folders_of, model_roots, read_token
+from cygnet.cli.studio import base_folder, child_options, folders_of, model_roots, pack_folders, read_token
 from cygnet.errors import RequestError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def launch(
     model_paths: Annotated[Places, Parameter(group=_WHERE)] = (),
     device: Annotated[str, Parameter(metavar="NAME")] = "auto",
     disable_metadata: Switch = False,
+    disable_all_custom_nodes: Switch = False,
     verbose: Level = "INFO",
     log_format: Annotated[Literal["text", "json"], Parameter()] = "text",
     debug: Debug = False,
@@ -82,6 +83,8 @@ def launch(
         auto, cpu, cuda or cuda:N.
     disable_metadata
         Do not store prompts and workflows in results.
+    disable_all_custom_nodes
+        Load no packs from custom_nodes folders.
     verbose
         Least level of what is logged on stderr.
     log_format
@@ -113,13 +116,20 @@ def launch(
         page=_installed("comfyui_frontend_package", "static"),
         templates=tuple(filter(None, (STARTERS, _installed("comfyui_workflow_templates_json", "templates")))),
         docs=_installed("comfyui_embedded_docs", "docs"),
-        models={kind: tuple(Path(it) for it in paths) for kind, paths in roots.items()},
+        models={kind: tuple(Path(it) for it in paths) for kind, paths in roots.items() if kind != "custom_nodes"},
         access=access,
         largest_upload=(max_upload_size or 0) * _MB,
         versions=_versions(),
         arguments=("--disable-api-nodes",),
     )
-    options = child_options(folders, roots, device=device, metadata=not disable_metadata)
+    options = child_options(
+        folders,
+        roots,
+        device=device,
+        metadata=not disable_metadata,
+        packs=[] if disable_all_custom_nodes else pack_folders(base, roots),
+        notebooks=settings.user,
+    )
     return _serve(settings, options, _bound(listen, port or 0), auto_launch)
 
 

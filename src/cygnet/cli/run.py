@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from cygnet.cli.interrupts import cancelled_by_interrupt
 from cygnet.cli.options import Debug, Json, Places, Quiet, Switch
 from cygnet.cli.output import Voice
-from cygnet.cli.studio import base_folder, child_options, folders_of, model_roots, workshop
+from cygnet.cli.studio import base_folder, child_options, folders_of, known_nodes, model_roots, pack_folders, workshop
 from cygnet.errors import Cancelled, CygnetError, RequestError
 
 
@@ -37,6 +37,7 @@ def run(
     model_paths: Places = (),
     device: Annotated[str, Parameter(metavar="NAME")] = "auto",
     disable_metadata: Switch = False,
+    disable_all_custom_nodes: Switch = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -61,18 +62,28 @@ def run(
         auto, cpu, cuda or cuda:N.
     disable_metadata
         Do not store prompt and workflow in results.
+    disable_all_custom_nodes
+        Load no packs from custom_nodes folders.
     """
     from cygnet.graph.contract import describe_all
     from cygnet.graph.convert import is_prompt, is_workflow, to_prompt
-    from cygnet.nodes.catalogue import node_classes
 
     voice = Voice(as_json=json, quiet=quiet)
     document = _read(workflow)
     base = base_folder(base_directory)
     folders = folders_of(base, {"input": None, "output": output_directory, "temp": None})
     roots = model_roots(base, model_paths)
-    shop = workshop(child_options(folders, roots, device=device, metadata=not disable_metadata))
-    classes = node_classes(shop)
+    options = child_options(
+        folders,
+        roots,
+        device=device,
+        metadata=not disable_metadata,
+        packs=[] if disable_all_custom_nodes else pack_folders(base, roots),
+    )
+    classes, packs = known_nodes(workshop(options), options, "run")
+    for pack in packs:
+        if pack.error:
+            voice.note(f"pack {pack.name} is left out: {pack.error}")
     if is_workflow(document):
         prompt = to_prompt(document, describe_all(classes, lambda name, error: voice.note(f"{name}: {error}")))
     elif is_prompt(document):

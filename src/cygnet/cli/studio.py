@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from cygnet.errors import RequestError
 
 if TYPE_CHECKING:
+    from cygnet.graph.contract import NodeClass
     from cygnet.graph.folders import Folders
+    from cygnet.nodes.packs import Pack
     from cygnet.nodes.workshop import Workshop
     from cygnet.server.child import Channel
 
@@ -55,15 +57,31 @@ def model_roots(base: Path, places: Sequence[Path]) -> dict[str, list[str]]:
     return roots
 
 
+def pack_folders(base: Path, roots: Mapping[str, Sequence[str]]) -> list[Path]:
+    """Folders of custom nodes: the one below ``base``, and those that an extra_model_paths.yaml names."""
+    return list(dict.fromkeys([base / "custom_nodes", *map(Path, roots.get("custom_nodes", ()))]))
+
+
 def child_options(
-    folders: Folders, roots: Mapping[str, Sequence[str]], *, device: str, metadata: bool
+    folders: Folders,
+    roots: Mapping[str, Sequence[str]],
+    *,
+    device: str,
+    metadata: bool,
+    packs: Sequence[Path] = (),
+    notebooks: Path | None = None,
 ) -> dict[str, Any]:
-    """What both child processes are started with, as JSON values."""
+    """What both child processes are started with, as JSON values.
+
+    ``packs`` are the folders of custom nodes; each process keeps a file in ``notebooks`` on what it imports.
+    """
     return {
         "folders": {kind: str(folders.root(kind)) for kind in ("input", "output", "temp")},
         "models": {kind: list(paths) for kind, paths in roots.items()},
         "device": device,
         "metadata": metadata,
+        "packs": [str(it) for it in packs],
+        "notebooks": None if notebooks is None else str(notebooks),
     }
 
 
@@ -83,21 +101,34 @@ def workshop(options: Mapping[str, Any]) -> Workshop:
     )
 
 
+def known_nodes(
+    shop: Workshop, options: Mapping[str, Any], process: str
+) -> tuple[dict[str, NodeClass], Sequence[Pack]]:
+    """Our node types and those of all packs, and the packs; ``process`` tells this process's notes from another's."""
+    from cygnet.nodes import packs
+    from cygnet.nodes.catalogue import node_classes
+
+    classes = node_classes(shop)
+    notes = None if options["notebooks"] is None else Path(options["notebooks"]) / f"importing-{process}.json"
+    found = packs.load(shop, [Path(it) for it in options["packs"]], classes, notes)
+    return {**classes, **{name: node for pack in found for name, node in pack.nodes.items()}}, found
+
+
 def worker(channel: Channel, options: Mapping[str, Any]) -> None:
     """The process that runs jobs."""
-    from cygnet.nodes.catalogue import node_classes
     from cygnet.server.worker import serve_jobs
 
     shop = workshop(options)
-    serve_jobs(channel, node_classes(shop), free=shop.unload)
+    classes, _ = known_nodes(shop, options, "worker")
+    serve_jobs(channel, classes, free=shop.unload)
 
 
 def catalogue(channel: Channel, options: Mapping[str, Any]) -> None:
     """The process that knows the nodes."""
-    from cygnet.nodes.catalogue import node_classes
     from cygnet.server.worker import serve_catalogue
 
-    serve_catalogue(channel, lambda: node_classes(workshop(options)))
+    classes, found = known_nodes(workshop(options), options, "catalogue")
+    serve_catalogue(channel, classes, [it.json() for it in found])
 
 
 def read_token(path: Path | None) -> str | None:

@@ -71,7 +71,7 @@ def create_app(engine: Engine, settings: Settings) -> Guard:
         files_router(settings),
         user_router(settings),
         nodes_router(engine, settings),
-        shared_router(settings),
+        shared_router(engine, settings),
     ):
         app.include_router(router, prefix="/api")
         app.include_router(router, include_in_schema=False)

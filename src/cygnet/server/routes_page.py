@@ -6,6 +6,7 @@ import mimetypes
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
@@ -48,7 +49,7 @@ def is_page(path: str) -> bool:
     )
 
 
-def shared_router(settings: Settings) -> APIRouter:
+def shared_router(engine: Engine, settings: Settings) -> APIRouter:
     """Routes that have an ``/api`` prefix."""
     router = APIRouter(tags=["page"])
 
@@ -57,13 +58,40 @@ def shared_router(settings: Settings) -> APIRouter:
         if settings.page is None:
             return []
         found = (settings.page / "extensions").rglob("*.js")
-        return sorted(f"/{it.relative_to(settings.page).as_posix()}" for it in found)
+        core = sorted(f"/{it.relative_to(settings.page).as_posix()}" for it in found)
+        for name, folder in (await _web_folders(engine)).items():
+            scripts = sorted(it.relative_to(folder).as_posix() for it in folder.rglob("*.js"))
+            core += [f"/extensions/{quote(name)}/{quote(it)}" for it in scripts]
+        return core
 
     @router.get("/workflow_templates")
-    async def packs_with_templates() -> dict[str, Any]:
-        return {}
+    async def packs_with_templates() -> dict[str, list[str]]:
+        found = await _example_folders(engine)
+        return {name: sorted(it.stem for it in folder.glob("*.json")) for name, folder in found.items()}
+
+    @router.get("/workflow_templates/{pack}/{name:path}")
+    async def pack_template(pack: str, name: str) -> Response:
+        folder = (await _example_folders(engine)).get(pack)
+        found = None if folder is None else _static(folder, name)
+        if found is None:
+            raise HTTPException(404, "there is no such template")
+        return found
 
     return router
+
+
+async def _packs(engine: Engine) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = await engine.know("packs")
+    return found
+
+
+async def _web_folders(engine: Engine) -> dict[str, Path]:
+    """Name under ``/extensions`` and folder of each pack's scripts."""
+    return {it["web"][0]: Path(it["web"][1]) for it in await _packs(engine) if it["web"] is not None}
+
+
+async def _example_folders(engine: Engine) -> dict[str, Path]:
+    return {it["name"]: Path(it["examples"]) for it in await _packs(engine) if it["examples"] is not None}
 
 
 def page_router(engine: Engine, settings: Settings, logs: LogLines) -> APIRouter:
@@ -114,6 +142,15 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines) -> APIRouter
         found = _static(settings.docs, name) if settings.docs else None
         if found is None:
             raise HTTPException(404, "there is no help for this node")
+        return found
+
+    @router.api_route("/extensions/{pack}/{name:path}", methods=["GET", "HEAD"])
+    async def script(pack: str, name: str) -> Response:
+        core = None if settings.page is None else _static(settings.page / "extensions", f"{pack}/{name}")
+        folder = None if core is not None else (await _web_folders(engine)).get(pack)
+        found = core if folder is None else _static(folder, name)
+        if found is None:
+            raise HTTPException(404, "there is no such script")
         return found
 
     @router.get("/health")

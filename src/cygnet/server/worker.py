@@ -10,7 +10,7 @@ import functools
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cygnet.graph.cache import Cache
@@ -74,16 +74,19 @@ def _run(channel: Channel, executor: Executor, order: Mapping[str, Any], cancel:
     executor.run(job, tell, cancel)
 
 
-def serve_catalogue(channel: Channel, classes: Callable[[], Mapping[str, NodeClass]]) -> None:
-    """Describe node types, judge prompts and convert workflows until the server stops."""
-    known = classes()
+def serve_catalogue(
+    channel: Channel, classes: Mapping[str, NodeClass], packs: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Describe node types, judge prompts, convert workflows and tell of packs until the server stops."""
     channel.send({"ready": True})
     while (message := channel.receive()) is not None:
-        channel.answer(message, functools.partial(_answer, message, known))
+        channel.answer(message, functools.partial(_answer, message, classes, packs))
 
 
-def _answer(order: Mapping[str, Any], classes: Mapping[str, NodeClass]) -> Any:
+def _answer(order: Mapping[str, Any], classes: Mapping[str, NodeClass], packs: Sequence[Mapping[str, Any]]) -> Any:
     match order["what"]:
+        case "packs":
+            return list(packs)
         case "describe":
             wanted = order.get("name")
             chosen = classes if wanted is None else {wanted: classes[wanted]} if wanted in classes else {}
