@@ -25,6 +25,7 @@ VERBS = {
     "run": "Run a workflow file without a browser.",
     "launch": "Start the studio: ComfyUI's web page and protocol, with cygnet doing the work.",
     "jobs": "List, show, cancel or retry the studio's jobs.",
+    "nodes": "List, install, remove and update packs of custom nodes.",
     "replay": "Make a video again from its receipt, and compare.",
     "inspect": "Say what a weight file or folder is, and what it can serve.",
     "models": "List the models that have a name, and what of them is here.",

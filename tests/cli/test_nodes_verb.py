@@ -1,0 +1,176 @@
+"""``cygnet nodes``: installing from a path, a git address, and a stand-in of the registry."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from cli_process import Command
+
+INIT = "NODE_CLASS_MAPPINGS = {}\n"
+
+
+def zipped(**files: str) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name.replace("__DOT__", ".").replace("__SLASH__", "/"), text)
+    return out.getvalue()
+
+
+class Registry(BaseHTTPRequestHandler):
+    """Stands for the vendor's registry: pack ids to archives."""
+
+    packs: ClassVar[dict[str, tuple[str, bytes]]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        parts = self.path.partition("?")[0].split("/")
+        found = self.packs.get(parts[2])
+        if found is None:
+            self.send_error(404)
+            return
+        version, data = found
+        if parts[1] == "nodes":
+            where = f"http://127.0.0.1:{self.server.server_port}/zip/{parts[2]}"  # type: ignore[attr-defined]
+            data = json.dumps({"version": version, "downloadUrl": where}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[str, bytes]]]:
+    server = HTTPServer(("127.0.0.1", 0), Registry)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("CYGNET_REGISTRY", f"http://127.0.0.1:{server.server_port}")
+    Registry.packs.clear()
+    Registry.asked.clear()
+    yield Registry.packs
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The folder into which the studio of this test's user installs."""
+    return tmp_path / "cygnet" / "custom_nodes"
+
+
+def test_a_registry_pack_is_installed_listed_updated_and_removed(
+    cygnet: Command, root: Path, registry: dict[str, tuple[str, bytes]]
+) -> None:
+    registry["nice-pack"] = ("1.0.0", zipped(**{"__init__.py": INIT, "data/x.txt": "1"}))
+    done = cygnet("nodes", "install", "nice-pack")
+    assert (done.code, done.out) == (0, "nice-pack 1.0.0\n")
+    assert "Restart the studio" in done.err
+    assert (root / "nice-pack" / "data" / "x.txt").read_text() == "1"
+    assert cygnet("nodes", "install", "nice-pack").code == 2
+    registry["nice-pack"] = ("2.0.0", zipped(**{"nice-pack-2/__init__.py": INIT}))
+    assert cygnet("nodes", "update").out == "nice-pack 2.0.0\n"
+    assert not (root / "nice-pack" / "data").exists()
+    (row,) = cygnet("nodes", "--json").json()["packs"]
+    expected = {"name": "nice-pack", "origin": "registry", "address": "nice-pack", "version": "2.0.0", "enabled": True}
+    assert row == expected
+    cygnet("nodes", "disable", "nice-pack")
+    assert not (root / "nice-pack").exists()
+    assert cygnet("nodes", "list", "--json").json()["packs"][0]["enabled"] is False
+    cygnet("nodes", "enable", "nice-pack")
+    assert cygnet("nodes", "install", "nice-pack", "--version", "1.5.0").code == 2
+    assert "version=1.5.0" in Registry.asked[-2]
+    assert cygnet("nodes", "remove", "nice-pack").code == 0
+    assert list(root.iterdir()) == []
+    assert cygnet("nodes").out == "No packs are installed.\n"
+
+
+def test_a_failed_update_leaves_the_old_pack(
+    cygnet: Command, root: Path, registry: dict[str, tuple[str, bytes]]
+) -> None:
+    registry["p"] = ("1", zipped(**{"__init__.py": INIT}))
+    cygnet("nodes", "install", "p")
+    registry["p"] = ("2", zipped(**{"__init__.py": INIT, "requirements.txt": "no-such-package-of-cygnet==1\n"}))
+    done = cygnet("nodes", "update", "p")
+    assert (done.code, "requirements" in done.err) == (1, True)
+    assert [it.name for it in root.iterdir()] == ["p"]
+    assert cygnet("nodes", "--json").json()["packs"][0]["version"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"no zip", "damaged"),
+        (zipped(**{"../evil.py": "x", "__init__.py": INIT}), "leads out"),
+        (zipped(**{"/evil.py": "x", "__init__.py": INIT}), "leads out"),
+        (zipped(**{"readme.txt": "x"}), "no __init__.py"),
+    ],
+)
+def test_an_archive_that_is_no_pack_leaves_nothing(
+    cygnet: Command, root: Path, registry: dict[str, tuple[str, bytes]], data: bytes, words: str
+) -> None:
+    registry["bad"] = ("1", data)
+    done = cygnet("nodes", "install", "bad")
+    assert (done.code, words in done.err) == (1, True), done.err
+    assert list(root.iterdir()) == []
+    assert not list(root.parent.rglob("evil.py"))
+
+
+def test_a_path_and_a_git_address(cygnet: Command, root: Path, place: Path) -> None:
+    source = place / "mine"
+    source.mkdir()
+    (source / "__init__.py").write_text(INIT)
+    assert cygnet("nodes", "install", source).code == 0
+    assert cygnet("nodes", "--json").json()["packs"][0]["address"] == str(source)
+    (source / "new.py").write_text("")
+    assert cygnet("nodes", "update", "mine").code == 0
+    assert (root / "mine" / "new.py").exists()
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed, so nothing can be cloned")
+    for order in (["init", "-q"], ["add", "."], ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "x"]):
+        subprocess.run(["git", *order], cwd=source, check=True)
+    shutil.move(source, place / "cloned.git")
+    done = cygnet("nodes", "install", f"file://{place / 'cloned.git'}")
+    assert done.code == 0, done.err
+    assert (root / "cloned" / "__init__.py").exists()
+    assert cygnet("nodes", "update", "cloned").code == 0
+    assert "could not clone" in cygnet("nodes", "install", f"file://{place / 'none.git'}").err
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["install"], "say what to install"),
+        (["install", "../x y"], "is no registry id"),
+        (["install", "--version", "1", "."], "a path has none"),
+        (["remove", "nobody"], "there is no pack 'nobody'"),
+        (["update", "nobody"], "there is no pack"),
+        (["list", "x"], "takes no names"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_words(cygnet: Command, words: list[str], part: str) -> None:
+    done = cygnet("nodes", *words)
+    assert (done.code, part in done.err) == (2, True), done.err
+
+
+def test_an_unknown_pack_and_an_unreachable_registry(
+    cygnet: Command, registry: dict[str, tuple[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = cygnet("nodes", "install", "nobody")
+    assert (done.code, "answers 404" in done.err) == (1, True)
+    monkeypatch.setenv("CYGNET_REGISTRY", "http://example.org")
+    assert "only https" in cygnet("nodes", "install", "nobody").err
+    monkeypatch.setenv("CYGNET_REGISTRY", "http://127.0.0.1:9")
+    assert "cannot be reached" in cygnet("nodes", "install", "nobody", "--json").json()["error"]["message"]
