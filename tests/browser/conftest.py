@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cygnet.checkpoints.catalogue import EMBEDDED
+from studio_process import Studio, launched
 
 STOCK = {
     "diffusion_models/wan2.1_t2v_1.3B_fp16.safetensors": "t2v",
@@ -27,38 +22,6 @@ STOCK = {
 """The embedded weights under the names that the published workflows use."""
 SHOTS = Path(__file__).parents[2] / "out" / "browser"
 """Screenshots of every story, to be looked at."""
-
-
-@dataclass
-class Studio:
-    """A running ``cygnet launch``."""
-
-    url: str
-    base: Path
-    process: subprocess.Popen[str]
-    lines: list[str] = field(default_factory=list)
-
-    def stop(self) -> None:
-        self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(30)
-        self.process.kill()
-        self.process.wait()
-
-
-def launched(base: Path, *more: str) -> Studio:
-    """Start a studio on a free port and wait until it listens."""
-    command = [sys.executable, "-m", "cygnet", "launch", "--port", "0", "--base-directory", str(base), *more]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert process.stderr is not None
-    lines: list[str] = []
-    for line in process.stderr:
-        lines.append(line)
-        if found := re.search(r"http://\S+", line):
-            studio = Studio(found[0], base, process, lines)
-            threading.Thread(target=lambda: lines.extend(process.stderr or ()), daemon=True).start()
-            return studio
-    raise AssertionError("".join(lines))
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.browser.conftest import SHOTS, Studio
+from tests.browser.conftest import SHOTS
 
 from cygnet.media.video_read import read_video
+from studio_process import Studio
 
 ENDED = "completed,failed,cancelled"
 ALL = ENDED + ",pending,in_progress"

@@ -2,67 +2,22 @@
 
 from __future__ import annotations
 
-import io
-import json
 import shutil
 import subprocess
-import threading
-import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
 from cli_process import Command
-
-INIT = "NODE_CLASS_MAPPINGS = {}\n"
-
-
-def zipped(**files: str) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name.replace("__DOT__", ".").replace("__SLASH__", "/"), text)
-    return out.getvalue()
-
-
-class Registry(BaseHTTPRequestHandler):
-    """Stands for the vendor's registry: pack ids to archives."""
-
-    packs: ClassVar[dict[str, tuple[str, bytes]]] = {}
-    asked: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        parts = self.path.partition("?")[0].split("/")
-        found = self.packs.get(parts[2])
-        if found is None:
-            self.send_error(404)
-            return
-        version, data = found
-        if parts[1] == "nodes":
-            where = f"http://127.0.0.1:{self.server.server_port}/zip/{parts[2]}"  # type: ignore[attr-defined]
-            data = json.dumps({"version": version, "downloadUrl": where}).encode()
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+from stand_in_registry import INIT, Registry, stand_in_registry, zipped
 
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[str, bytes]]]:
-    server = HTTPServer(("127.0.0.1", 0), Registry)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("CYGNET_REGISTRY", f"http://127.0.0.1:{server.server_port}")
-    Registry.packs.clear()
-    Registry.asked.clear()
-    yield Registry.packs
-    server.shutdown()
-    server.server_close()
+    with stand_in_registry() as url:
+        monkeypatch.setenv("CYGNET_REGISTRY", url)
+        yield Registry.packs
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import sys
@@ -43,6 +44,7 @@ def launch(
     device: Annotated[str, Parameter(metavar="NAME")] = "auto",
     disable_metadata: Switch = False,
     disable_all_custom_nodes: Switch = False,
+    enable_manager: Switch = False,
     verbose: Level = "INFO",
     log_format: Annotated[Literal["text", "json"], Parameter()] = "text",
     debug: Debug = False,
@@ -85,6 +87,8 @@ def launch(
         Do not store prompts and workflows in results.
     disable_all_custom_nodes
         Load no packs from custom_nodes folders.
+    enable_manager
+        Let the page's Manager install packs of custom nodes from the registry. They run as you; on loopback only.
     verbose
         Least level of what is logged on stderr.
     log_format
@@ -95,7 +99,7 @@ def launch(
     folders = folders_of(base, given)
     roots = model_roots(base, (*extra_model_paths_config, *model_paths))
     try:
-        from cygnet.server.guard import Access
+        from cygnet.server.guard import Access, is_loopback
         from cygnet.server.logs import log_to_stderr
         from cygnet.server.settings import Settings
         from cygnet.server.templates import STARTERS
@@ -110,6 +114,12 @@ def launch(
         origins=frozenset(enable_cors_header),
         token=read_token(token_file),
     )
+    if enable_manager and not is_loopback(listen):
+        raise RequestError(
+            f"--enable-manager lets the page install programs, and --listen is {listen}; use it on loopback only, or "
+            "install packs with: cygnet nodes install",
+            field="enable_manager",
+        )
     settings = Settings(
         folders=folders,
         user=(user_directory or base / "user").expanduser().absolute(),
@@ -120,7 +130,8 @@ def launch(
         access=access,
         largest_upload=(max_upload_size or 0) * _MB,
         versions=_versions(),
-        arguments=("--disable-api-nodes",),
+        packs=base / "custom_nodes" if enable_manager else None,
+        arguments=("--disable-api-nodes", *(("--enable-manager",) if enable_manager else ())),
     )
     options = child_options(
         folders,
@@ -168,20 +179,45 @@ def _serve(settings: Settings, options: dict[str, object], bound: socket.socket,
         store = JobStore(settings.user / "jobs.sqlite")
         here = "cygnet.cli.studio"
         engine = Engine(store, Sockets(features(settings)), f"{here}:worker", f"{here}:catalogue", options)
+        wanted: list[bool] = []
+
+        def restart() -> None:
+            wanted.append(True)
+            server.should_exit = True
+
         config = uvicorn.Config(
-            create_app(engine, settings), log_config=None, ws_max_size=2**20, timeout_graceful_shutdown=5
+            create_app(engine, settings, restart), log_config=None, ws_max_size=2**20, timeout_graceful_shutdown=5
         )
+        server = uvicorn.Server(config)
         Voice().note(f"To see the page go to: {url}")
         if auto_launch:
             import webbrowser
 
             webbrowser.open(url)
         try:
-            uvicorn.Server(config).run(sockets=[bound])
+            server.run(sockets=[bound])
         finally:
             store.close()
             _empty(settings.folders.temp)
+    if wanted:
+        bound.close()
+        _become_new(port)
     return 0
+
+
+def _become_new(port: int) -> None:
+    """Replace this process by one with the same arguments, on the same port."""
+    sys.stderr.flush()
+    if (session := os.environ.get("__COMFY_CLI_SESSION__")) is not None:  # comfy-cli starts it again
+        Path(f"{session}.reboot").write_text("")
+        return
+    words = [it for it in sys.argv[1:] if it != "--auto-launch"]
+    for at, word in enumerate(words):  # the page that waits knows the port that was free
+        if word == "--port=0":
+            words[at] = f"--port={port}"
+        elif word == "--port" and words[at + 1 : at + 2] == ["0"]:
+            words[at + 1] = str(port)
+    os.execv(sys.executable, [sys.executable, "-m", "cygnet", *words])
 
 
 def _empty(folder: Path) -> None:

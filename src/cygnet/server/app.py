@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from starlette.middleware.cors import CORSMiddleware
@@ -14,10 +15,12 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from cygnet.server.engine import Engine
 from cygnet.server.guard import Guard, WrongTokens
+from cygnet.server.installer import REGISTRY, Installer
 from cygnet.server.login import login_router
 from cygnet.server.logs import LogLines
 from cygnet.server.routes_files import files_router, internal_files_router
 from cygnet.server.routes_jobs import jobs_router
+from cygnet.server.routes_manager import manager_router
 from cygnet.server.routes_nodes import nodes_router
 from cygnet.server.routes_page import is_page, page_router, shared_router
 from cygnet.server.routes_user import user_router
@@ -28,15 +31,17 @@ LARGEST_MESSAGE = 2**20
 
 def features(settings: Settings) -> dict[str, object]:
     """What the server says it can do, over HTTP and on the socket."""
+    manager = {"extension": {"manager": {"supports_v4": True, "supports_csrf_post": True}}}
     return {
+        **(manager if settings.packs is not None else {}),
         "supports_preview_metadata": True,
         "supports_progress_text_metadata": True,
         "max_upload_size": settings.largest_upload,
     }
 
 
-def create_app(engine: Engine, settings: Settings) -> Guard:
-    """The ASGI application. The engine starts and stops with it."""
+def create_app(engine: Engine, settings: Settings, restart: Callable[[], None] = lambda: None) -> Guard:
+    """The ASGI application. The engine starts and stops with it; ``restart`` is what the Manager's restart does."""
     logs = LogLines()
 
     @contextlib.asynccontextmanager
@@ -66,13 +71,17 @@ def create_app(engine: Engine, settings: Settings) -> Guard:
         )
     wrong = WrongTokens()
     app.include_router(login_router(settings.access, wrong), include_in_schema=False)
-    for router in (
+    routers = [
         jobs_router(engine),
         files_router(settings),
         user_router(settings),
         nodes_router(engine, settings),
         shared_router(engine, settings),
-    ):
+    ]
+    if settings.packs is not None:
+        registry = os.environ.get("CYGNET_REGISTRY", REGISTRY)
+        routers.append(manager_router(engine, Installer(settings.packs, registry=registry), restart))
+    for router in routers:
         app.include_router(router, prefix="/api")
         app.include_router(router, include_in_schema=False)
     app.include_router(internal_files_router(settings), include_in_schema=False)

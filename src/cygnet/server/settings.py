@@ -29,5 +29,7 @@ class Settings:
     largest_upload: int = 100 * 2**20
     versions: Mapping[str, str] = field(default_factory=dict)
     """What ``system_stats`` says of packages: name to version."""
+    packs: Path | None = None
+    """Folder into which the page's Manager may install packs; None: it may not."""
     arguments: tuple[str, ...] = ()
     """Switches that the page should know of; not the real command line, which may hold paths."""
