@@ -126,3 +126,17 @@ def test_limits_of_a_container_are_read(monkeypatch: pytest.MonkeyPatch) -> None
     assert doctor.memory_limit() == 4_000_000_000
     files["/sys/fs/cgroup/memory.max"] = "max"
     assert doctor.memory_limit() is None
+
+
+def test_a_named_model_that_is_here_needs_nothing_more(cygnet: Command) -> None:
+    done = cygnet("inspect", "tiny-i2v")
+    assert done.code == 0
+    assert "still needs" not in done.out
+    parts = cygnet("inspect", "tiny-i2v", "--json").json()["parts"]
+    assert [part["missing"] for part in parts] == [[]] * 4
+
+
+@pytest.mark.parametrize("verb", ["models", "doctor"])
+def test_a_verb_without_arguments_says_so(cygnet: Command, verb: str) -> None:
+    done = cygnet(verb, "x")
+    assert (done.code, "it takes options alone" in done.err) == (2, True)

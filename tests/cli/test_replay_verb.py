@@ -64,6 +64,14 @@ def test_the_picture_is_found_by_its_name_or_asked_for(cygnet: Command, i2v: Pat
     assert "image is not the one" in other.err
 
 
+def test_frames_can_be_replayed_as_often_as_a_video(cygnet: Command, small: list[str], place: Path) -> None:
+    assert cygnet("generate", PROMPT, *small, "--out", "f.png").code == 0
+    for folder in ("f-replay", "f-replay-2", "f-replay-3"):
+        done = cygnet("replay", "f", *small[:2])
+        assert (done.code, "difference 0" in done.out) == (0, True), done.err
+        assert len(list((place / folder).glob("*.png"))) == 5
+
+
 def test_a_receipt_of_files_asks_for_the_files(cygnet: Command, small: list[str], place: Path) -> None:
     cygnet("generate", PROMPT, *small, "--out", "x.mp4")
     done = cygnet("replay", "x.mp4")

@@ -180,8 +180,10 @@ def test_stopping_half_way_leaves_nothing(tmp_path: Path, kind: VideoFormat, sto
 
 def test_an_interrupt_signal_while_encoding_leaves_nothing(tmp_path: Path) -> None:
     script = f"""
+        import signal
         import numpy as np
         from cygnet.media.video import open_writer
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
         with open_writer({str(tmp_path / "x.mp4")!r}, width=256, height=256, fps=16) as writer:
             print("ready", flush=True)
             while True:
@@ -193,7 +195,10 @@ def test_an_interrupt_signal_while_encoding_leaves_nothing(tmp_path: Path) -> No
         assert child.stdout is not None
         child.stdout.readline()
         child.send_signal(signal.SIGINT)
-        child.wait(30)
+        try:
+            child.wait(100)
+        finally:
+            child.kill()
     assert child.returncode != 0
     assert list(tmp_path.iterdir()) == []
 

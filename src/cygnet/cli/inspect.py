@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,8 @@ def inspect(
     if not Path(path).exists() and catalogue.is_name(path):
         parts = catalogue.resolve(path, places=model_paths)
         found = [look_into(part) for part in dict.fromkeys(parts.values())]
+        # Each file alone lacks the others; together they lack nothing, or the name would not have been resolved.
+        found = [replace(each, missing=()) for each in found]
     else:
         found = [look_into(Path(path))]
     value: dict[str, Any] = found[0].to_json() if len(found) == 1 else {"parts": [each.to_json() for each in found]}

@@ -110,7 +110,11 @@ def _misuse(error: CycloptsError, verb: str | None) -> str:
 
     if isinstance(error, UnusedCliTokensError) and verb is not None:
         words = ", ".join(repr(word) for word in (error.unused_tokens or [])[:5])
-        advice = "put the prompt in quotes" if verb == "generate" else "it takes one argument; put quotes around blanks"
+        advice = "it takes one argument; put quotes around blanks"
+        if verb in ("models", "doctor", "launch"):
+            advice = "it takes options alone"
+        elif verb == "generate":
+            advice = "put the prompt in quotes"
         return error_line(f"{words} came after everything that cygnet {verb} takes: {advice}")
     return (
         f"{error_line(str(error))} See: cygnet {verb} --help"
@@ -125,7 +129,16 @@ def _version() -> str:
     return f"cygnet {version('cygnet')}"
 
 
+_OPTIONS = {
+    "num_frames": "frames", "num_steps": "steps", "guidance_scale": "guidance", "negative_prompt": "negative",
+}  # fmt: skip
+"""Fields of a request that have another name on the command line."""
+
+
 def _failed(error: CygnetError, as_json: bool) -> int:
+    field = getattr(error, "field", None)
+    if field in _OPTIONS and str(error).startswith(f"{field} is "):
+        error.args = (f"--{_OPTIONS[field]}{str(error).removeprefix(field)}",)
     try:
         print_error(error, as_json=as_json)
     except BrokenPipeError:

@@ -82,8 +82,9 @@ def _filled(pattern: str, values: dict[str, str | int]) -> str:
         pieces = list(string.Formatter().parse(pattern))
         for _, name, spec, conversion in pieces:
             if name is not None and (name not in values or conversion is not None or "{" in (spec or "")):
+                shown = error_line(name) + (f"!{conversion}" if conversion else "")
                 raise RequestError(
-                    f"out has {{{error_line(name)}}}; known are {', '.join(f'{{{known}}}' for known in PLACEHOLDERS)}",
+                    f"out has {{{shown}}}; known are {', '.join(f'{{{known}}}' for known in PLACEHOLDERS)}",
                     field="out",
                 )
             if spec and not (spec.isdigit() and len(spec) <= 3):
@@ -125,9 +126,14 @@ def _first_free(target: Target) -> Path:
     for count in range(1, 10_000):
         stem = target.stem if count == 1 else f"{target.stem}-{count}"
         path = target.folder / f"{stem}{target.suffix}"
-        if not os.path.lexists(path):
+        if not os.path.lexists(path) and not _is_taken_by_frames(path):
             return path
     return target.path
+
+
+def _is_taken_by_frames(path: Path) -> bool:
+    """Single frames go into a folder that has the name without its suffix."""
+    return path.suffix == ".png" and os.path.lexists(path.with_suffix(""))
 
 
 @contextmanager
@@ -144,7 +150,8 @@ def reserved(target: Target) -> Iterator[Path]:
         while True:
             path = unused_path(target.folder, target.stem, target.suffix)
             taken.append(path)
-            if not os.path.lexists(sidecar_path(path)):  # a receipt that lost its video keeps its name
+            # A receipt that lost its video keeps its name.
+            if not os.path.lexists(sidecar_path(path)) and not _is_taken_by_frames(path):
                 break
         for unusable in taken[:-1]:
             release(unusable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -64,7 +65,7 @@ def open_regular(path: str | os.PathLike[str], *, max_bytes: int) -> Iterator[Bi
     """
     given = os.fspath(path)
     name = shorten(os.path.basename(given) or given)
-    if "://" in given:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", given):  # a Path has one slash left of two
         raise MediaError(f"{shorten(given)!r} is an address; download it first and give the file")
     try:
         if not stat.S_ISREG(os.stat(given).st_mode):
