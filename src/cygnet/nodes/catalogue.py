@@ -14,6 +14,7 @@ from cygnet.nodes import (
     control,
     custom_sampling,
     dynamic,
+    extras,
     files,
     images,
     latents,
@@ -36,6 +37,7 @@ _MODULES: tuple[ModuleType, ...] = (
     images,
     basics,
     dynamic,
+    extras,
 )
 _DISPLAY = {
     "UNETLoader": "Load Diffusion Model",
@@ -73,6 +75,9 @@ _DISPLAY = {
     "ComfyMathExpression": "Math Expression",
     "ResizeImageMaskNode": "Resize Image/Mask",
     "MaskPreview": "Preview Mask",
+    "ImageScaleBy": "Upscale Image By",
+    "LoadImageMask": "Load Image (as Mask)",
+    "VAEDecodeTiled": "VAE Decode (Tiled)",
 }
 
 

@@ -21,8 +21,8 @@ from cygnet.media.video import VideoFormat, open_writer
 from cygnet.media.video_read import read_video
 from cygnet.nodes.workshop import Node, Workshop
 
-_HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".m4v", ".gif", ".webp")
 
 
@@ -43,7 +43,7 @@ class LoadImage(Node):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"image": (input_files(cls.shop, _PICTURES), {"image_upload": True})}}
+        return {"required": {"image": (input_files(cls.shop, PICTURES), {"image_upload": True})}}
 
     @classmethod
     def IS_CHANGED(cls, image: str) -> str:
@@ -123,7 +123,7 @@ class SaveVideo(Node):
                 "format": ("COMBO", {"default": "auto", "multiselect": False, "options": ["auto", "mp4"]}),
                 "codec": ("COMBO", {"default": "auto", "multiselect": False, "options": ["auto", "h264"]}),
             },
-            "hidden": _HIDDEN,
+            "hidden": HIDDEN,
         }
 
     def run(
@@ -157,7 +157,7 @@ class SaveAnimatedWEBP(Node):
                 "quality": ("INT", {"default": 80, "min": 0, "max": 100}),
                 "method": (["default", "fastest", "slowest"],),
             },
-            "hidden": _HIDDEN,
+            "hidden": HIDDEN,
         }
 
     def run(
@@ -194,7 +194,7 @@ class SaveWEBM(Node):
                 "fps": ("FLOAT", {"default": 24.0, "min": 0.01, "max": 1000.0, "step": 0.01}),
                 "crf": ("FLOAT", {"default": 32.0, "min": 0, "max": 63.0, "step": 1}),
             },
-            "hidden": _HIDDEN,
+            "hidden": HIDDEN,
         }
 
     def run(
@@ -223,7 +223,7 @@ class SaveImage(Node):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {"images": ("IMAGE",), "filename_prefix": ("STRING", {"default": "ComfyUI"})},
-            "hidden": _HIDDEN,
+            "hidden": HIDDEN,
         }
 
     def run(
@@ -243,7 +243,7 @@ class PreviewImage(SaveImage):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"images": ("IMAGE",)}, "hidden": _HIDDEN}
+        return {"required": {"images": ("IMAGE",)}, "hidden": HIDDEN}
 
     def run(self, images: torch.Tensor, prompt: Any = None, extra_pnginfo: Any = None) -> dict[str, Any]:  # type: ignore[override]
         prefix = f"ComfyUI_temp_{secrets.token_hex(4)}"
@@ -258,7 +258,7 @@ class MaskPreview(SaveImage):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"mask": ("MASK",)}, "hidden": _HIDDEN}
+        return {"required": {"mask": ("MASK",)}, "hidden": HIDDEN}
 
     def run(self, mask: torch.Tensor, prompt: Any = None, extra_pnginfo: Any = None) -> dict[str, Any]:  # type: ignore[override]
         grey = mask.reshape(-1, *mask.shape[-2:], 1).expand(-1, -1, -1, 3)

@@ -1,0 +1,282 @@
+"""Smaller nodes beside the main ones: tiles, latents cut and joined, masks and animated PNG files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+
+from cygnet.errors import RequestError
+from cygnet.graph.context import current
+from cygnet.media.files import discard, new_part, publish
+from cygnet.media.image import load_image
+from cygnet.nodes.conditioning import Conditioning
+from cygnet.nodes.files import HIDDEN, PICTURES, animated, described, input_files, is_there, to_bytes
+from cygnet.nodes.images import METHODS, scaled
+from cygnet.nodes.latents import MOST, Latent
+from cygnet.nodes.workshop import FileHandle, Node
+
+_CELL = 8
+"""Pixels of one latent cell."""
+_AXES = {"x": -1, "y": -2, "t": -3}
+
+
+class ConditioningZeroOut(Node):
+    """Conditioning that says nothing."""
+
+    CATEGORY = "advanced/conditioning"
+    RETURN_TYPES = ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"conditioning": ("CONDITIONING",)}}
+
+    def run(self, conditioning: Conditioning) -> tuple[Conditioning]:
+        return ([[torch.zeros_like(tensor), dict(own)] for tensor, own in conditioning],)
+
+
+class ImageScaleBy(Node):
+    """Pictures so many times as large."""
+
+    CATEGORY = "image/upscaling"
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "upscale_method": (list(METHODS),),
+                "scale_by": ("FLOAT", {"default": 1.0, "min": 0.01, "max": 8.0, "step": 0.01}),
+            }
+        }
+
+    def run(self, image: torch.Tensor, upscale_method: str, scale_by: float) -> tuple[torch.Tensor]:
+        height, width = (max(1, round(side * scale_by)) for side in image.shape[1:3])
+        return (scaled(image, width, height, upscale_method),)
+
+
+class LatentCut(Node):
+    """A piece of a latent along one axis; a negative index counts from the end."""
+
+    CATEGORY = "latent/advanced"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "samples": ("LATENT", {}),
+                "dim": ("COMBO", {"multiselect": False, "options": list(_AXES)}),
+                "index": ("INT", {"default": 0, "min": -MOST, "max": MOST, "step": 1}),
+                "amount": ("INT", {"default": 1, "min": 1, "max": MOST, "step": 1}),
+            }
+        }
+
+    def run(self, samples: Latent, dim: str, index: int, amount: int) -> tuple[Latent]:
+        whole: torch.Tensor = samples["samples"]
+        length = whole.shape[_AXES[dim]]
+        start = max(0, min(index + length if index < 0 else index, length - 1))
+        piece = whole.narrow(_AXES[dim], start, min(amount, length - start)).clone()
+        return ({**samples, "samples": piece},)
+
+
+class LatentConcat(Node):
+    """Two latents one behind the other along an axis; with a minus the second comes first."""
+
+    CATEGORY = "latent/advanced"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        axes = [word for axis in _AXES for word in (axis, f"-{axis}")]
+        return {
+            "required": {
+                "samples1": ("LATENT", {}),
+                "samples2": ("LATENT", {}),
+                "dim": ("COMBO", {"multiselect": False, "options": axes}),
+            }
+        }
+
+    def run(self, samples1: Latent, samples2: Latent, dim: str) -> tuple[Latent]:
+        first, second = samples1["samples"], samples2["samples"]
+        axis = _AXES[dim.removeprefix("-")]
+        shapes = [[size for at, size in enumerate(it.shape) if at - it.ndim != axis] for it in (first, second)]
+        if first.ndim != second.ndim or shapes[0] != shapes[1]:
+            raise RequestError(
+                f"latents of {list(first.shape)} and {list(second.shape)} differ in more than "
+                f"{dim.removeprefix('-')!r}; give two that fit",
+                field="dim",
+            )
+        parts = (second, first) if dim.startswith("-") else (first, second)
+        return ({**samples1, "samples": torch.cat(parts, dim=axis)},)
+
+
+class VAEDecodeTiled(Node):
+    """Latents to frames, a tile of the picture at a time, where the whole does not fit into memory.
+
+    Time needs no tiles: the autoencoder decodes a video frame by frame with nothing lost.
+    """
+
+    CATEGORY = "experimental"
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "samples": ("LATENT",),
+                "vae": ("VAE",),
+                "tile_size": ("INT", {"default": 512, "min": 64, "max": 4096, "step": 32}),
+                "overlap": ("INT", {"default": 64, "min": 0, "max": 4096, "step": 32}),
+                "temporal_size": ("INT", {"default": 64, "min": 8, "max": 4096, "step": 4}),
+                "temporal_overlap": ("INT", {"default": 8, "min": 4, "max": 4096, "step": 4}),
+            }
+        }
+
+    def run(
+        self,
+        samples: Latent,
+        vae: FileHandle,
+        tile_size: int,
+        overlap: int,
+        temporal_size: int = 64,
+        temporal_overlap: int = 8,
+    ) -> tuple[torch.Tensor]:
+        network = self.shop.vae(vae)
+        side = tile_size // _CELL
+        shared = min(overlap, tile_size // 2) // _CELL
+        return (torch.cat([_tiled(network, latents[None], side, shared) for latents in samples["samples"]]),)
+
+
+def _tiled(network: Any, latents: torch.Tensor, side: int, shared: int) -> torch.Tensor:
+    """``[T, H, W, 3]`` in 0..1 of raw ``latents [1, 16, t, h, w]``; ``side`` and ``shared`` count latent cells."""
+    given = network.normalise(latents.to(network.device, network.dtype))
+    frames, height, width = 4 * given.shape[2] - 3, given.shape[3] * _CELL, given.shape[4] * _CELL
+    total = torch.zeros(frames, height, width, 3)
+    weights = torch.zeros(height, width)
+    rows_at, columns_at = (list(_starts(length, side, shared)) for length in given.shape[3:])
+    places = [(top, left) for top in rows_at for left in columns_at]
+    for done, (top, left) in enumerate(places, 1):
+        tile = given[..., top : top + side, left : left + side]
+        rows = _ramp(tile.shape[3], top, given.shape[3], shared)
+        columns = _ramp(tile.shape[4], left, given.shape[4], shared)
+        weight = rows[:, None] * columns  # [H, W]
+        where = (slice(top * _CELL, top * _CELL + len(rows)), slice(left * _CELL, left * _CELL + len(columns)))
+        first = 0
+        for chunk in network.decode_chunks(tile):
+            pixels = ((chunk[0].float() + 1) / 2).clamp(0, 1).permute(1, 2, 3, 0).cpu()
+            total[first : first + len(pixels), *where] += pixels * weight[..., None]
+            first += len(pixels)
+            current().cancel.check()
+        weights[where] += weight
+        current().progress(done, len(places))
+    return total / weights[..., None]
+
+
+def _starts(length: int, side: int, shared: int) -> Iterator[int]:
+    """Where tiles begin so that they cover ``length`` cells and share at least ``shared`` with the next."""
+    step = max(1, side - shared)
+    yield from range(0, max(length - shared, 1), step)
+
+
+def _ramp(size: int, start: int, whole: int, shared: int) -> torch.Tensor:
+    """Weights of a tile's pixels along one axis: less towards edges at which another tile takes over."""
+    pixels = size * _CELL
+    weights = torch.ones(pixels)
+    slope = (torch.arange(min(shared * _CELL, pixels)) + 0.5) / max(shared * _CELL, 1)
+    if start > 0:
+        weights[: len(slope)] *= slope
+    if start + size < whole:
+        weights[pixels - len(slope) :] *= slope.flip(0)
+    return weights
+
+
+class LoadImageMask(Node):
+    """One channel of a picture of the input folder, as a mask; of alpha what is not seen."""
+
+    CATEGORY = "mask"
+    RETURN_TYPES = ("MASK",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": (input_files(cls.shop, PICTURES), {"image_upload": True}),
+                "channel": (["alpha", "red", "green", "blue"],),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, image: str, channel: str) -> str:
+        return hashlib.sha256(cls.shop.folders.locate(image).read_bytes()).hexdigest()
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, image: str) -> bool | str:
+        return is_there(cls.shop, image)
+
+    def run(self, image: str, channel: str) -> tuple[torch.Tensor]:
+        picture = load_image(self.shop.folders.locate(image), min_side=1, keep_alpha=True)
+        if channel != "alpha":
+            chosen = picture.pixels[..., ("red", "green", "blue").index(channel)]
+            return (torch.from_numpy(chosen.astype(np.float32) / 255.0)[None],)
+        if picture.alpha is None:
+            return (torch.zeros(1, 64, 64),)
+        return (1 - torch.from_numpy(picture.alpha.astype(np.float32) / 255.0)[None],)
+
+
+class SaveAnimatedPNG(Node):
+    """Frames to an animated PNG file of the output folder."""
+
+    CATEGORY = "image/animation"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "images": ("IMAGE",),
+                "filename_prefix": ("STRING", {"default": "ComfyUI"}),
+                "fps": ("FLOAT", {"default": 6.0, "min": 0.01, "max": 1000.0, "step": 0.01}),
+                "compress_level": ("INT", {"default": 4, "min": 0, "max": 9}),
+            },
+            "hidden": HIDDEN,
+        }
+
+    def run(
+        self,
+        images: torch.Tensor,
+        filename_prefix: str,
+        fps: float,
+        compress_level: int,
+        prompt: Any = None,
+        extra_pnginfo: Any = None,
+    ) -> dict[str, Any]:
+        height, width = images.shape[1:3]
+        path, saved = self.shop.folders.next_file(filename_prefix, ".png", width=width, height=height)
+        notes = PngImagePlugin.PngInfo()
+        for name, text in described(self.shop, prompt, extra_pnginfo).items():
+            # Readers of workflows look behind the first frame, in chunks of this name.
+            notes.add(b"comf", name.encode("latin-1") + b"\0" + text.encode("latin-1"), after_idat=True)
+        first, *rest = (Image.fromarray(to_bytes(frame)) for frame in images)
+        part = new_part(path.parent)
+        try:
+            first.save(
+                part,
+                format="PNG",
+                pnginfo=notes,
+                compress_level=compress_level,
+                save_all=True,
+                duration=1000 / fps,
+                append_images=rest,
+            )
+            publish(part, path, overwrite=False)
+        except BaseException:
+            discard(part)
+            raise
+        return animated(saved, len(images) != 1)
