@@ -33,7 +33,7 @@ from cygnet.checkpoints.saving import staged_folder
 from cygnet.errors import RequestError
 from cygnet.media.frames import to_signed, to_uint8
 from cygnet.media.image import load_image, picture_from_array, picture_from_pillow
-from cygnet.media.receipt import RECEIPT_KEY, embed, sidecar_path, staged_sidecar
+from cygnet.media.receipt import RECEIPT_KEY, RECEIPT_VERSION, check_sidecar, embed, sidecar_path, staged_sidecar
 from cygnet.media.video import VideoFormat, open_writer
 from cygnet.media.video_read import read_video
 from cygnet.pipelines.generate import Inputs, Record, check_pixels, generate
@@ -48,8 +48,6 @@ ImageLike = str | os.PathLike[str] | bytes | Image.Image | Frames | torch.Tensor
 VideoLike = str | os.PathLike[str] | Frames | torch.Tensor
 """A file, uint8 ``[T, H, W, 3]``, or float ``[3, T, H, W]`` in [-1, 1]."""
 Layout = Literal["diffusers", "official"]
-
-RECEIPT_VERSION = 1
 
 
 class Options(TypedDict, total=False):
@@ -95,6 +93,8 @@ class Video:
         The receipt goes into the file and, with ``sidecar``, also beside it as ``<name>.json``. Both appear whole or
         not at all. Raises as :func:`cygnet.media.video.open_writer`.
         """
+        if sidecar:
+            check_sidecar(path)
         if sidecar and not overwrite and sidecar_path(path).exists():
             raise RequestError(
                 f"{sidecar_path(path).name} exists; choose another name, or say to overwrite it", field="path"

@@ -23,11 +23,16 @@ A message says what was given, what is allowed and what to do next. It never hol
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 
 class CygnetError(Exception):
     """Base class. ``code`` is stable and machine-readable; ``exit_code`` is what the command returns."""
+
+    done: Mapping[str, object] = MappingProxyType({})
+    """What was finished before, for programs that read the command's JSON."""
 
     code: ClassVar[str] = "failed"
     exit_code: ClassVar[int] = 1

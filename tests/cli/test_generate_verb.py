@@ -105,9 +105,13 @@ def test_a_prompt_is_only_a_label_for_the_name_and_stays_whole_in_the_receipt(
         (["--frames", "80"], "nearest: 77 or 81"),
         (["--frames", "0"], "--frames is 0"),
         (["--out", "{prompt!r}.mp4"], "{prompt!r}; known are"),
+        (["--out", "n" * 250 + ".mp4"], "too long: with .json"),
+        (["--out", "new\nline.mp4"], "give a file name"),
+        (["--model-paths", "/none/at/all"], "does not exist"),
+        (["--vae", "v" * 300], "give another"),
         (["--image", "http://a.test/b.png"], "is an address"),
         (["--frames", "-1"], "--frames is -1"),
-        (["--frames", "1000000001"], "num_frames"),
+        (["--frames", "1000000001"], "--frames is"),
         (["--size", "33x32"], "nearest: 32 or 48"),
         (["--size", "0x32"], "width is 0"),
         (["--size", "huge"], "huge"),
@@ -250,3 +254,37 @@ def test_a_signal_stops_the_work_and_leaves_no_partial_file(
         assert process.wait(timeout=60) == code, log.read_text()
     assert list(place.iterdir()) == []
     assert "Traceback" not in log.read_text()
+
+
+def test_a_stop_says_what_was_finished(cygnet: Command, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from cygnet.cli import generate
+
+    made = generate.write_stream
+    calls: list[int] = []
+
+    def stopped(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise generate.Cancelled("stop")
+        return made(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(generate, "write_stream", stopped)
+    done = cygnet("generate", PROMPT, *small, "--count", "3", "--seed", "7", "--json")
+    value = done.json()
+    assert done.code == 130
+    assert "1 of 3 videos were finished" in value["error"]["message"]
+    assert [video["seed"] for video in value["videos"]] == [7]
+
+
+def test_full_and_closed_outputs_give_no_traceback(small: list[str], place: Path) -> None:
+    import subprocess
+    import sys
+
+    words = [sys.executable, "-m", "cygnet", "models", "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the system refused: no space left")
+    assert done.stderr.count("\n") == 1
+    closed = subprocess.run(["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *words], check=False)
+    assert closed.returncode == 0

@@ -72,6 +72,20 @@ def test_frames_can_be_replayed_as_often_as_a_video(cygnet: Command, small: list
         assert len(list((place / folder).glob("*.png"))) == 5
 
 
+def test_what_the_video_was_made_without_is_refused(cygnet: Command, small: list[str], place: Path) -> None:
+    cygnet("generate", PROMPT, *small, "--out", "x.mp4")
+    done = cygnet("replay", "x.mp4", "--check", "--image", "y.png", *small[:2])
+    assert (done.code, "leave --image out" in done.err) == (2, True)
+
+
+def test_a_receipt_of_a_later_version_is_refused(cygnet: Command, small: list[str], place: Path) -> None:
+    cygnet("generate", PROMPT, *small, "--out", "x.mp4")
+    receipt = json.loads((place / "x.mp4.json").read_text())
+    (place / "y.mp4.json").write_text(json.dumps({**receipt, "cygnet_receipt": 99}))
+    done = cygnet("replay", "y.mp4.json", *small[:2])
+    assert (done.code, "has version 99; this cygnet reads version 1" in done.err) == (2, True), done.err
+
+
 def test_a_receipt_of_files_asks_for_the_files(cygnet: Command, small: list[str], place: Path) -> None:
     cygnet("generate", PROMPT, *small, "--out", "x.mp4")
     done = cygnet("replay", "x.mp4")

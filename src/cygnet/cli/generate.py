@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 import time
@@ -14,7 +15,7 @@ from cyclopts import Group, Parameter
 
 from cygnet.cli.interrupts import WholeStack, cancelled_by_interrupt, uninterrupted
 from cygnet.cli.options import DASH, Debug, File, Json, Loras, Number, Places, Quiet, Switch, Text, Whole
-from cygnet.cli.output import Voice
+from cygnet.cli.output import Voice, error_line
 from cygnet.cli.progress import Display, open_display
 from cygnet.cli.targets import Target, check_target, plan_targets, reserved
 from cygnet.errors import Cancelled, RequestError
@@ -137,6 +138,9 @@ def generate(
         Print one JSON object per event: progress lines, each video, and the result.
     """
     voice = Voice(as_json=json, as_stream=json_stream, quiet=quiet)
+    for place in model_paths:
+        if not os.path.exists(place):
+            raise RequestError(f"--model-paths {error_line(str(place))[:200]} does not exist", field="model_paths")
     wish = Wish(
         prompt=read_prompt(prompt),
         images={"image": image, "last_image": last_image, "video": video},
@@ -339,13 +343,17 @@ def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) ->
             result = write_stream(stream_for(seed), target, inputs=wish.images, overwrite=wish.overwrite)
         except Cancelled as error:
             done = f"{len(results)} of {len(targets)} videos were finished" if results else "nothing was written"
-            raise Cancelled(f"stopped on request; {done}") from error
+            stopped = Cancelled(f"stopped on request; {done}")
+            stopped.done = {"videos": [it.to_json() for it in results]}
+            raise stopped from error
         results.append(result)
         for notice in result.notices:
             voice.note(f"note: {notice}")
         voice.event("video", **result.to_json())
         if not voice.as_json and not voice.as_stream:
             voice.result({}, [str(result.path)])
+    if cancel.cancelled:
+        voice.note("note: the stop came too late; everything was finished")
     return results
 
 

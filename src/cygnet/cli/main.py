@@ -6,6 +6,8 @@ stderr. Nothing heavy is imported before a verb needs it, so that help appears a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -143,6 +145,10 @@ def _failed(error: CygnetError, as_json: bool) -> int:
         print_error(error, as_json=as_json)
     except BrokenPipeError:
         _reader_is_gone()
+    except OSError:  # the disk that takes our output is full
+        with contextlib.suppress(OSError):
+            print_error(error, as_json=False)
+        _reader_is_gone()
     return error.exit_code
 
 
@@ -163,6 +169,9 @@ def _unexpected(error: Exception, *, debug: bool) -> CygnetError:
             f"out of memory ({text[:200]}); ask for a smaller --size or fewer --frames, a model with fewer parameters, "
             "or --dtype bfloat16"
         )
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        name = error_line(repr(os.path.basename(str(error.filename))))[:80]
+        return RequestError(f"the system refused the name {name}: {(error.strerror or '').lower()}; give another")
     if isinstance(error, OSError) and error.strerror:
         return OutputError(f"the system refused: {error.strerror.lower()}")
     hint = "" if debug else f"; add --debug (or {DEBUG_VARIABLE}=1) to see where, and report it"
@@ -177,6 +186,10 @@ class OutOfMemory(CygnetError):
 
 def _make_output_robust() -> None:
     """Text that the terminal's encoding lacks is escaped instead of raising (locale C, odd file names)."""
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

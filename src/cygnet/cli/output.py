@@ -26,7 +26,7 @@ def print_error(error: CygnetError, *, as_json: bool) -> None:
     message = error_line(str(error))
     if as_json:
         field = getattr(error, "field", None)
-        print_json({"error": {"code": error.code, "message": message, "field": field}})
+        print_json({"error": {"code": error.code, "message": message, "field": field}, **error.done})
         return
     sys.stderr.write(f"error: {message}\n")
     sys.stderr.flush()

@@ -81,6 +81,10 @@ def replay(
     parts = {
         "dit": dit, "vae": vae, "text_encoder": text_encoder, "image_encoder": image_encoder, "tokenizer": tokenizer,
     }  # fmt: skip
+    for name, offered in given.items():
+        if offered is not None and name not in images:
+            option = f"--{name.replace('_', '-')}"
+            raise RequestError(f"the video was made without {name}; leave {option} out", field=name)
     source = _source(receipt, model, parts, model_paths)
     for name in ("machine", "versions"):
         _part(receipt, name)

@@ -45,7 +45,7 @@ def plan_targets(out: str | None, prompt: str, seeds: Sequence[int], model: str)
     label = safe_label(prompt)
     if out is None:
         return [_automatic(Path(), label, seed) for seed in seeds]
-    if out in ("", DASH) or "\0" in out:
+    if out in ("", DASH) or any(ord(letter) < 32 for letter in out):
         shown = "-" if out == DASH else error_line(repr(out))
         raise RequestError(
             f"out is {shown}; give a file name, a folder, or a pattern such as videos/{{prompt}}.mp4", field="out"
@@ -106,11 +106,12 @@ def check_target(target: Target, *, width: int, height: int, fps: float, num_fra
 
     Raises as :func:`cygnet.media.video.check_output`, and RequestError if a receipt of that name is in the way.
     """
-    from cygnet.media.receipt import sidecar_path
+    from cygnet.media.receipt import check_sidecar, sidecar_path
     from cygnet.media.video import check_output
 
     path = target.path if target.exact else _first_free(target)
     plan = check_output(path, width=width, height=height, fps=fps, num_frames=num_frames, overwrite=overwrite)
+    check_sidecar(path)
     if target.exact and not overwrite:
         sidecar = sidecar_path(path)
         if os.path.lexists(sidecar):
@@ -150,8 +151,7 @@ def reserved(target: Target) -> Iterator[Path]:
         while True:
             path = unused_path(target.folder, target.stem, target.suffix)
             taken.append(path)
-            # A receipt that lost its video keeps its name.
-            if not os.path.lexists(sidecar_path(path)) and not _is_taken_by_frames(path):
+            if not os.path.lexists(sidecar_path(path)):  # a receipt that lost its video keeps its name
                 break
         for unusable in taken[:-1]:
             release(unusable)

@@ -18,6 +18,8 @@ from cygnet.media.files import discard, new_part, open_regular, output_error, pu
 from cygnet.media.video_read import read_metadata
 
 RECEIPT_KEY = "cygnet_receipt"
+RECEIPT_VERSION = 1
+_LONGEST_NAME = 255  # bytes
 MAX_RECEIPT_BYTES = 16 * 2**20
 
 
@@ -35,6 +37,17 @@ def sidecar_path(path: str | os.PathLike[str]) -> Path:
     if not place.name:
         raise RequestError(f"{str(path)!r} names no file; give one such as video.mp4", field="path")
     return place.with_name(place.name + ".json")
+
+
+def check_sidecar(path: str | os.PathLike[str]) -> None:
+    """Raise RequestError when the receipt beside ``path`` would have a longer name than file systems hold."""
+    sidecar = sidecar_path(path)
+    if len(os.fsencode(sidecar.name)) > _LONGEST_NAME:
+        raise RequestError(
+            f"the name {shorten(Path(path).name)!r} is too long: with .json for the receipt it has "
+            f"{len(os.fsencode(sidecar.name))} bytes, and disks hold {_LONGEST_NAME}; choose a shorter one",
+            field="path",
+        )
 
 
 @contextmanager
@@ -113,6 +126,11 @@ def _from_json(text: str, what: str) -> dict[str, Any]:
         raise MediaError(f"{what} is damaged: it is not JSON that can be read") from error
     if not isinstance(receipt, dict) or RECEIPT_KEY not in receipt:
         raise MediaError(f"{what} is no receipt of cygnet: it has no {RECEIPT_KEY!r}")
+    if receipt[RECEIPT_KEY] != RECEIPT_VERSION:
+        raise MediaError(
+            f"{what} has version {shorten(str(receipt[RECEIPT_KEY]))}; this cygnet reads version {RECEIPT_VERSION}: "
+            "install the version that wrote it"
+        )
     return receipt
 
 
