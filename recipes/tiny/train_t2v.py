@@ -23,7 +23,7 @@ from cygnet.training.flow import FlowMatching
 from cygnet.training.loop import Batch, Schedule, train_flow
 from recipes.tiny.captions import caption
 from recipes.tiny.latents import Latents, scene_of
-from recipes.tiny.world import Scene
+from recipes.tiny.world import SHAPES, Scene
 
 BATCH = 16
 PICTURES = 0.15
@@ -60,13 +60,19 @@ class Captioner:
         return rows.float() * mask[..., None]
 
 
-def batches(latents: Latents, captioner: Captioner, two: float | None = None, seed: int = 23) -> Callable[[int], Batch]:
+def batches(
+    latents: Latents, captioner: Captioner, two: float | None = None, seed: int = 23, favour: str | None = None
+) -> Callable[[int], Batch]:
     """What each step trains on; ``two`` is the share of clips with two entities, by default as they are stored.
+
+    Clips with the shape ``favour`` come twice as often as others with as many entities, when ``two`` is given.
 
     A run that goes on from another's weights takes another ``seed``, or it meets the same clips and captions again.
     """
     crowded = np.array([len(scene_of(i).entities) > 1 for i in range(len(latents))])
-    pairs, singles = np.flatnonzero(crowded), np.flatnonzero(~crowded)
+    weights = np.array([1.0 + any(e.shape == favour for e in scene_of(i).entities) for i in range(len(latents))])
+    kinds = [np.flatnonzero(it) for it in (crowded, ~crowded)]
+    chances = [weights[it] / weights[it].sum() for it in kinds]
 
     def draw(step: int) -> Batch:
         rng = np.random.default_rng([seed, step])
@@ -75,7 +81,8 @@ def batches(latents: Latents, captioner: Captioner, two: float | None = None, se
         if two is None:
             chosen = rng.integers(0, len(latents), count)
         else:
-            chosen = np.where(rng.random(count) < two, rng.choice(pairs, count), rng.choice(singles, count))
+            pairs, singles = (rng.choice(of, count, p=p) for of, p in zip(kinds, chances, strict=True))
+            chosen = np.where(rng.random(count) < two, pairs, singles)
         clips = torch.stack([latents[int(i)] for i in chosen])
         texts = ["" if rng.random() < DROP_CAPTION else captioner.draw(scene_of(int(i)), rng) for i in chosen]
         return Batch(clips[:, :, :1] if picture else clips, captioner(texts))
@@ -100,6 +107,7 @@ def arguments(steps: int) -> argparse.ArgumentParser:
     parser.add_argument("--start", type=Path, help="weights to start from")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--hours", type=float, default=24.0)
+    parser.add_argument("--shift", type=float, default=FlowMatching.shift, help="how much of it is at high noise")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="needs a C++ compiler")
     return parser
@@ -108,12 +116,13 @@ def arguments(steps: int) -> argparse.ArgumentParser:
 def run(dit: DiT, draw: Callable[[int], Batch], schedule: Schedule, options: argparse.Namespace) -> None:
     """Train as the arguments say."""
     torch.set_num_threads(os.cpu_count() or 1)
+    objective = FlowMatching(shift=options.shift)
     train_flow(
         dit.to(options.device),
         draw,
         replace(schedule, steps=options.steps),
         options.out,
-        objective=torch.compile(FlowMatching()) if options.compile else FlowMatching(),
+        objective=torch.compile(objective) if options.compile else objective,
         seconds=options.hours * 3600,
     )
 
@@ -124,6 +133,7 @@ def main() -> None:
     parser.description = __doc__
     parser.add_argument("--two", type=float, help="share of clips with two things, 0 to 1; default: as stored")
     parser.add_argument("--seed", type=int, default=23, help="of the order of clips; another one for another run")
+    parser.add_argument("--favour", choices=SHAPES, help="a shape that comes twice as often; needs --two")
     options = parser.parse_args()
     if options.two is not None and not 0 <= options.two <= 1:
         parser.error(f"--two is {options.two}; it must be from 0 to 1")
@@ -131,7 +141,7 @@ def main() -> None:
     if options.start:
         dit.load_state_dict(load_dit(options.start).state_dict())
     captioner = Captioner(options.weights / "text_encoder.safetensors")
-    run(dit, batches(Latents(options.latents), captioner, options.two, options.seed), SCHEDULE, options)
+    run(dit, batches(Latents(options.latents), captioner, options.two, options.seed, options.favour), SCHEDULE, options)
 
 
 if __name__ == "__main__":
