@@ -35,9 +35,12 @@ def studio(tmp_path: Path) -> Iterator[Studio]:
     it.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The browser; where there is none, its tests are skipped and say so."""
+    """The browser; where there is none, its tests are skipped and say so.
+
+    Not for the session: as long as it lives an event loop runs in this thread, and other tests start their own.
+    """
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no Chromium on this machine; install it (apt-get install chromium) to run the page's tests")
