@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
 from cygnet.errors import RequestError
 from cygnet.graph.context import current
 from cygnet.media.files import discard, new_part, publish
-from cygnet.media.image import load_image
 from cygnet.nodes.conditioning import Conditioning
-from cygnet.nodes.files import HIDDEN, PICTURES, animated, described, input_files, is_there, to_bytes
+from cygnet.nodes.files import HIDDEN, PICTURES, LoadImage, animated, described, input_files, to_bytes
 from cygnet.nodes.images import METHODS, scaled
 from cygnet.nodes.latents import MOST, Latent
 from cygnet.nodes.workshop import FileHandle, Node
@@ -196,11 +193,11 @@ def _ramp(size: int, start: int, whole: int, shared: int) -> torch.Tensor:
     return weights
 
 
-class LoadImageMask(Node):
+class LoadImageMask(LoadImage):
     """One channel of a picture of the input folder, as a mask; of alpha what is not seen."""
 
     CATEGORY = "mask"
-    RETURN_TYPES = ("MASK",)
+    RETURN_TYPES = ("MASK",)  # type: ignore[assignment]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -211,22 +208,11 @@ class LoadImageMask(Node):
             }
         }
 
-    @classmethod
-    def IS_CHANGED(cls, image: str, channel: str) -> str:
-        return hashlib.sha256(cls.shop.folders.locate(image).read_bytes()).hexdigest()
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, image: str) -> bool | str:
-        return is_there(cls.shop, image)
-
-    def run(self, image: str, channel: str) -> tuple[torch.Tensor]:
-        picture = load_image(self.shop.folders.locate(image), min_side=1, keep_alpha=True)
-        if channel != "alpha":
-            chosen = picture.pixels[..., ("red", "green", "blue").index(channel)]
-            return (torch.from_numpy(chosen.astype(np.float32) / 255.0)[None],)
-        if picture.alpha is None:
-            return (torch.zeros(1, 64, 64),)
-        return (1 - torch.from_numpy(picture.alpha.astype(np.float32) / 255.0)[None],)
+    def run(self, image: str, channel: str) -> tuple[torch.Tensor]:  # type: ignore[override]
+        pixels, unseen = super().run(image)
+        if channel == "alpha":
+            return (unseen,)
+        return (pixels[..., ("red", "green", "blue").index(channel)],)
 
 
 class SaveAnimatedPNG(Node):

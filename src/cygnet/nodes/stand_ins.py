@@ -21,6 +21,7 @@ from cygnet.graph.context import current
 from cygnet.graph.folders import annotated
 from cygnet.nodes.latents import MOST
 from cygnet.nodes.workshop import WEIGHT_SUFFIXES, Workshop
+from cygnet.pipelines.conditioning import crop_to_aspect
 
 
 class ProgressBar:
@@ -44,11 +45,7 @@ class ProgressBar:
 def common_upscale(samples: torch.Tensor, width: int, height: int, upscale_method: str, crop: str) -> torch.Tensor:
     """Resize ``[B, C, H, W]``; with ``crop="center"`` first cut to the new aspect."""
     if crop == "center":
-        rows, columns = samples.shape[-2:]
-        kept_columns = min(columns, max(1, round(rows * width / height)))
-        kept_rows = min(rows, max(1, round(columns * height / width)))
-        top, left = (rows - kept_rows) // 2, (columns - kept_columns) // 2
-        samples = samples[..., top : top + kept_rows, left : left + kept_columns]
+        samples = crop_to_aspect(samples, width, height)
     mode = {"lanczos": "bicubic", "bislerp": "bilinear"}.get(upscale_method, upscale_method)
     return F.interpolate(samples, size=(height, width), mode=mode)
 

@@ -130,7 +130,7 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines) -> APIRouter
         if _INDEX.fullmatch(name):
             if not index:  # what is installed does not change while the server runs
                 known = set(await engine.know("describe", name=None))
-                index.extend(await run_in_threadpool(templates.index, settings.templates, known))
+                index[:] = await run_in_threadpool(templates.index, settings.templates, known)
             return JSONResponse(index, headers={"Cache-Control": "no-cache"})
         for root in settings.templates:
             if (found := _static(root, name)) is not None:

@@ -178,7 +178,7 @@ class DiT(nn.Module):
             image_context is None
             or image_context.ndim != 3
             or image_context.shape[2] != config.image_dim
-            or not len(image_context[0])
+            or 0 in image_context.shape
         ):
             given = None if image_context is None else list(image_context.shape)
             raise ValueError(f"image_context must be [B, m, {config.image_dim}] for {config.variant}, not {given}")
