@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cygnet.errors import RequestError
-from cygnet.solvers.sigma_space import SAMPLERS, SCHEDULERS, Walk, node_sigmas
+from cygnet.solvers.sigma_space import SAMPLERS, SCHEDULERS, Walk, node_sigmas, without_repeats
 
 MEAN, SPREAD = 0.7, 0.4
 SECOND_ORDER = ("heun", "dpmpp_2m", "res_multistep")
@@ -129,3 +129,13 @@ def test_unipc_needs_no_more_evaluations_than_steps() -> None:
     SAMPLERS["uni_pc"](walk, torch.ones(2), node_sigmas("simple", 20, 8.0, sampler="uni_pc"))
     assert count == 20
     assert math.isfinite(float(run("uni_pc", 20).sum()))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_more_steps_than_there_are_levels_are_walked_without_the_repeats(sampler: str, scheduler: str) -> None:
+    sigmas = without_repeats(node_sigmas(scheduler, 1500, 3.0, sampler=sampler))
+    assert sorted(set(sigmas), reverse=True) == sigmas
+    walk = Walk(denoise=lambda x, sigma: 0.5 * x, noise=torch.randn_like, on_step=lambda step, x, x_0: None)
+    torch.manual_seed(0)
+    assert SAMPLERS[sampler](walk, torch.randn(1, 4), sigmas).isfinite().all()

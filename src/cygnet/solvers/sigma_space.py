@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -289,6 +289,14 @@ SCHEDULERS: Mapping[str, Callable[[int, float], list[float]]] = {
     "normal": _normal,
 }
 """By the names that node graphs use: ``(steps, shift)`` to levels without the closing 0."""
+
+
+def without_repeats(sigmas: Sequence[float]) -> list[float]:
+    """The levels without those that equal the one before: more steps than a table has levels repeat some of them.
+
+    A step between equal levels goes nowhere, and samplers that look back divide by its length.
+    """
+    return [level for level, _ in groupby(sigmas)]
 
 
 def node_sigmas(scheduler: str, steps: int, shift: float, *, sampler: str = "", denoise: float = 1.0) -> list[float]:
