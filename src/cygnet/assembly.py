@@ -33,6 +33,7 @@ from cygnet.models.clip.model import CLIPVision
 from cygnet.models.clip.preprocess import preprocess
 from cygnet.models.dit.config import DiTConfig
 from cygnet.models.dit.model import DiT
+from cygnet.models.taehv.model import PreviewDecoder, decoder_state
 from cygnet.models.umt5.config import UMT5Config
 from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.umt5.prompt import encode_prompt
@@ -106,6 +107,24 @@ def load_dit(
         for coverage in weights.coverage:
             on_coverage(coverage)
     return _build(DiT, weights, _dtype("dit", dtype, device), device)
+
+
+def load_preview_decoder(path: Place, dtype: Dtype = torch.float32, device: Device = "cpu") -> PreviewDecoder:
+    """The decoder of a TAEHV file (``taew2_1``), for previews; see :mod:`cygnet.models.taehv.model`.
+
+    Raises ``WeightFileError`` if the file is another network's or another version's.
+    """
+    file = open_weights(Path(path))
+    with without_weights():
+        decoder = PreviewDecoder()
+    state = decoder_state({name: file.tensor(name) for name in file.tensors}, decoder)
+    wanted = {name: tuple(value.shape) for name, value in decoder.state_dict().items()}
+    if wanted != {name: tuple(value.shape) for name, value in state.items()}:
+        raise WeightFileError(f"{shown(Path(path))} is not TAEHV for Wan 2.1; get taew2_1.safetensors or taew2_1.pth")
+    place = parse_device(device)
+    kind = parse_dtype(dtype) or torch.float32
+    decoder.load_state_dict({name: value.to(place, kind) for name, value in state.items()}, assign=True)
+    return decoder.to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload, no-any-return]
 
 
 def _with_strengths(loras: Sequence[Lora]) -> list[tuple[Path, float]]:

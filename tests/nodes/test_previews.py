@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import cygnet
+from cygnet.graph.context import Context, running
+from cygnet.graph.events import Place
+from cygnet.graph.folders import Folders
 from cygnet.models.dit.config import T2V_1_3B, TINY_T2V
-from cygnet.nodes.previews import preview
+from cygnet.models.taehv.model import PreviewDecoder
+from cygnet.nodes.previews import preview, previews
+from cygnet.nodes.workshop import Workshop
+from cygnet.types import CancelToken
 
 
 def test_a_preview_of_the_embedded_model_shows_its_colours() -> None:
@@ -30,3 +39,36 @@ def test_other_networks_have_the_published_colours_and_bad_values_do_no_harm() -
     picture = Image.open(io.BytesIO(preview(latents, T2V_1_3B)))
     assert picture.size == (512, 31)
     assert np.abs(np.asarray(picture)[20, 400].astype(int) - [104, 116, 84]).max() <= 3
+
+
+def test_taehv_shows_what_comes_where_its_weights_are(tmp_path: Path) -> None:
+    shop = Workshop(Folders.below(tmp_path), {"vae_approx": (tmp_path,)})
+    latents = torch.zeros(1, 16, 3, 8, 8)
+    assert shop.preview_decoder() is None
+    plain = previews(shop, T2V_1_3B)(latents)
+    decoder = PreviewDecoder()
+    for value in decoder.parameters():
+        torch.nn.init.zeros_(value)
+    decoder.state_dict()["decoder.22.bias"].copy_(torch.tensor([1.0, 0.5, 0.0]))
+    save_file(decoder.state_dict(), tmp_path / "taew2_1.safetensors")
+    shown = previews(shop, T2V_1_3B)(latents)
+    assert shown is not None
+    picture = np.asarray(Image.open(io.BytesIO(shown))).astype(int)
+    assert picture.shape == (64, 64, 3)
+    assert np.abs(picture.mean((0, 1)) - [255, 128, 0]).max() < 4
+    assert previews(shop, TINY_T2V)(latents) == preview(latents, TINY_T2V)  # whose latents TAEHV does not know
+    with running(asking("latent2rgb")):
+        assert previews(shop, T2V_1_3B)(latents) == plain
+    with running(asking("none")):
+        assert previews(shop, T2V_1_3B)(latents) is None
+
+
+def test_a_file_that_is_not_taehv_is_named_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "taew2_1.pth").write_bytes(b"<html>")
+    shop = Workshop(Folders.below(tmp_path), {"vae_approx": (tmp_path,)})
+    assert previews(shop, T2V_1_3B)(torch.zeros(1, 16, 1, 8, 8))
+    assert "previews are made without TAEHV" in caplog.text
+
+
+def asking(method: str) -> Context:
+    return Context(Place(node="1", display="1", real="1"), lambda event: None, CancelToken(), method)

@@ -19,6 +19,8 @@ class Context:
     place: Place
     sink: Sink
     cancel: CancelToken
+    preview_method: str = "auto"
+    """How the submission wants previews: ``auto`` (or ``default``, ``taesd``), ``latent2rgb`` or ``none``."""
 
     def progress(self, value: float, total: float) -> None:
         """Report that ``value`` of ``total`` units are done. Raises :class:`~cygnet.errors.Cancelled` on a stop."""

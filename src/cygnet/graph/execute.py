@@ -308,7 +308,8 @@ class _Run:
         calls = [arguments] if node.node_class.input_is_list else list(slices(arguments))
         count = len(node.kind.outputs)
         returned: list[Any] = []
-        with running(Context(node.place, self.sink, self.cancel)):
+        method = str(self.job.extra.get("preview_method") or "auto")
+        with running(Context(node.place, self.sink, self.cancel, method)):
             for values in calls:
                 blocker = _blocker(values)
                 if blocker is not None:

@@ -1,14 +1,17 @@
-"""What is being sampled, guessed from its latents without decoding them."""
+"""What is being sampled: by TAEHV where its weights are there, else guessed from the latents without decoding them."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
+from cygnet.graph.context import current
 from cygnet.models.dit.config import TINY_I2V, TINY_T2V, DiTConfig
+from cygnet.models.taehv.model import PreviewDecoder
+from cygnet.nodes.workshop import Workshop
 
 _SIDE = 512
 """Of the longer side of a preview, in pixels, at most."""
@@ -57,16 +60,50 @@ TINY = Colours(
 _OF: Mapping[DiTConfig, Colours] = {TINY_T2V: TINY, TINY_I2V: TINY}
 
 
-def preview(latents: torch.Tensor, config: DiTConfig) -> bytes:
-    """The middle frame of normalised ``[1, 16, t, h, w]`` as a small JPEG; ``config`` is the network that makes it."""
-    from PIL import Image
+Show = Callable[[torch.Tensor], bytes | None]
 
+
+def previews(shop: Workshop, config: DiTConfig) -> Show:
+    """What turns estimates, normalised ``[1, 16, t, h, w]``, into JPEGs, in the way that the running job asks for.
+
+    ``config`` is the network that makes them. ``none`` shows nothing, ``latent2rgb`` never decodes.
+    """
+    method = current().preview_method
+    if method == "none":
+        return lambda latents: None
+    decoder = shop.preview_decoder() if method != "latent2rgb" and config not in _OF else None
+    if decoder is None:
+        return lambda latents: preview(latents, config)
+    return lambda latents: decoded_preview(latents, decoder)
+
+
+def preview(latents: torch.Tensor, config: DiTConfig) -> bytes:
+    """The middle frame as a small JPEG, each latent one blurred square."""
     colours = _OF.get(config, WAN)
     middle = latents[0, :, latents.shape[2] // 2].float().cpu()  # [16, h, w]
     rgb = torch.einsum("chw,cr->hwr", middle, colours.weights) + colours.bias
+    scale = min(8.0, _SIDE / max(rgb.shape[:2]))
+    return _jpeg(rgb, scale)
+
+
+@torch.no_grad()
+def decoded_preview(latents: torch.Tensor, decoder: PreviewDecoder) -> bytes:
+    """The middle frame as a small JPEG, decoded."""
+    at = latents.shape[2] // 2
+    # Its memory reaches up to eight latents back; more than two cost more time than a preview is worth.
+    window = latents[:1, :, max(0, at - 2) : at + 1]
+    weight = next(decoder.parameters())
+    frame = decoder(window.to(weight))[0, :, -1]  # [3, H, W]
+    rgb = frame.permute(1, 2, 0).float().cpu()
+    return _jpeg(rgb, min(1.0, _SIDE / max(rgb.shape[:2])))
+
+
+def _jpeg(rgb: torch.Tensor, scale: float) -> bytes:
+    """A picture ``[H, W, 3]`` in [-1, 1], scaled."""
+    from PIL import Image
+
     pixels = ((rgb + 1) / 2).nan_to_num().clamp(0, 1).mul(255).byte().numpy()
     picture = Image.fromarray(pixels)
-    scale = min(8.0, _SIDE / max(picture.size))
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BILINEAR)
     out = io.BytesIO()
     picture.save(out, format="JPEG", quality=85)

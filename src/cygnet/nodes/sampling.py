@@ -15,12 +15,12 @@ from cygnet.models.dit.model import DiT
 from cygnet.models.vae.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD
 from cygnet.nodes.conditioning import Conditioning
 from cygnet.nodes.latents import Latent
-from cygnet.nodes.previews import preview
+from cygnet.nodes.previews import Show, previews
 from cygnet.nodes.workshop import ModelHandle, Node, Workshop
 from cygnet.pipelines.conditioning import Conditioning as Steering
 from cygnet.pipelines.denoise import GuidedVelocity, SkippedLayers
 from cygnet.solvers import shift_sigma
-from cygnet.solvers.sigma_space import SAMPLERS, SCHEDULERS, Walk, node_sigmas
+from cygnet.solvers.sigma_space import SAMPLERS, SCHEDULERS, Walk, node_sigmas, without_repeats
 
 SEED = {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}
 CFG = ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01})
@@ -253,6 +253,7 @@ def latents_along(
     Without at least two levels there is no step to make, and the latents come back as they are. Latents that keep some
     noise are handed on as the noiseless part scaled up, which is how the next sampler takes them.
     """
+    sigmas = without_repeats(sigmas)
     if len(sigmas) < 2:
         return latent_image, latent_image
     dit = shop.dit(guider.model)
@@ -260,6 +261,7 @@ def latents_along(
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(start.shape, generator=generator) if add_noise else torch.zeros_like(start)
     known = normalised(start) if bool(start.any()) else start
+    show = previews(shop, dit.config)
     walked, estimates = [], []
     for i in range(len(start)):
         velocity = GuidedVelocity(
@@ -270,7 +272,7 @@ def latents_along(
             current().cancel,
         )
         x = sigmas[0] * noise[i : i + 1] + (1 - sigmas[0]) * known[i : i + 1]
-        x, estimate = sampled(sampler, velocity, x.to(dit.device), sigmas, generator)
+        x, estimate = sampled(sampler, velocity, x.to(dit.device), sigmas, generator, show)
         walked.append(x / (1 - sigmas[-1]))
         estimates.append(estimate)
     finished, guessed = (denormalised(torch.cat(rows).cpu()) for rows in (walked, estimates))
@@ -279,7 +281,7 @@ def latents_along(
 
 @torch.no_grad()
 def sampled(
-    name: str, velocity: GuidedVelocity, x: torch.Tensor, sigmas: list[float], generator: torch.Generator
+    name: str, velocity: GuidedVelocity, x: torch.Tensor, sigmas: list[float], generator: torch.Generator, show: Show
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Walk ``sigmas`` with the sampler of that name, and the estimate of the last step.
 
@@ -296,7 +298,8 @@ def sampled(
         latest = x_0
         velocity.step = step + 1
         current().progress(step + 1, len(sigmas) - 1)
-        current().preview(preview(x_0, velocity.dit.config), "image/jpeg")
+        if (picture := show(x_0)) is not None:
+            current().preview(picture, "image/jpeg")
 
     def fresh(like: torch.Tensor) -> torch.Tensor:
         return torch.randn(like.shape, generator=generator).to(like)

@@ -19,12 +19,14 @@ from cygnet.assembly import (
     TextEncoder,
     load_dit,
     load_image_encoder,
+    load_preview_decoder,
     load_text_encoder,
     load_vae,
 )
-from cygnet.errors import ModelNotFoundError
+from cygnet.errors import ModelNotFoundError, WeightFileError
 from cygnet.graph.folders import Folders, inside
 from cygnet.models.dit.model import DiT
+from cygnet.models.taehv.model import PreviewDecoder
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.denoise import Guidance, SkippedLayers
 
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 DEFAULT_SHIFT = 8.0
 """What graphs use for Wan when no node sets another."""
 _Network = TypeVar("_Network")
+TAEHV = "taew2_1"
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -138,6 +141,22 @@ class Workshop:
     def image_encoder(self, handle: FileHandle) -> ImageEncoder:
         """The image encoder of a handle."""
         return self._keep(("image", handle.path), lambda: load_image_encoder(handle.path, "auto", self.device))
+
+    def preview_decoder(self) -> PreviewDecoder | None:
+        """TAEHV, if a folder ``vae_approx`` has it; None, and a line in the log, if the file is another network's."""
+        name = next((it for it in self.names("vae_approx") if Path(it).stem == TAEHV), None)
+        if name is None:
+            return None
+        path = self.path("vae_approx", name)
+
+        def build() -> PreviewDecoder | None:
+            try:
+                return load_preview_decoder(path, device=self.device)
+            except WeightFileError as error:
+                log.warning("previews are made without TAEHV: %s", error)
+                return None
+
+        return self._keep(("preview", path), build)
 
     def _keep(self, key: Any, build: Callable[[], _Network]) -> _Network:
         if key not in self._loaded:

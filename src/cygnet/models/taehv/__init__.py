@@ -1,0 +1,1 @@
+"""TAEHV: a tiny decoder that shows what latents will look like."""
