@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PICTURE := docs/assets/first-frame.png
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check conformance clean
 
 setup: $(VENV)/.ready
 
@@ -12,7 +12,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,studio]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,mcp,studio]"
 	touch $@
 
 demo: setup
@@ -28,5 +28,8 @@ test: setup
 check: setup
 	scripts/check
 
+conformance: setup
+	scripts/conformance
+
 clean:
-	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .conformance out .mypy_cache .ruff_cache .pytest_cache

@@ -173,7 +173,7 @@ def _serve(settings: Settings, options: dict[str, object], bound: socket.socket,
 
     address, port = bound.getsockname()[:2]
     url = f"http://{f'[{address}]' if ':' in address else address}:{port}/"
-    with sole_owner(settings.user, url):
+    with sole_owner(settings.user, url, settings.folders.output):
         _empty(settings.folders.temp)
         _lay_out(settings.folders.input)
         store = JobStore(settings.user / "jobs.sqlite")

@@ -28,6 +28,7 @@ VERBS = {
     "launch": "Start the studio: ComfyUI's web page and protocol, with cygnet doing the work.",
     "jobs": "List, show, cancel or retry the studio's jobs.",
     "nodes": "List, install, remove and update packs of custom nodes.",
+    "mcp": "Give a language model tools that make videos, by the Model Context Protocol.",
     "replay": "Make a video again from its receipt, and compare.",
     "inspect": "Say what a weight file or folder is, and what it can serve.",
     "models": "List the models that have a name, and what of them is here.",
@@ -113,7 +114,7 @@ def _misuse(error: CycloptsError, verb: str | None) -> str:
     if isinstance(error, UnusedCliTokensError) and verb is not None:
         words = ", ".join(repr(word) for word in (error.unused_tokens or [])[:5])
         advice = "it takes one argument; put quotes around blanks"
-        if verb in ("models", "doctor", "launch"):
+        if verb in ("models", "doctor", "launch", "mcp"):
             advice = "it takes options alone"
         elif verb == "generate":
             advice = "put the prompt in quotes"

@@ -72,14 +72,15 @@ class StoreError(CygnetError):
 
 
 class BusyError(StoreError):
-    """Another process holds the data directory; ``url`` is where it answers, if it said so."""
+    """Another process holds the data directory; where it answers and where its results go, if it said so."""
 
-    def __init__(self, holder: str, url: str) -> None:
+    def __init__(self, holder: str, url: str, output: Path) -> None:
         super().__init__(
             f"another cygnet server (process {holder}) uses this data directory; stop it, or start this one with "
             "another --base-directory"
         )
         self.url = url
+        self.output = output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,7 +443,7 @@ def _record(row: sqlite3.Row) -> JobRecord:
 
 
 @contextmanager
-def sole_owner(folder: Path, url: str = "") -> Iterator[None]:
+def sole_owner(folder: Path, url: str = "", output: Path | None = None) -> Iterator[None]:
     """Hold a data directory for this process; raises :class:`BusyError` when another one has it.
 
     The lock belongs to the process and not to the file: it is gone when the process is, however it ended. ``url`` is
@@ -454,10 +455,11 @@ def sole_owner(folder: Path, url: str = "") -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        holder, _, where = note.read_text().partition("\n") if note.exists() else ("unknown", "", "")
-        raise BusyError(holder, where.strip()) from error
+        told = note.read_text().splitlines() if note.exists() else ["unknown"]
+        holder, where, results = (*told, "", "", "")[:3]
+        raise BusyError(holder, where, Path(results)) from error
     try:
-        note.write_text(f"{os.getpid()}\n{url}\n")
+        note.write_text(f"{os.getpid()}\n{url}\n{output or ''}\n")
         yield
     finally:
         note.unlink(missing_ok=True)
