@@ -101,7 +101,7 @@ def test_packs_that_fail_hide_nothing_and_are_remembered(shop: Workshop, root: P
     assert "no_such_module_at_all" in found["a_broken"].error
     assert "import no_such_module_at_all" in found["a_broken"].traceback
     assert "SystemExit" in found["b_leaves"].error
-    assert "classic contract" in found["c_v3"].error
+    assert "must return a ComfyExtension" in found["c_v3"].error
     assert "SyntaxError" in found["d_syntax"].error
     assert not found["good-pack"].error
     assert set(found["g_early"].nodes) == {"Double", "KSampler"}

@@ -1,4 +1,4 @@
-"""Custom nodes: packages in ``custom_nodes`` folders and installed distributions, with the classic contract.
+"""Custom nodes: packages in ``custom_nodes`` folders and installed distributions, of the classic or current contract.
 
 Each pack is imported on its own: what one raises is remembered and hides nothing else. One that takes the process down
 while it is imported is left out by the next process, until its files change.
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cygnet.graph.contract import Classic, NodeClass
-from cygnet.nodes import stand_ins
+from cygnet.nodes import modern, stand_ins
 from cygnet.nodes.workshop import Workshop
 
 ENTRY_POINTS = "cygnet.nodes"
@@ -110,16 +110,16 @@ def _made(name: str, path: Path | None, taken: Collection[str], load: Callable[[
     started = time.monotonic()
     try:
         module = load()
-        mapping = getattr(module, "NODE_CLASS_MAPPINGS", None)
-        if not isinstance(mapping, Mapping):
-            raise ImportError("it has no NODE_CLASS_MAPPINGS; only packs of the classic contract can be loaded")
+        mapping = _classes(module)
         titles = getattr(module, "NODE_DISPLAY_NAME_MAPPINGS", None) or {}
         nodes: dict[str, NodeClass] = {}
         for kind, implementation in mapping.items():
             if kind in taken:
                 _log.warning("pack %s: node type %s is there already; the earlier one stays", name, kind)
             else:
-                nodes[kind] = Classic(kind, implementation, str(titles.get(kind, kind)), f"custom_nodes.{name}")
+                nodes[kind] = Classic(
+                    kind, implementation, _title(kind, implementation, titles), f"custom_nodes.{name}"
+                )
         web = None if path is None else _web(name, path, getattr(module, "WEB_DIRECTORY", None))
         examples = next((path / it for it in _EXAMPLES if (path / it).is_dir()), None) if path is not None else None
     except KeyboardInterrupt:
@@ -131,6 +131,23 @@ def _made(name: str, path: Path | None, taken: Collection[str], load: Callable[[
         )
     _log.info("pack %s: %d node types in %.1f s", name, len(nodes), time.monotonic() - started)
     return Pack(name=name, path=path, nodes=nodes, web=web, examples=examples)
+
+
+def _classes(module: Any) -> dict[str, type]:
+    """The node types of a pack of either contract, as classes of the classic one."""
+    mapping = getattr(module, "NODE_CLASS_MAPPINGS", None)
+    if isinstance(mapping, Mapping):
+        return {
+            kind: modern.as_classic(it) if isinstance(it, type) and issubclass(it, modern.ComfyNode) else it
+            for kind, it in mapping.items()
+        }
+    if callable(entrypoint := getattr(module, "comfy_entrypoint", None)):
+        return modern.nodes_of(entrypoint)
+    raise ImportError("it has neither NODE_CLASS_MAPPINGS nor comfy_entrypoint, so it is no pack of nodes")
+
+
+def _title(kind: str, implementation: type, titles: Mapping[str, Any]) -> str:
+    return str(titles.get(kind) or getattr(implementation, "DISPLAY_NAME", None) or kind)
 
 
 def _import(name: str, path: Path) -> Any:

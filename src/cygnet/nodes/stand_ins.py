@@ -1,4 +1,4 @@
-"""The modules that classic custom nodes import from their host, on top of ours.
+"""The modules that custom nodes import from their host, on top of ours.
 
 Packs written for ComfyUI ask ``folder_paths`` for files and ``comfy`` for devices and progress. What is here does what
 those names promise; a name that is not here fails at import with Python's own message, which then stands beside the
@@ -19,7 +19,10 @@ import torch.nn.functional as F
 from cygnet.errors import Cancelled
 from cygnet.graph.context import current
 from cygnet.graph.folders import annotated
+from cygnet.graph.results import ExecutionBlocker
+from cygnet.nodes import modern
 from cygnet.nodes.latents import MOST
+from cygnet.nodes.modern_ui import ui_names
 from cygnet.nodes.workshop import WEIGHT_SUFFIXES, Workshop
 from cygnet.pipelines.conditioning import crop_to_aspect
 
@@ -102,6 +105,24 @@ def _modules(shop: Workshop, say: Callable[[str], None]) -> dict[str, dict[str, 
         },
         "nodes": {"MAX_RESOLUTION": MOST, "NODE_CLASS_MAPPINGS": {}, "NODE_DISPLAY_NAME_MAPPINGS": {}},
         "server": {"PromptServer": SimpleNamespace(instance=server)},
+        **_modern(shop),
+    }
+
+
+def _modern(shop: Workshop) -> dict[str, dict[str, Any]]:
+    """The modules of the current contract, under the names of its versions."""
+    io, ui = modern.io_names(), ui_names(shop)
+    spaces = {"IO": SimpleNamespace(**io), "UI": SimpleNamespace(**ui)}
+    found: dict[str, dict[str, Any]] = {"comfy_api": {"__path__": []}}
+    for version in ("comfy_api.latest", "comfy_api.v0_0_2"):
+        found[version] = {"__path__": [], "ComfyExtension": modern.ComfyExtension, **spaces}
+        found |= {f"{version}.{name}": io for name in ("io", "_io")}
+        found |= {f"{version}.{name}": ui for name in ("ui", "_ui")}
+    return {
+        **found,
+        "comfy_execution": {"__path__": []},
+        "comfy_execution.graph_utils": {"ExecutionBlocker": ExecutionBlocker},
+        "comfy_execution.graph": {"ExecutionBlocker": ExecutionBlocker},
     }
 
 
