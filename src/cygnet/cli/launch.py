@@ -149,7 +149,8 @@ def _bound(listen: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise RequestError(f"port is {port}; it must be from 0 (any that is free) to 65535", field="port")
     family = socket.AF_INET6 if ":" in listen else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named, for asyncio switches Nagle's delay of 40 ms off only where it is.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((listen, port))
