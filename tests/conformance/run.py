@@ -1,6 +1,6 @@
-"""Clients that others wrote complete a job on the studio, each in an environment of its own.
+"""Clients that others wrote complete a job on the studio, and a fuzzer tries its routes; each in its own environment.
 
-    scripts/conformance              # or the names of some: comfy-cli simplified script sdk
+    scripts/conformance              # or the names of some: comfy-cli simplified script sdk schemathesis
 
 Environments are kept in ``.conformance`` (400 MB). A line for each client and deed; fails if one fails.
 """
@@ -28,6 +28,7 @@ PACKAGES = {
     "comfy-cli": ["comfy-cli==1.23.0"],
     "simplified": ["comfy_api_simplified==1.6.0"],
     "script": ["comfy-script[client]==0.6.1", "nest_asyncio2", "tqdm"],
+    "schemathesis": ["schemathesis==4.32.5"],
 }
 SDK = ["@saintno/comfyui-sdk@0.3.1"]
 
@@ -97,11 +98,21 @@ def sdk(studio: Studio, prompt: Path, work: Path) -> None:
     said(["node", program, studio.url.rstrip("/"), prompt], work)
 
 
+def schemathesis(studio: Studio, prompt: Path, work: Path) -> None:
+    """Requests of every kind to every documented route; none may end in a server error."""
+    program = environment("schemathesis") / "schemathesis"
+    options = ["--checks", "not_a_server_error", "--no-color", "--request-timeout", "60", "--max-examples", "50"]
+    said([program, "run", f"{studio.url}api/openapi.json", *options, "--phases", "examples,coverage,fuzzing"], work)
+    errors = [line for line in studio.lines if "Traceback" in line or " ERROR " in line]
+    assert not errors, errors
+
+
 CLIENTS: dict[str, Callable[[Studio, Path, Path], None]] = {
     "comfy-cli": comfy_cli,
     "simplified": simplified,
     "script": script,
     "sdk": sdk,
+    "schemathesis": schemathesis,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,17 @@ def test_other_sites_are_kept_out_of_every_data_route(client: TestClient) -> Non
             assert client.get(route, headers=headers).status_code == 403, (route, headers)
         assert client.post("/prompt", json={"prompt": PROMPT}, headers=headers).status_code == 403
     assert client.get("/", headers={"sec-fetch-site": "cross-site"}).status_code == 200
+
+
+def test_the_openapi_document_declares_what_paths_and_bodies_hold(client: TestClient) -> None:
+    paths = client.get("/api/openapi.json").json()["paths"]
+    for path, methods in paths.items():
+        for operation in methods.values():
+            declared = {it["name"] for it in operation.get("parameters", ()) if it["in"] == "path"}
+            assert set(re.findall(r"{(\w+)}", path)) == declared, path
+    submission = paths["/api/prompt"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert submission["required"] == ["prompt"]
+    assert {it["name"] for it in paths["/api/view"]["get"]["parameters"]} >= {"filename", "subfolder", "type"}
 
 
 def test_models_are_listed_by_kind(client: TestClient) -> None:

@@ -23,6 +23,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from cygnet.errors import RequestError
 from cygnet.graph.folders import FOLDER_KINDS, FolderKind, Saved, annotated, inside
+from cygnet.server.documented import documented
 from cygnet.server.settings import Settings
 
 MEDIA_TYPES = {
@@ -57,7 +58,11 @@ def files_router(settings: Settings) -> APIRouter:
     """The routes, without their ``/api`` prefix."""
     router = APIRouter(tags=["files"])
 
-    @router.api_route("/view", methods=["GET", "HEAD"])
+    @router.api_route(
+        "/view",
+        methods=["GET", "HEAD"],
+        openapi_extra=documented(query=("filename", "subfolder", "type", "preview", "channel")),
+    )
     async def view(request: Request) -> Response:
         query = dict(request.query_params)
         path = _asked_for(settings, query)
@@ -66,11 +71,11 @@ def files_router(settings: Settings) -> APIRouter:
             return await run_in_threadpool(_picture, path, preview, channel)
         return _file(path)
 
-    @router.post("/upload/image")
+    @router.post("/upload/image", openapi_extra=documented(form=True))
     async def upload(request: Request) -> JSONResponse:
         return await _upload(request, settings)
 
-    @router.post("/upload/mask")
+    @router.post("/upload/mask", openapi_extra=documented(form=True))
     async def upload_mask(request: Request) -> JSONResponse:
         return await _upload(request, settings, mask=True)
 

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from cygnet.errors import RequestError
 from cygnet.server.body import read_json
+from cygnet.server.documented import OBJECT, SUBMISSION, documented
 from cygnet.server.engine import Engine, Refused
 from cygnet.server.jobs_view import STATES, history_entry, job_detail, job_row, queue_item
 from cygnet.server.store import JobRecord, JobState
@@ -27,7 +28,7 @@ def jobs_router(engine: Engine) -> APIRouter:
     async def exec_info() -> dict[str, Any]:
         return {"exec_info": {"queue_remaining": store.remaining()}}
 
-    @router.post("/prompt")
+    @router.post("/prompt", openapi_extra=documented(body=SUBMISSION))
     async def submit(request: Request) -> JSONResponse:
         try:
             return JSONResponse(await engine.submit(await _body(request)))
@@ -41,7 +42,7 @@ def jobs_router(engine: Engine) -> APIRouter:
             "queue_pending": [queue_item(it) for it in store.queue("pending")],
         }
 
-    @router.post("/queue")
+    @router.post("/queue", openapi_extra=documented(body=OBJECT))
     async def change_queue(request: Request) -> Response:
         order = await _object(request)
         if order.get("clear"):
@@ -51,13 +52,13 @@ def jobs_router(engine: Engine) -> APIRouter:
             engine.tell_status()
         return Response()
 
-    @router.post("/interrupt")
+    @router.post("/interrupt", openapi_extra=documented(body=OBJECT))
     async def interrupt(request: Request) -> Response:
         order = await _object(request)
         engine.interrupt(order["prompt_id"] if isinstance(order.get("prompt_id"), str) else None)
         return Response()
 
-    @router.post("/free")
+    @router.post("/free", openapi_extra=documented(body=OBJECT))
     async def free(request: Request) -> Response:
         order = await _object(request)
         if order.get("unload_models") or order.get("free_memory"):
@@ -73,7 +74,7 @@ def jobs_router(engine: Engine) -> APIRouter:
         found = store.get(job_id)
         return {} if found is None or found.ended_ms is None else {found.id: history_entry(found)}
 
-    @router.post("/history")
+    @router.post("/history", openapi_extra=documented(body=OBJECT))
     async def change_history(request: Request) -> Response:
         order = await _object(request)
         if order.get("clear"):
@@ -82,7 +83,10 @@ def jobs_router(engine: Engine) -> APIRouter:
             store.forget([str(it) for it in order["delete"]])
         return Response()
 
-    @router.get("/jobs")
+    @router.get(
+        "/jobs",
+        openapi_extra=documented(query=("status", "workflow_id", "sort_by", "sort_order", "limit", "offset")),
+    )
     async def jobs(request: Request) -> JSONResponse:
         try:
             return JSONResponse(_page(engine, dict(request.query_params)))
@@ -94,7 +98,7 @@ def jobs_router(engine: Engine) -> APIRouter:
         found = store.get(job_id)
         return JSONResponse({"error": "Job not found"}, 404) if found is None else JSONResponse(job_detail(found))
 
-    @router.post("/jobs/cancel")
+    @router.post("/jobs/cancel", openapi_extra=documented(body=OBJECT))
     async def cancel_jobs(request: Request) -> dict[str, bool]:
         ids = (await _object(request)).get("job_ids")
         return {"cancelled": engine.cancel([str(it) for it in ids] if isinstance(ids, list) else [])}

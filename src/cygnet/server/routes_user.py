@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 from cygnet.errors import RequestError
 from cygnet.graph.folders import inside
 from cygnet.server.body import read_bytes, read_json
+from cygnet.server.documented import OBJECT, documented
 from cygnet.server.settings import Settings
 
 _LARGEST_FILE = 64 * 2**20
@@ -47,14 +48,14 @@ def user_router(settings: Settings) -> APIRouter:
     async def setting(name: str) -> JSONResponse:
         return JSONResponse(_settings(root).get(name))
 
-    @router.post("/settings")
+    @router.post("/settings", openapi_extra=documented(body=OBJECT))
     async def change_settings(request: Request) -> Response:
         changes = await read_json(request)
         if not isinstance(changes, dict):
             raise HTTPException(400, "settings must be a JSON object")
         return await change(changes)
 
-    @router.post("/settings/{name}")
+    @router.post("/settings/{name}", openapi_extra=documented(body={}))
     async def change_setting(name: str, request: Request) -> Response:
         return await change({name: await read_json(request)})
 
@@ -65,7 +66,7 @@ def user_router(settings: Settings) -> APIRouter:
             _write(root / _SETTINGS, json.dumps({**_settings(root), **changes}, indent=1).encode())
         return Response()
 
-    @router.get("/userdata")
+    @router.get("/userdata", openapi_extra=documented(query=("dir", "recurse", "split", "full_info")))
     async def listing(request: Request) -> JSONResponse:
         query = request.query_params
         if not query.get("dir"):
@@ -83,7 +84,7 @@ def user_router(settings: Settings) -> APIRouter:
             raise HTTPException(404, "there is no such folder")
         return JSONResponse([_entry(it, root) for it in sorted(folder.iterdir()) if not it.is_symlink()])
 
-    @router.get("/userdata/{rest:path}")
+    @router.get("/userdata/{rest:path}", openapi_extra=documented(path=("rest",)))
     async def read(request: Request) -> Response:
         (file,) = _segments(request, 1)
         path = _inside(root, file)
@@ -93,7 +94,7 @@ def user_router(settings: Settings) -> APIRouter:
         shown = "text/css" if file == "user.css" else shown
         return Response(path.read_bytes(), media_type=shown, headers=_NOSNIFF)
 
-    @router.post("/userdata/{rest:path}")
+    @router.post("/userdata/{rest:path}", openapi_extra=documented(path=("rest",), query=("overwrite", "full_info")))
     async def write(request: Request) -> JSONResponse:
         segments = _segments(request, 1, 3)
         overwrite = request.query_params.get("overwrite", "true").lower() != "false"
@@ -112,7 +113,7 @@ def user_router(settings: Settings) -> APIRouter:
         full = request.query_params.get("full_info", "").lower() == "true"
         return JSONResponse(_info(target, root) if full else _relative(target, root))
 
-    @router.delete("/userdata/{rest:path}")
+    @router.delete("/userdata/{rest:path}", openapi_extra=documented(path=("rest",)))
     async def remove(request: Request) -> Response:
         (file,) = _segments(request, 1)
         path = _inside(root, file)
