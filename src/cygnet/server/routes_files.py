@@ -58,11 +58,8 @@ def files_router(settings: Settings) -> APIRouter:
     """The routes, without their ``/api`` prefix."""
     router = APIRouter(tags=["files"])
 
-    @router.api_route(
-        "/view",
-        methods=["GET", "HEAD"],
-        openapi_extra=documented(query=("filename", "subfolder", "type", "preview", "channel")),
-    )
+    @router.head("/view", include_in_schema=False)
+    @router.get("/view", openapi_extra=documented(query=("filename", "subfolder", "type", "preview", "channel")))
     async def view(request: Request) -> Response:
         query = dict(request.query_params)
         path = _asked_for(settings, query)
