@@ -252,7 +252,7 @@ def test_a_demuxer_that_follows_references_gets_nothing(tmp_path: Path, monkeypa
         options["container_options"] = {**options["container_options"], "safe": "0"}
         return opener(*args, **options)
 
-    monkeypatch.setattr(video_read, "_kind_of", lambda *_: "mp4")
+    monkeypatch.setattr(video_read, "kind_of", lambda *_: "mp4")
     monkeypatch.setattr(av, "open", open_as_script)
     with pytest.raises(MediaError, match="damaged"):
         read_video(script)

@@ -245,3 +245,22 @@ def test_two_prompts_at_once_are_refused_in_words() -> None:
     pair: conditioning.Conditioning = [[torch.zeros(1, 1, 1), {}]] * 2
     with pytest.raises(RequestError, match="join the prompts"):
         sampling.only(pair, "positive")
+
+
+def test_sound_goes_from_a_video_to_a_video(shop: Workshop, tmp_path: Path) -> None:
+    times = np.arange(44100, dtype=np.float32) / 44100
+    audio = {"waveform": torch.from_numpy(0.3 * np.sin(2 * np.pi * 500 * times))[None, None], "sample_rate": 44100}
+    nodes = node_classes(shop)
+
+    def call(name: str, **inputs: Any) -> Any:
+        return nodes[name].call(nodes[name].instance(), inputs)
+
+    (video,) = call("CreateVideo", images=torch.rand(8, 16, 16, 3), fps=8.0, audio=audio)
+    saved = call("SaveVideo", video=video, filename_prefix="a", format="auto", codec="auto")
+    (shop.folders.output / saved["ui"]["images"][0]["filename"]).rename(shop.folders.input / "b.mp4")
+    (loaded,) = call("LoadVideo", file="b.mp4")
+    _, heard, fps = call("GetVideoComponents", video=loaded)
+    assert (fps, heard["sample_rate"], heard["waveform"].shape[:2]) == (8.0, 44100, (1, 1))
+    assert heard["waveform"][0, 0, 10_000:20_000].abs().max() > 0.2
+    with pytest.raises(RequestError, match="is not a waveform"):
+        call("CreateVideo", images=torch.rand(8, 16, 16, 3), fps=8.0, audio={})

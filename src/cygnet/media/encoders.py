@@ -22,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import GifImagePlugin, Image, PngImagePlugin
 
+from cygnet.media.sound import Sound, SoundTrack
+
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
@@ -79,6 +81,7 @@ class AVEncoder:
         codec_options: Mapping[str, str],
         container_options: Mapping[str, str],
         metadata: Mapping[str, str],
+        sound: Sound | None = None,
     ) -> None:
         import av
         from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
@@ -96,6 +99,7 @@ class AVEncoder:
             self._stream.width, self._stream.height = size
             self._stream.pix_fmt = "yuv420p"
             self._tag(self._stream.codec_context)
+            self._sound = None if sound is None else SoundTrack(self._container, container, sound)
             self._filter = av.filter.Graph()
             self._filter.link_nodes(
                 self._filter.add_buffer(
@@ -125,9 +129,13 @@ class AVEncoder:
         self._tag(picture)
         self._container.mux(self._stream.encode(picture))
         self._count += 1
+        if self._sound is not None:
+            self._sound.until(self._count * self._time_base)
 
     def finish(self) -> None:
-        """Flush the codec and write the index."""
+        """Flush the codecs and write the index."""
+        if self._sound is not None:
+            self._sound.finish()
         self._container.mux(self._stream.encode(None))
         self._container.close()
 

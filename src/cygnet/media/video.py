@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal, Protocol, get_args
@@ -35,6 +35,7 @@ from cygnet.media.files import (
     refuse_taken,
     shorten,
 )
+from cygnet.media.sound import Sound
 
 Frames = npt.NDArray[np.uint8]
 VideoFormat = Literal["mp4", "webm", "webp", "gif", "png"]
@@ -102,6 +103,7 @@ def open_writer(
     metadata: Mapping[str, str] | None = None,
     num_frames: int | None = None,
     overwrite: bool = False,
+    sound: Sound | None = None,
 ) -> AbstractContextManager[VideoWriter]:
     """Open a video of ``width`` x ``height`` pixels at ``fps`` frames per second for writing, as a context manager.
 
@@ -109,6 +111,9 @@ def open_writer(
     level; 10 makes WebP lossless) and does nothing for GIF and PNG. ``metadata`` is stored inside the file: keys of
     lower-case letters, digits and ``_``; values of any text without NUL. ``num_frames``, if known, is held to, and
     decides early whether ``name.png`` becomes a picture or a folder ``name/`` of ``00000.png``, ``00001.png``, ….
+
+    ``sound`` begins with the first frame and is cut off after the last. MP4 keeps it as AAC, WebM as Opus; the other
+    formats have none, which they say in their notes.
 
     The file appears under its name when the block ends well. On any exception, Ctrl-C included, nothing stays. An
     existing file is replaced only with ``overwrite``; an empty file counts as a name reserved for this writer
@@ -128,7 +133,9 @@ def open_writer(
         num_frames=num_frames,
         overwrite=overwrite,
     )
-    return _writing(plan, check_metadata(metadata or {}))
+    if sound is not None and plan.format not in _CODECS:
+        plan, sound = replace(plan, notes=(*plan.notes, f"{plan.format} has no sound")), None
+    return _writing(plan, check_metadata(metadata or {}), sound)
 
 
 def check_output(
@@ -266,7 +273,7 @@ class _Writer:
 
 
 @contextlib.contextmanager
-def _writing(plan: OutputPlan, metadata: Mapping[str, str]) -> Iterator[VideoWriter]:
+def _writing(plan: OutputPlan, metadata: Mapping[str, str], sound: Sound | None) -> Iterator[VideoWriter]:
     target, folder = plan.path, plan.path.absolute().parent
     reserved = os.path.lexists(target) and not plan.overwrite
     errors = _encoder_errors(plan.format)
@@ -277,7 +284,7 @@ def _writing(plan: OutputPlan, metadata: Mapping[str, str]) -> Iterator[VideoWri
     published = False
     try:
         try:
-            writer = _Writer(plan, _new_encoder(plan, part, metadata), errors)
+            writer = _Writer(plan, _new_encoder(plan, part, metadata, sound), errors)
         except errors as error:
             raise output_error(error, target) from error
         try:
@@ -318,7 +325,7 @@ def _drop_reservation(target: Path) -> None:
         target.unlink(missing_ok=True)
 
 
-def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str]) -> Encoder:
+def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str], sound: Sound | None) -> Encoder:
     size = (plan.width, plan.height)
     if plan.format not in _CODECS:  # these have no exact rate, or none at all
         metadata = {FPS_KEY: f"{float(plan.fps):.6g}", **metadata}
@@ -355,6 +362,7 @@ def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str]) -> E
         codec_options=codec_options,
         container_options=container_options,
         metadata=metadata,
+        sound=sound,
     )
 
 

@@ -97,7 +97,7 @@ def read_video(
         return _read_frame_folder(place, limits)
     with open_regular(place, max_bytes=MAX_FILE_BYTES) as file:
         name = shorten(place.name)
-        kind = _kind_of(file, name)
+        kind = kind_of(file, name)
         if kind in {"mp4", "matroska"}:
             return _read_with_ffmpeg(file, kind, name, limits)
         return _read_with_pillow(_read_all(file, name), kind, name, limits)
@@ -114,9 +114,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         place = _numbered_frames(place)[0]
     with open_regular(place, max_bytes=MAX_FILE_BYTES) as file:
         name = shorten(place.name)
-        kind = _kind_of(file, name)
+        kind = kind_of(file, name)
         if kind in {"mp4", "matroska"}:
-            with _opened(file, kind, name) as container:
+            with opened(file, kind, name) as container:
                 return _container_metadata(container)
         return _own(_still_metadata(_read_all(file, name), kind, name))
 
@@ -146,7 +146,8 @@ class _Limits:
             raise MediaError(f"decoding {name!r} took more than {self.seconds:g} s and was given up; shorten it first")
 
 
-def _kind_of(file: BinaryIO, name: str) -> VideoKind:
+def kind_of(file: BinaryIO, name: str) -> VideoKind:
+    """What an open file is, by its content; raises MediaError if it is no video that is known, or broken."""
     head = file.read(32)
     file.seek(0)
     if head[4:8] == b"ftyp":
@@ -215,7 +216,8 @@ def _refuse_other_files(url: str, flags: int, options: dict[str, str]) -> NoRetu
 
 
 @contextlib.contextmanager
-def _opened(file: BinaryIO, kind: VideoKind, name: str) -> Iterator[InputContainer]:
+def opened(file: BinaryIO, kind: VideoKind, name: str) -> Iterator[InputContainer]:
+    """The file as a container that can open nothing else; whatever goes wrong in the block becomes a MediaError."""
     try:
         import av
         from av.error import FFmpegError
@@ -252,7 +254,7 @@ def _read_with_ffmpeg(file: BinaryIO, kind: VideoKind, name: str, limits: _Limit
     frames: list[Frames] = []
     times: list[float] = []
     rotation = 0
-    with _opened(file, kind, name) as container:
+    with opened(file, kind, name) as container:
         if not container.streams.video:
             raise MediaError(f"{name!r} has no picture track; give a video")
         stream = container.streams.video[0]

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from cygnet.errors import RequestError
+from cygnet.errors import MediaError, RequestError
 from cygnet.graph.folders import FolderKind, Saved
 from cygnet.media.frames import Frames
 from cygnet.media.image import load_image
+from cygnet.media.sound import Sound
+from cygnet.media.sound_read import read_sound
 from cygnet.media.video import VideoFormat, open_writer
 from cygnet.media.video_read import read_video
-from cygnet.nodes.workshop import Node, Workshop
+from cygnet.nodes.workshop import Node, Workshop, log
 
 HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -28,11 +30,12 @@ _VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".m4v", ".gif", ".webp")
 
 @dataclass(frozen=True)
 class VideoValue:
-    """``VIDEO`` as it flows through a graph: frames ``[T, H, W, C]`` in 0..1 and their rate."""
+    """``VIDEO`` as it flows through a graph: frames ``[T, H, W, C]`` in 0..1, their rate, and the sound if any."""
 
     images: torch.Tensor
     fps: float
-    audio: Any = None
+    audio: Mapping[str, Any] | None = None
+    """``AUDIO`` as it flows through a graph: ``waveform [1, C, N]`` in -1..1 and ``sample_rate``."""
 
 
 class LoadImage(Node):
@@ -81,8 +84,15 @@ class LoadVideo(Node):
         return is_there(cls.shop, file)
 
     def run(self, file: str) -> tuple[VideoValue]:
-        clip = read_video(self.shop.folders.locate(file))
-        return (VideoValue(torch.from_numpy(clip.frames.astype(np.float32) / 255.0), float(clip.fps)),)
+        path = self.shop.folders.locate(file)
+        clip = read_video(path)
+        try:
+            sound = read_sound(path)
+        except MediaError as error:
+            log.warning("the video is used without its sound: %s", error)
+            sound = None
+        images = torch.from_numpy(clip.frames.astype(np.float32) / 255.0)
+        return (VideoValue(images, float(clip.fps), None if sound is None else to_audio(sound)),)
 
 
 class CreateVideo(Node):
@@ -103,7 +113,7 @@ class CreateVideo(Node):
 
     def run(self, images: torch.Tensor, fps: float, audio: Any = None) -> tuple[VideoValue]:
         if audio is not None:
-            raise RequestError("sound is not written yet; leave 'audio' unconnected", field="audio")
+            to_sound(audio)  # what is wrong with it is said before anything is written
         return (VideoValue(images, fps, audio),)
 
 
@@ -136,7 +146,8 @@ class SaveVideo(Node):
         extra_pnginfo: Any = None,
     ) -> dict[str, Any]:
         told = described(self.shop, prompt, extra_pnginfo)
-        return animated(write(self.shop, video.images, video.fps, filename_prefix, "mp4", told))
+        sound = None if video.audio is None else to_sound(video.audio)
+        return animated(write(self.shop, video.images, video.fps, filename_prefix, "mp4", told, sound=sound))
 
 
 class SaveAnimatedWEBP(Node):
@@ -266,6 +277,19 @@ class MaskPreview(SaveImage):
         return {"ui": {"images": self.save(grey, prefix, prompt, extra_pnginfo)}}
 
 
+def to_audio(sound: Sound) -> dict[str, Any]:
+    """A sound as it flows through a graph."""
+    return {"waveform": torch.from_numpy(sound.samples)[None], "sample_rate": sound.rate}
+
+
+def to_sound(audio: Mapping[str, Any]) -> Sound:
+    """The first sound of a batch; raises RequestError in words if it is none."""
+    waveform, rate = audio.get("waveform"), audio.get("sample_rate")
+    if not isinstance(waveform, torch.Tensor) or waveform.ndim != 3 or not isinstance(rate, int):
+        raise RequestError("audio is not a waveform [B, C, N] and a sample_rate", field="audio")
+    return Sound(waveform[0].float().cpu().contiguous().numpy(), rate)
+
+
 def is_there(shop: Workshop, name: str) -> bool | str:
     """True, or in words why there is no such file in the input folder."""
     try:
@@ -307,6 +331,7 @@ def write(
     *,
     quality: float | None = None,
     folder: FolderKind = "output",
+    sound: Sound | None = None,
 ) -> Saved:
     """Write frames ``[T, H, W, C]`` in 0..1 as one file under the next free name of a prefix."""
     height, width = images.shape[1:3]
@@ -320,6 +345,7 @@ def write(
         quality=quality,
         metadata=metadata,
         num_frames=len(images),
+        sound=sound,
     )
     with writer as opened:
         for frame in images:
