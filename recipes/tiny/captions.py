@@ -147,17 +147,13 @@ def _chinese(rng: Rng, scene: Scene, background: bool) -> str:
     return text + "。" if rng.random() < 0.3 else text
 
 
-def caption(
-    scene: Scene, rng: Rng, *, chinese: float = 0.25, background: float = 0.95, keep_order: bool = False
-) -> str:
+def caption(scene: Scene, rng: Rng, *, chinese: float = 0.25, background: float = 0.95) -> str:
     """One wording of the scene. ``chinese`` and ``background`` are chances: of the language, of naming the background.
 
-    Entities are named in a random order unless ``keep_order`` is set.
+    Entities are named in their order in the scene, which is that of reading: the one nearer the upper left is first.
     """
-    order = range(len(scene.entities)) if keep_order else rng.permutation(len(scene.entities))
-    shuffled = Scene(tuple(scene.entities[i] for i in order), scene.background)
     speak = _chinese if rng.random() < chinese else _english
-    return speak(rng, shuffled, bool(rng.random() < background))
+    return speak(rng, scene, bool(rng.random() < background))
 
 
 def plain_caption(scene: Scene) -> str:

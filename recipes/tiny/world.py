@@ -48,10 +48,10 @@ MOTIONS = (
 FRAMES = 17
 FPS = 16
 SIZE = 128
-CALM = 0.4
-"""Part of its possible places that a single entity uses."""
-LAYOUTS = 8
-"""Placements of two entities that are compared."""
+CALM = 0.15
+"""Part of its possible places that a single entity uses, about the middle."""
+CORNER = 0.1
+"""Part of its possible places that each of two entities uses, from its corner."""
 
 Triple = tuple[str, str, str]
 
@@ -124,18 +124,21 @@ def random_tracks(
 ) -> tuple[Track, ...]:
     """Motion for each entity: everything stays inside the frame (``aspect`` = width / height) and nothing overlaps.
 
-    A single entity keeps to the middle of where it may be; of :data:`LAYOUTS` ways to place two, the widest apart is
-    taken. Placement decides itself at the highest noise, where a small model is least sure: with entities anywhere it
-    often drew the same one twice.
+    A single entity keeps to the middle of where it may be; of two, the first keeps to the upper left and the second to
+    the lower right. Placement decides itself at the highest noise, where a small model is least sure: with entities
+    anywhere it often drew the same one twice, and with two in either order it mixed them up.
     """
-    crowd = len(scene.entities) > 1
-    found: list[tuple[float, tuple[Track, ...]]] = []
-    while len(found) < (LAYOUTS if crowd else 1):
-        tracks = tuple(_track(entity.motion, rng, frames, aspect, crowd) for entity in scene.entities)
-        gap = _gap(*tracks) if crowd else 1.0
-        if gap > 0:
-            found.append((gap, tracks))
-    return max(found, key=lambda it: it[0])[1]
+    while True:
+        paths = [_path(entity, rng, frames, len(scene.entities) > 1) for entity in scene.entities]
+        if len(paths) == 1:
+            return (_placed(paths[0], rng, aspect, -CALM, CALM),)
+        first, second = paths
+        tracks = (
+            _placed(first, rng, aspect, -1.0, 2 * CORNER - 1.0),
+            _placed(second, rng, aspect, 1.0 - 2 * CORNER, 1.0),
+        )
+        if _gap(*tracks) > 0:
+            return tracks
 
 
 def _gap(a: Track, b: Track) -> float:
@@ -143,44 +146,48 @@ def _gap(a: Track, b: Track) -> float:
     return float((np.linalg.norm(a.centre - b.centre, axis=1) - (a.radius + b.radius) * 1.12).min())
 
 
-def _track(motion: str, rng: np.random.Generator, frames: int, aspect: float, crowd: bool) -> Track:
+def _path(entity: Entity, rng: np.random.Generator, frames: int, crowd: bool) -> Track:
+    """An entity's motion about the origin."""
+    motion = entity.motion
     t = np.linspace(0.0, 1.0, frames, dtype=np.float32)
     still = np.zeros(frames, np.float32)
-    r = float(rng.uniform(0.11, 0.145) if crowd else rng.uniform(0.14, 0.2))
+    r = float(rng.uniform(0.13, 0.145) if crowd else rng.uniform(0.17, 0.2))
+    if entity.shape == "star":
+        r *= 1.12  # so that its arms are as wide as the latents' grid can hold
     radius = np.full(frames, r, np.float32)
-    angle = np.full(frames, rng.uniform(-0.15, 0.15), np.float32)
+    angle = np.full(frames, rng.uniform(-0.06, 0.06), np.float32)
+    span = float(rng.uniform(0.32, 0.36) if crowd else rng.uniform(0.34, 0.4))
     dx: Array = still
     dy: Array = still
     if motion in ("moves left", "moves right"):
-        dx = (t - 0.5) * float(rng.uniform(0.38, 0.5 if crowd else 0.56)) * (-1 if motion == "moves left" else 1)
+        dx = (t - 0.5) * span * (-1 if motion == "moves left" else 1)
     elif motion in ("moves up", "moves down"):
-        dy = (t - 0.5) * float(rng.uniform(0.38, 0.5 if crowd else 0.56)) * (-1 if motion == "moves up" else 1)
+        dy = (t - 0.5) * span * (-1 if motion == "moves up" else 1)
     elif motion == "bounces":
         # Two equal hops under gravity, from the top of one arc to the top of the third.
         hop = (2.0 * t + 0.5) % 1.0
-        dy = float(rng.uniform(0.3, 0.4)) * (0.5 - 4.0 * hop * (1.0 - hop))
+        dy = float(rng.uniform(0.3, 0.33)) * (0.5 - 4.0 * hop * (1.0 - hop))
     elif motion == "circles":
-        phase = rng.uniform(0, 2 * math.pi) + 2 * math.pi * t
-        orbit = float(rng.uniform(0.15, 0.19) if crowd else rng.uniform(0.18, 0.24))
+        phase = rng.uniform(-0.2, 0.2) - math.pi / 2 + 2 * math.pi * t  # from the top, clockwise
+        orbit = float(rng.uniform(0.12, 0.14) if crowd else rng.uniform(0.15, 0.17))
         dx, dy = orbit * np.cos(phase), orbit * np.sin(phase)
     elif motion == "spins":
-        angle = angle + 2 * math.pi * float(rng.uniform(0.65, 0.85)) * t
+        angle = angle + 2 * math.pi * float(rng.uniform(0.6, 0.64)) * t
     elif motion in ("grows", "shrinks"):
-        span = np.linspace(0.5, 1.4, frames, dtype=np.float32)
-        radius = r * (span if motion == "grows" else span[::-1])
+        scale = np.linspace(0.55, 1.35, frames, dtype=np.float32)
+        radius = r * (scale if motion == "grows" else scale[::-1])
     else:
         raise ValueError(f"unknown motion {motion!r}")
-    margin = float(radius.max()) + 0.02
-    free = 1.0 if crowd else CALM
-    cx = _around_middle(rng, margin - dx.min(), aspect - margin - dx.max(), free)
-    cy = _around_middle(rng, margin - dy.min(), 1.0 - margin - dy.max(), free)
-    centre = np.stack([cx + dx, cy + dy], axis=1).astype(np.float32)
-    return Track(centre, radius.astype(np.float32), angle.astype(np.float32))
+    return Track(np.stack([dx, dy], axis=1).astype(np.float32), radius.astype(np.float32), angle.astype(np.float32))
 
 
-def _around_middle(rng: np.random.Generator, low: float, high: float, free: float) -> float:
-    """A number from the middle part, as large as ``free`` of the whole, of an interval."""
-    return (low + high) / 2 + (high - low) / 2 * free * float(rng.uniform(-1, 1))
+def _placed(path: Track, rng: np.random.Generator, aspect: float, least: float, most: float) -> Track:
+    """The path where it stays inside the frame: -1 is as far left and up as it may be, 1 as far right and down."""
+    margin = 1.12 * float(path.radius.max()) + 0.01
+    low = margin - path.centre.min(axis=0)
+    high = np.array([aspect, 1.0]) - margin - path.centre.max(axis=0)
+    where = (low + high) / 2 + (high - low) / 2 * rng.uniform(least, most, 2)
+    return Track(path.centre + where.astype(np.float32), path.radius, path.angle)
 
 
 def render(

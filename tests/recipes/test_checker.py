@@ -241,7 +241,7 @@ def test_an_outline_may_be_lost_now_and_then_but_not_for_good() -> None:
     frames = clip("red", "star", "spins")
     y, x = np.mgrid[:128, :128] - 63.5
     cx, cy = only(frames).centre[0] * 128 - 64
-    patch = (abs(x - cx) < 20) & (abs(y - cy) < 9)
+    patch = (abs(x - cx) < 27) & (abs(y - cy) < 13)
     now_and_then, for_good = frames.copy(), frames.copy()
     now_and_then[1::3][:, patch] = (220, 40, 40)
     for_good[9:][:, patch] = (220, 40, 40)
