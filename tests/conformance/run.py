@@ -122,7 +122,9 @@ def main(names: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         command = [sys.executable, "-m", "cygnet", "run", STARTER, "--base-directory", work / "x", "--print-prompt"]
-        (work / "prompt.json").write_text(said([*command, "--set", "10.steps=2"], work))
+        prompt = json.loads(said(command, work))
+        next(it for it in prompt.values() if it["class_type"] == "KSampler")["inputs"]["steps"] = 2
+        (work / "prompt.json").write_text(json.dumps(prompt))
         for name in names or CLIENTS:
             studio = launched(work / name)
             try:

@@ -1,5 +1,6 @@
 """A job through comfy_api_simplified: upload, queue, wait, fetch. Arguments: URL, prompt file, picture."""
 
+import asyncio
 import json
 import sys
 import tempfile
@@ -20,7 +21,10 @@ api = ComfyApiWrapper(url)
 assert api.upload_image(picture)["name"]
 sampler = next(node["_meta"]["title"] for node in graph.values() if node["class_type"] == "KSampler")
 workflow.set_node_param(sampler, "seed", 5)
-found = api.queue_and_wait_images(workflow, saver)
-((name, data),) = found.items()
-assert name.endswith(".mp4"), name
+# Its one-call form takes previews for results, on any server that shows some.
+job, _ = asyncio.run(api.queue_prompt_and_wait(workflow))
+outputs = api.get_history(job)[job]["outputs"]
+made = outputs[workflow.get_node_id(saver)]["images"][0]
+data = api.get_image(made["filename"], made["subfolder"], made["type"])
+assert made["filename"].endswith(".mp4"), made
 assert data[4:8] == b"ftyp", data[:16]
