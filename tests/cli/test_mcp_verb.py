@@ -19,8 +19,6 @@ from cygnet.cli.mcp_prompt import Files, Wish, graph_of
 from cygnet.errors import RequestError
 from studio_process import Studio, launched
 
-pytest.importorskip("mcp")
-
 LISTED = {
     "diffusion_models": ["wan2.1_t2v_1.3B_fp16.safetensors", "wan2.1_i2v_720p_14B_fp8.safetensors"],
     "text_encoders": ["umt5_xxl_fp8_e4m3fn_scaled.safetensors", "cygnet_tiny_umt5.safetensors"],

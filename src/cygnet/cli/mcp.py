@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 from cyclopts import Parameter
 
@@ -95,8 +96,8 @@ def _studio(user: Path, options: list[str]) -> Iterator[Address]:
         started = running_studio(user)
         if started is None:
             raise OutputError(f"the studio did not start: {''.join(said)[-2000:].strip() or 'it said nothing'}")
-        with _passed_on(child):
-            yield started
+        threading.Thread(target=_pass_on, args=(child.stderr,), daemon=True).start()
+        yield started
     finally:
         child.terminate()
         try:
@@ -106,18 +107,10 @@ def _studio(user: Path, options: list[str]) -> Iterator[Address]:
             child.wait()
 
 
-@contextmanager
-def _passed_on(child: subprocess.Popen[str]) -> Iterator[None]:
-    """What the child says on stderr appears on ours; a pipe that nobody reads would stop it."""
-    import threading
-
-    def copy() -> None:
-        assert child.stderr is not None
-        for line in child.stderr:
-            sys.stderr.write(line)
-
-    threading.Thread(target=copy, daemon=True).start()
-    yield
+def _pass_on(lines: IO[str]) -> None:
+    """What the child says appears on our stderr; a pipe that nobody reads would stop it."""
+    for line in lines:
+        sys.stderr.write(line)
 
 
 def running_studio(user: Path) -> Address | None:

@@ -379,18 +379,15 @@ def nodes_of(entrypoint: Callable[[], Any]) -> dict[str, type]:
 def as_classic(node: type[ComfyNode]) -> type:
     """A class of the classic contract that does what ``node`` does."""
     schema = node.define_schema()
+    asked = [*schema.hidden, *((Hidden.prompt, Hidden.extra_pnginfo) if schema.is_output_node else ())]
+    hidden = {it.name: it.value for it in asked}
 
     def declared() -> dict[str, Any]:
-        now = node.define_schema()  # choices may be others by now
-        hidden = {it.name: it.value for it in now.hidden}
-        if now.is_output_node:
-            hidden |= {it.name: it.value for it in (Hidden.prompt, Hidden.extra_pnginfo)}
-        return {**_declared(now.inputs), "hidden": hidden}
+        return {**_declared(node.define_schema().inputs), "hidden": hidden}  # choices may be others by now
 
     def run(self: Any, **given: Any) -> Any:
-        names = declared()["hidden"]
         told = SimpleNamespace(**dict.fromkeys(it.name for it in Hidden))
-        vars(told).update({name: given.pop(name) for name in names if name in given})
+        vars(told).update({name: given.pop(name) for name in hidden if name in given})
         # A class of its own for the call: two nodes of one type may run at the same time.
         answer = type(node.__name__, (node,), {"hidden": told}).execute(**given)  # type: ignore[attr-defined]
         return _later(answer) if inspect.isawaitable(answer) else _classic_result(answer)

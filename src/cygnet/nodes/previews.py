@@ -61,6 +61,7 @@ _OF: Mapping[DiTConfig, Colours] = {TINY_T2V: TINY, TINY_I2V: TINY}
 
 
 Show = Callable[[torch.Tensor], bytes | None]
+"""Estimate to picture file; None where none is wanted."""
 
 
 def previews(shop: Workshop, config: DiTConfig) -> Show:
@@ -78,7 +79,7 @@ def previews(shop: Workshop, config: DiTConfig) -> Show:
 
 
 def preview(latents: torch.Tensor, config: DiTConfig) -> bytes:
-    """The middle frame as a small JPEG, each latent one blurred square."""
+    """The middle frame of normalised ``[1, 16, t, h, w]`` as a small JPEG, each latent one blurred square."""
     colours = _OF.get(config, WAN)
     middle = latents[0, :, latents.shape[2] // 2].float().cpu()  # [16, h, w]
     rgb = torch.einsum("chw,cr->hwr", middle, colours.weights) + colours.bias
@@ -88,7 +89,7 @@ def preview(latents: torch.Tensor, config: DiTConfig) -> bytes:
 
 @torch.no_grad()
 def decoded_preview(latents: torch.Tensor, decoder: PreviewDecoder) -> bytes:
-    """The middle frame as a small JPEG, decoded."""
+    """The middle frame of normalised ``[1, 16, t, h, w]`` as a small JPEG, decoded."""
     at = latents.shape[2] // 2
     # Its memory reaches up to eight latents back; more than two cost more time than a preview is worth.
     window = latents[:1, :, max(0, at - 2) : at + 1]
