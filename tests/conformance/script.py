@@ -17,5 +17,5 @@ with Workflow(wait=True):  # noqa: F405
     model = ModelSamplingSD3(model, 3)  # noqa: F405
     latent = KSampler(model, 7, 2, 4, "uni_pc", "simple", positive, negative, latent, 1)  # noqa: F405
     pictures = SaveImage(VAEDecode(latent, vae), "script")  # noqa: F405
-shown = pictures.wait()
-assert len(shown) == 17, shown
+shown = pictures.wait().wait()  # first for the job, then for its files
+assert [it.size for it in shown] == [(128, 128)] * 17, shown
