@@ -391,10 +391,13 @@ def test_the_scripts_and_examples_of_packs_are_served(
     for name, text in (("web/b.js", "3"), ("web/c.html", "<script>"), ("examples/w.json", "{}"), ("secret.py", "x")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    pack = {"name": "my pack", "web": ["my pack", str(tmp_path / "web")], "examples": str(tmp_path / "examples")}
+    (tmp_path / "subgraphs").mkdir()
+    (tmp_path / "subgraphs" / "part.json").write_text('{"nodes": []}')
+    web = ["my pack", str(tmp_path / "web")]
+    pack = {"name": "my pack", "path": str(tmp_path), "web": web, "examples": str(tmp_path / "examples")}
 
     async def know(self: Engine, what: str, **more: Any) -> Any:
-        return [pack, {"name": "other", "web": None, "examples": None}]
+        return [] if what == "routes" else [pack, {"name": "other", "path": None, "web": None, "examples": None}]
 
     monkeypatch.setattr(Engine, "know", know)
     assert client.get("/api/extensions").json() == ["/extensions/core/x.js", "/extensions/my%20pack/b.js"]
@@ -406,3 +409,8 @@ def test_the_scripts_and_examples_of_packs_are_served(
     assert client.get("/api/workflow_templates").json() == {"my pack": ["w"]}
     assert client.get("/api/workflow_templates/my%20pack/w.json").json() == {}
     assert client.get("/api/workflow_templates/other/w.json").status_code == 404
+    ((key, listed),) = client.get("/api/global_subgraphs").json().items()
+    assert listed == {"source": "custom_node", "name": "part", "info": {"node_pack": "custom_nodes.my pack"}}
+    assert client.get(f"/api/global_subgraphs/{key}").json() == {**listed, "data": '{"nodes": []}'}
+    assert client.get("/api/global_subgraphs/none").status_code == 404
+    assert client.get("/api/i18n").json() == {}

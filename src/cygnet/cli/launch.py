@@ -6,6 +6,8 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -174,7 +176,12 @@ def _serve(settings: Settings, options: dict[str, object], bound: socket.socket,
 
     address, port = bound.getsockname()[:2]
     url = f"http://{f'[{address}]' if ':' in address else address}:{port}/"
-    with sole_owner(settings.user, url, settings.folders.output):
+    with (
+        sole_owner(settings.user, url, settings.folders.output),
+        tempfile.TemporaryDirectory(prefix="cygnet-") as private,  # nobody else may enter it
+    ):
+        settings = replace(settings, pack_socket=Path(private) / "packs")
+        options = {**options, "pack_socket": str(settings.pack_socket)}
         _empty(settings.folders.temp)
         _lay_out(settings.folders.input)
         store = JobStore(settings.user / "jobs.sqlite")

@@ -11,6 +11,7 @@ from cygnet.errors import RequestError
 if TYPE_CHECKING:
     from cygnet.graph.contract import NodeClass
     from cygnet.graph.folders import Folders
+    from cygnet.nodes.host import Host
     from cygnet.nodes.packs import Pack
     from cygnet.nodes.workshop import Workshop
     from cygnet.server.child import Channel
@@ -74,6 +75,7 @@ def child_options(
     """What both child processes are started with, as JSON values.
 
     ``packs`` are the folders of custom nodes; each process keeps a file in ``notebooks`` on what it imports.
+    The server adds ``pack_socket``, on which the worker answers the web routes of packs.
     """
     return {
         "folders": {kind: str(folders.root(kind)) for kind in ("input", "output", "temp")},
@@ -82,6 +84,7 @@ def child_options(
         "metadata": metadata,
         "packs": [str(it) for it in packs],
         "notebooks": None if notebooks is None else str(notebooks),
+        "pack_socket": None,
     }
 
 
@@ -102,33 +105,45 @@ def workshop(options: Mapping[str, Any]) -> Workshop:
 
 
 def known_nodes(
-    shop: Workshop, options: Mapping[str, Any], process: str
+    shop: Workshop, options: Mapping[str, Any], process: str, host: Host | None = None
 ) -> tuple[dict[str, NodeClass], Sequence[Pack]]:
-    """Our node types and those of all packs, and the packs; ``process`` tells this process's notes from another's."""
+    """Our node types and those of all packs, and the packs; ``process`` tells this process's notes from another's.
+
+    ``host`` is what the packs take for the server.
+    """
     from cygnet.nodes import packs
     from cygnet.nodes.catalogue import node_classes
 
     classes = node_classes(shop)
     notes = None if options["notebooks"] is None else Path(options["notebooks"]) / f"importing-{process}.json"
-    found = packs.load(shop, [Path(it) for it in options["packs"]], classes, notes)
+    found = packs.load(shop, [Path(it) for it in options["packs"]], classes, notes, host)
     return {**classes, **{name: node for pack in found for name, node in pack.nodes.items()}}, found
 
 
 def worker(channel: Channel, options: Mapping[str, Any]) -> None:
     """The process that runs jobs."""
+    from cygnet.nodes.host import Host
+    from cygnet.runtime.memory import device_memory
+    from cygnet.runtime.precision import parse_device
     from cygnet.server.worker import serve_jobs
 
+    host = Host(lambda event, data, client: channel.send({"said": event, "data": data, "client": client}))
     shop = workshop(options)
-    classes, _ = known_nodes(shop, options, "worker")
-    serve_jobs(channel, classes, free=shop.unload)
+    classes, _ = known_nodes(shop, options, "worker", host)
+    if options["pack_socket"] is not None:
+        host.serve(Path(options["pack_socket"]))
+    device = parse_device(shop.device)
+    serve_jobs(channel, classes, free=shop.unload, devices=lambda: [device_memory(device)])
 
 
 def catalogue(channel: Channel, options: Mapping[str, Any]) -> None:
     """The process that knows the nodes."""
+    from cygnet.nodes.host import Host
     from cygnet.server.worker import serve_catalogue
 
-    classes, found = known_nodes(workshop(options), options, "catalogue")
-    serve_catalogue(channel, classes, [it.json() for it in found])
+    host = Host()
+    classes, found = known_nodes(workshop(options), options, "catalogue", host)
+    serve_catalogue(channel, classes, [it.json() for it in found], host.patterns())
 
 
 def read_token(path: Path | None) -> str | None:

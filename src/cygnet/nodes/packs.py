@@ -23,6 +23,7 @@ from typing import Any
 
 from cygnet.graph.contract import Classic, NodeClass
 from cygnet.nodes import modern, stand_ins
+from cygnet.nodes.host import Host
 from cygnet.nodes.workshop import Workshop
 
 ENTRY_POINTS = "cygnet.nodes"
@@ -71,17 +72,24 @@ def candidates(roots: Sequence[Path]) -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
-def load(shop: Workshop, roots: Sequence[Path], taken: Collection[str], notebook: Path | None = None) -> list[Pack]:
+def load(
+    shop: Workshop,
+    roots: Sequence[Path],
+    taken: Collection[str],
+    notebook: Path | None = None,
+    host: Host | None = None,
+) -> list[Pack]:
     """Import every pack. Node types that are ``taken`` stay ours, and the first pack that has a name keeps it.
 
     ``notebook`` is a file of this process alone, in which the pack that is being imported is noted, so that one that
-    ended the process is known afterwards.
+    ended the process is known afterwards. ``host`` is what packs take for the server.
     """
     paths = candidates(roots)
     distributed = sorted(entry_points(group=ENTRY_POINTS), key=lambda it: it.name)
     if not paths and not distributed:
         return []
-    stand_ins.install(shop, _log.warning)
+    host = host or Host()
+    stand_ins.install(shop, host)
     notes = _Notes(notebook)
     for path in paths:
         if (script := path / "prestartup_script.py").is_file():
@@ -94,6 +102,7 @@ def load(shop: Workshop, roots: Sequence[Path], taken: Collection[str], notebook
     for entry in distributed:
         packs.append(_made(entry.name, None, names, entry.load))
         names |= set(packs[-1].nodes)
+    host.close_table()
     return packs
 
 

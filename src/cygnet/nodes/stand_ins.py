@@ -8,7 +8,7 @@ pack's name. Networks are not part of it: MODEL, CLIP and VAE are opaque between
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from cygnet.graph.context import current
 from cygnet.graph.folders import annotated
 from cygnet.graph.results import ExecutionBlocker
 from cygnet.nodes import modern
+from cygnet.nodes.host import Host
 from cygnet.nodes.latents import MOST
 from cygnet.nodes.modern_ui import ui_names
 from cygnet.nodes.workshop import WEIGHT_SUFFIXES, Workshop
@@ -53,23 +54,9 @@ def common_upscale(samples: torch.Tensor, width: int, height: int, upscale_metho
     return F.interpolate(samples, size=(height, width), mode=mode)
 
 
-class _Routes:
-    """Takes the decorators with which packs add routes; none of them is served, and that is said once."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-
-    def __getattr__(self, method: str) -> Callable[..., Callable[[Any], Any]]:
-        def route(path: str, *arguments: Any, **options: Any) -> Callable[[Any], Any]:
-            self._say(f"a pack adds the route {method.upper()} {path}, which cygnet does not serve")
-            return lambda handler: handler
-
-        return route
-
-
-def install(shop: Workshop, say: Callable[[str], None]) -> None:
-    """Put the modules where packs import them from; ``say`` hears of what is asked for and not done."""
-    for name, contents in _modules(shop, say).items():
+def install(shop: Workshop, host: Host) -> None:
+    """Put the modules where packs import them from; ``host`` is what they take for the server."""
+    for name, contents in _modules(shop, host).items():
         module = sys.modules.setdefault(name, ModuleType(name))
         vars(module).update(contents)
         parent, _, child = name.rpartition(".")
@@ -77,16 +64,9 @@ def install(shop: Workshop, say: Callable[[str], None]) -> None:
             setattr(sys.modules[parent], child, module)
 
 
-def _modules(shop: Workshop, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+def _modules(shop: Workshop, host: Host) -> dict[str, dict[str, Any]]:
     chosen = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(chosen if shop.device == "auto" else shop.device)
-    server = SimpleNamespace(
-        routes=_Routes(say),
-        client_id=None,
-        last_node_id=None,
-        send_sync=lambda event, data, sid=None: None,
-        add_on_prompt_handler=lambda handler: None,
-    )
     cpu = torch.device("cpu")
     return {
         "folder_paths": _folder_paths(shop),
@@ -104,7 +84,7 @@ def _modules(shop: Workshop, say: Callable[[str], None]) -> dict[str, dict[str, 
             "InterruptProcessingException": Cancelled,
         },
         "nodes": {"MAX_RESOLUTION": MOST, "NODE_CLASS_MAPPINGS": {}, "NODE_DISPLAY_NAME_MAPPINGS": {}},
-        "server": {"PromptServer": SimpleNamespace(instance=server)},
+        "server": {"PromptServer": SimpleNamespace(instance=host)},
         **_modern(shop),
     }
 

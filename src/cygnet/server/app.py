@@ -18,6 +18,7 @@ from cygnet.server.guard import Guard, WrongTokens
 from cygnet.server.installer import REGISTRY, Installer
 from cygnet.server.login import login_router
 from cygnet.server.logs import LogLines
+from cygnet.server.pack_routes import PackRoutes
 from cygnet.server.routes_files import files_router, internal_files_router
 from cygnet.server.routes_jobs import jobs_router
 from cygnet.server.routes_manager import manager_router
@@ -43,6 +44,7 @@ def features(settings: Settings) -> dict[str, object]:
 def create_app(engine: Engine, settings: Settings, restart: Callable[[], None] = lambda: None) -> Guard:
     """The ASGI application. The engine starts and stops with it; ``restart`` is what the Manager's restart does."""
     logs = LogLines()
+    packs = PackRoutes(engine, settings.pack_socket, settings.largest_upload)
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -57,6 +59,7 @@ def create_app(engine: Engine, settings: Settings, restart: Callable[[], None] =
             yield
         finally:
             logging.getLogger("cygnet").removeHandler(logs)
+            await packs.close()
             await engine.stop()
 
     app = FastAPI(title="cygnet studio", lifespan=life, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
@@ -86,7 +89,7 @@ def create_app(engine: Engine, settings: Settings, restart: Callable[[], None] =
         app.include_router(router, include_in_schema=False)
     app.include_router(internal_files_router(settings), include_in_schema=False)
     _add_socket(app, engine)
-    app.include_router(page_router(engine, settings, logs), include_in_schema=False)
+    app.include_router(page_router(engine, settings, logs, packs), include_in_schema=False)
     return Guard(app, settings.access, is_page, wrong)
 
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,8 @@ class Engine:
     """Given to both processes."""
     running: _Running | None = None
     draining: bool = False
+    devices: Sequence[Mapping[str, Any]] = ()
+    """What the worker computes on, as it said last."""
     lost_workers: int = 0
     """How many workers died since the start."""
     _worker: Child | None = None
@@ -217,9 +219,14 @@ class Engine:
         self.sockets.send(status(self.store.remaining()))
 
     def _hear(self, message: Mapping[str, Any]) -> None:
+        if "devices" in message:
+            self.devices = tuple(message["devices"])
         if message.get("ready"):
             self._worker_ready = True
             self.dispatch()
+            return
+        if "said" in message:  # by a pack
+            self.sockets.send(Message(str(message["said"]), message["data"]), message["client"])
             return
         running = self.running
         if running is None or (message.get("job"), message.get("fence")) != (running.record.id, running.record.fence):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from cygnet.errors import RequestError
 from cygnet.graph.folders import inside
+from cygnet.server import packs
 from cygnet.server.engine import Engine, Refused
 from cygnet.server.settings import Settings
 
@@ -41,7 +43,7 @@ def nodes_router(engine: Engine, settings: Settings) -> APIRouter:
 
     @router.get("/system_stats")
     async def system_stats() -> dict[str, Any]:
-        return _system_stats(settings)
+        return _system_stats(settings, engine.devices)
 
     @router.get("/models")
     async def model_kinds() -> list[str]:
@@ -77,10 +79,24 @@ def nodes_router(engine: Engine, settings: Settings) -> APIRouter:
         return [name.rpartition(".")[0] for name, _, _ in _models(settings, "embeddings", missing_is_empty=True)]
 
     @router.get("/node_replacements")
-    @router.get("/global_subgraphs")
-    @router.get("/i18n")
     async def nothing() -> dict[str, Any]:
         return {}
+
+    @router.get("/i18n")
+    async def translations() -> dict[str, Any]:
+        return await run_in_threadpool(packs.translations, await engine.know("packs"))
+
+    @router.get("/global_subgraphs")
+    async def subgraphs() -> dict[str, Any]:
+        found = await run_in_threadpool(packs.subgraphs, await engine.know("packs"))
+        return {key: it.json() for key, it in found.items()}
+
+    @router.get("/global_subgraphs/{key}")
+    async def subgraph(key: str) -> dict[str, Any]:
+        found = await run_in_threadpool(packs.subgraphs, await engine.know("packs"))
+        if key not in found:
+            raise HTTPException(404, "there is no such subgraph")
+        return {**found[key].json(), "data": found[key].text()}
 
     return router
 
@@ -127,10 +143,14 @@ def _metadata(settings: Settings, kind: str, filename: str) -> Any:
     raise HTTPException(404, "there is no such file, or it has no metadata")
 
 
-def _system_stats(settings: Settings) -> dict[str, Any]:
+def _system_stats(settings: Settings, devices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     import psutil
 
     memory = psutil.virtual_memory()
+    if not devices:  # as long as the worker has not said what it has
+        size, free = memory.total, memory.available
+        told = {"vram_total": size, "vram_free": free, "torch_vram_total": size, "torch_vram_free": free}
+        devices = [{"name": "cpu", "type": "cpu", "index": None, **told}]
     versions = settings.versions
     page, templates = versions.get("comfyui-frontend-package", ""), versions.get("comfyui-workflow-templates", "")
     return {
@@ -148,15 +168,5 @@ def _system_stats(settings: Settings) -> dict[str, Any]:
             "embedded_python": False,
             "argv": ["cygnet", *settings.arguments],
         },
-        "devices": [
-            {
-                "name": "cpu",
-                "type": "cpu",
-                "index": None,
-                "vram_total": memory.total,
-                "vram_free": memory.available,
-                "torch_vram_total": memory.total,
-                "torch_vram_free": memory.available,
-            }
-        ],
+        "devices": list(devices),
     }

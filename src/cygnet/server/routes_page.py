@@ -21,6 +21,7 @@ from cygnet.server.body import read_json
 from cygnet.server.engine import Engine
 from cygnet.server.logs import LogLines
 from cygnet.server.metrics import CONTENT_TYPE, Metrics
+from cygnet.server.pack_routes import PackRoutes
 from cygnet.server.settings import Settings
 
 _DAY, _HOUR = "public, max-age=86400", "public, max-age=3600"
@@ -94,7 +95,7 @@ async def _example_folders(engine: Engine) -> dict[str, Path]:
     return {it["name"]: Path(it["examples"]) for it in await _packs(engine) if it["examples"] is not None}
 
 
-def page_router(engine: Engine, settings: Settings, logs: LogLines) -> APIRouter:
+def page_router(engine: Engine, settings: Settings, logs: LogLines, packs: PackRoutes) -> APIRouter:
     """Routes that have no prefix; the last of them takes every other path."""
     router = APIRouter(tags=["page"])
 
@@ -163,15 +164,16 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines) -> APIRouter
     async def metrics() -> Response:
         return Response(numbers.text(), media_type=CONTENT_TYPE)
 
-    @router.api_route("/{name:path}", methods=["GET", "HEAD"])
-    async def page(name: str) -> Response:
-        if settings.page is None:
-            if not name:
-                return PlainTextResponse("This server has no web page; install it with: pip install 'cygnet[studio]'\n")
-            raise HTTPException(404, "not found")
-        found = _static(settings.page, name or "index.html")
+    @router.api_route("/{name:path}", methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+    async def page(name: str, request: Request) -> Response:
+        reads = request.method in ("GET", "HEAD")
+        if reads and not name and settings.page is None:
+            return PlainTextResponse("This server has no web page; install it with: pip install 'cygnet[studio]'\n")
+        found = _static(settings.page, name or "index.html") if reads and settings.page is not None else None
         if found is None:
-            raise HTTPException(404, "not found")
+            if (answer := await packs.answer(request)) is not None:
+                return answer
+            raise HTTPException(404 if reads else 405, "not found" if reads else "no route takes this method")
         if not name or name == "index.html":
             found.headers["Content-Security-Policy"] = POLICY
         return found

@@ -31,5 +31,7 @@ class Settings:
     """What ``system_stats`` says of packages: name to version."""
     packs: Path | None = None
     """Folder into which the page's Manager may install packs; None: it may not."""
+    pack_socket: Path | None = None
+    """Socket file on which the worker answers the routes that packs added."""
     arguments: tuple[str, ...] = ()
     """Switches that the page should know of; not the real command line, which may hold paths."""

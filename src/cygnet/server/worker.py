@@ -31,8 +31,12 @@ def serve_jobs(
     *,
     cache: Cache | None = None,
     free: Callable[[], None] = lambda: None,
+    devices: Callable[[], Sequence[Mapping[str, Any]]] = list,
 ) -> None:
     """Run jobs one after another until the server stops; ``free`` unloads models when asked.
+
+    ``devices`` says what this process computes on and how much memory is free there, as ``system_stats`` shows it; the
+    server is told after each order.
 
     Jobs run in the calling thread, which owns the device; another thread listens, so that a stop is heard at once.
     """
@@ -55,7 +59,7 @@ def serve_jobs(
         orders.put(None)
 
     threading.Thread(target=listen, daemon=True, name="listens to the server").start()
-    channel.send({"ready": True})
+    channel.send({"ready": True, "devices": devices()})
     while (order := orders.get()) is not None:
         if order["what"] == "free":
             if order.get("results"):
@@ -64,6 +68,7 @@ def serve_jobs(
         elif order["what"] == "run":
             _run(channel, executor, order, running[order["job"]])
             del running[order["job"]]
+        channel.send({"devices": devices()})
 
 
 def _run(channel: Channel, executor: Executor, order: Mapping[str, Any], cancel: CancelToken) -> None:
@@ -75,18 +80,31 @@ def _run(channel: Channel, executor: Executor, order: Mapping[str, Any], cancel:
 
 
 def serve_catalogue(
-    channel: Channel, classes: Mapping[str, NodeClass], packs: Sequence[Mapping[str, Any]] = ()
+    channel: Channel,
+    classes: Mapping[str, NodeClass],
+    packs: Sequence[Mapping[str, Any]] = (),
+    routes: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Describe node types, judge prompts, convert workflows and tell of packs until the server stops."""
+    """Describe node types, judge prompts, convert workflows and tell of packs until the server stops.
+
+    ``routes`` are the methods and path patterns of the web routes that packs added.
+    """
     channel.send({"ready": True})
     while (message := channel.receive()) is not None:
-        channel.answer(message, functools.partial(_answer, message, classes, packs))
+        channel.answer(message, functools.partial(_answer, message, classes, packs, routes))
 
 
-def _answer(order: Mapping[str, Any], classes: Mapping[str, NodeClass], packs: Sequence[Mapping[str, Any]]) -> Any:
+def _answer(
+    order: Mapping[str, Any],
+    classes: Mapping[str, NodeClass],
+    packs: Sequence[Mapping[str, Any]],
+    routes: Sequence[tuple[str, str]],
+) -> Any:
     match order["what"]:
         case "packs":
             return list(packs)
+        case "routes":
+            return list(routes)
         case "describe":
             wanted = order.get("name")
             chosen = classes if wanted is None else {wanted: classes[wanted]} if wanted in classes else {}
