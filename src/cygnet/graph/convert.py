@@ -90,8 +90,15 @@ class _Nothing:
     """The link leads nowhere."""
 
 
+@dataclass(frozen=True)
 class _Own:
-    """The link ends at a widget of the page: the asking node's own value holds."""
+    """The link ends at a promoted widget without a value: an inner widget that it feeds keeps its own.
+
+    An input that has no widget takes that of the first one, ``name`` of ``node``.
+    """
+
+    node: Mapping[str, Any]
+    name: str
 
 
 _Resolved = _Source | _Constant | _Nothing | _Own
@@ -160,6 +167,11 @@ def _emit(scope: _Scope, node: Mapping[str, Any], registry: Registry) -> dict[st
         found = _follow(scope, entry["link"], str(entry.get("type", "*")))
         if isinstance(found, _Source):
             inputs[entry["name"]] = found
+        elif isinstance(found, _Own) and "widget" not in entry:
+            first = registry.get(found.node["type"])
+            values = dict(_widget_values(found.node, first)) if first else {}
+            if found.name in values:
+                inputs[entry["name"]] = values[found.name]
         elif isinstance(found, _Constant):
             declared = kind.input(entry["name"]) if kind else None
             inputs[entry["name"]] = _wrapped(_on_grid(found.value, declared))
@@ -280,16 +292,23 @@ def _from_outside(scope: _Scope, slot: int) -> _Resolved:
             found = _follow(scope.parent, entry["link"], str(declared.get("type", "*")))
             if not isinstance(found, _Own):
                 return found
-    promoted = [it["name"] for it in scope.definition["inputs"] if _leads_to_widget(scope, it)]
+    return _promoted(scope, declared) or _Nothing()
+
+
+def _promoted(scope: _Scope, declared: Mapping[str, Any]) -> _Constant | _Own | None:
+    """What a subgraph instance's widget for the input ``declared`` holds; None if the input has no widget."""
+    behind = {it["name"]: _widget_behind(scope, it) for it in scope.definition["inputs"]}
+    own = behind[declared["name"]]
+    if own is None:
+        return None
+    at = [name for name, it in behind.items() if it is not None].index(declared["name"])
     values = scope.instance.get("widgets_values")
-    if declared["name"] not in promoted:
-        return _Nothing()
-    at = promoted.index(declared["name"])
     value = values[at] if isinstance(values, list) and at < len(values) else None
-    return _Own() if value is None else _Constant(value)
+    return own if value is None else _Constant(value)
 
 
-def _leads_to_widget(scope: _Scope, declared: Mapping[str, Any]) -> bool:
+def _widget_behind(scope: _Scope, declared: Mapping[str, Any]) -> _Constant | _Own | None:
+    """What the first inner widget holds that an input of a subgraph's definition feeds; None if it feeds none."""
     slot = scope.definition["inputs"].index(declared)
     for link in scope.definition["links"]:
         if str(link["origin_id"]) != str(_INNER_INPUTS) or link["origin_slot"] != slot:
@@ -299,13 +318,14 @@ def _leads_to_widget(scope: _Scope, declared: Mapping[str, Any]) -> bool:
         if node is None or link["target_slot"] >= len(entries):
             continue
         entry = entries[link["target_slot"]]
-        if entry.get("widget"):
-            return True
         inside = scope.enter(node)
-        further = [it for it in inside.definition["inputs"] if it["name"] == entry["name"]] if inside else []
-        if inside and further and _leads_to_widget(inside, further[0]):
-            return True
-    return False
+        if inside is not None:
+            further = [it for it in inside.definition["inputs"] if it["name"] == entry["name"]]
+            if further and (found := _promoted(inside, further[0])) is not None:
+                return found
+        elif entry.get("widget"):
+            return _Own(node, entry["widget"]["name"])
+    return None
 
 
 # Text
