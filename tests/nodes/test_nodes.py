@@ -61,7 +61,11 @@ def shape(it: Input) -> dict[str, Any]:
 NAMES = sorted(node_classes(Workshop(Folders.below(Path("/nowhere")))))
 
 
-NEWER = {"BatchImagesNode", "ComfyMathExpression", "ComfySwitchNode", "MaskPreview", "ResizeImageMaskNode"}
+NEWER = {
+    *("BatchImagesNode", "ComfyMathExpression", "ComfySwitchNode", "MaskPreview", "ResizeImageMaskNode"),
+    *("GenerateTracks", "WanMoveConcatTrack", "WanMoveTracksFromCoords", "WanMoveTrackToVideo"),
+    "WanMoveVisualizeTracks",
+}
 """Nodes of servers newer than the one that the dump was taken from."""
 
 

@@ -46,11 +46,21 @@ TIER_A: dict[str, Variant] = {
     "video_wan_vace_outpainting": "vace",
     "video_wan_vace_flf2v": "vace",
     "video_wan_ati": "i2v",
+    "video_wanmove_480p": "i2v",
     "video_wan2.1_alpha_t2v_14B": "t2v",
 }
-"""Workflow and the kind of transformer that it needs; the last of VACE is of tier B."""
+"""Workflow and the kind of transformer that it needs; the last of VACE and Wan-Move are of tier B."""
 WIDTH, HEIGHT, FRAMES = 64, 32, 5
-SMALL = {"width": WIDTH, "height": HEIGHT, "length": FRAMES, "steps": 2, "left": 16, "right": 16, "amount": 1}
+SMALL = {
+    "width": WIDTH,
+    "height": HEIGHT,
+    "length": FRAMES,
+    "steps": 2,
+    "left": 16,
+    "right": 16,
+    "amount": 1,
+    "num_frames": FRAMES,
+}
 COMBOS = {
     "UNETLoader": ("diffusion_models", "unet_name"),
     "CLIPLoader": ("text_encoders", "clip_name"),

@@ -19,6 +19,7 @@ from cygnet.nodes import (
     images,
     latents,
     loaders,
+    move,
     sampling,
     tracks,
 )
@@ -31,6 +32,7 @@ _MODULES: tuple[ModuleType, ...] = (
     control,
     camera,
     tracks,
+    move,
     sampling,
     custom_sampling,
     files,
