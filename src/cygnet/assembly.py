@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
-import psutil
 import torch
 
 from cygnet.checkpoints import (
@@ -41,8 +40,10 @@ from cygnet.models.umt5.tokenizer import MAX_TOKENS, Tokenizer
 from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.components import Components
+from cygnet.runtime.memory import free_memory
 from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
-from cygnet.runtime.residency import Resident, StageResidency, loaded
+from cygnet.runtime.residency import Resident, Stage, StageResidency, loaded
+from cygnet.runtime.streaming import MatrixStream, streamed_names
 from cygnet.types import ComponentName, Progress, ProgressSink, Residency, ignore_progress
 
 Place = str | os.PathLike[str]
@@ -59,8 +60,15 @@ EMBEDDED_NAMES: Mapping[str, tuple[str, ComponentName]] = {
     "tiny-image-encoder": ("tiny-i2v", "image_encoder"),
 }
 """Names for single networks of the embedded models: name -> model and component."""
+Offload = bool | Literal["stream"] | None
+"""Whether networks come in for their stage alone; "stream": and their matrices for their block alone."""
 SHARE_OF_MEMORY = 0.6
-"""Weights that would take more of the free memory than this are brought in stage by stage."""
+"""Weights that would take more of the free memory than this are brought in stage by stage, and those of one network
+that would, block by block."""
+STACKS = ("blocks", "vace_blocks")
+"""Where the transformer and the text encoder keep their repeated blocks."""
+STREAMED: tuple[ComponentName, ...] = ("dit", "text_encoder")
+"""The networks that can be brought in block by block; the others are small."""
 
 _Module = TypeVar("_Module", WanVAE, DiT, UMT5Encoder, CLIPVision)
 _CONFIGS: Mapping[ComponentName, type[Any]] = {
@@ -322,7 +330,7 @@ def load_components(
     *,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    offload: bool | None = None,
+    offload: Offload = None,
     loras: Sequence[Lora] = (),
     on_progress: ProgressSink = ignore_progress,
 ) -> LoadedModel:
@@ -330,8 +338,10 @@ def load_components(
 
     A mapping may also name a ``tokenizer``. ``dtype`` applies to the transformer and the encoders; see
     :mod:`cygnet.runtime.precision` for "auto" and why the VAE stays in float32. With ``offload`` each network is read
-    when its stage begins and dropped when it ends; None decides by the free memory. ``loras`` are merged into the
-    transformer as it is read; see :func:`cygnet.checkpoints.lora.with_loras`.
+    when its stage begins and dropped when it ends; None decides by the free memory. A network that does not fit, or
+    with "stream" each of the large ones, is read block by block at every use: it takes a block's memory, and the time
+    of reading the file once per step. Results are the same bit for bit. ``loras`` are merged into the transformer as it
+    is read; see :func:`cygnet.checkpoints.lora.with_loras`.
 
     Headers are read and the parts compared before any weight is. Raises ``ModelNotFoundError`` if a part is missing,
     ``StateMismatchError`` if parts do not belong together, and as the single loaders.
@@ -351,11 +361,19 @@ def load_components(
         raise _no_tokenizer()
     dtypes = {part: pick_dtype(part, place, asked) for part in weights}
     builders = {part: _builder(part, each, dtypes[part], place) for part, each in weights.items()}
+    free = free_memory(place)
+    sizes = {part: each.parameters * dtypes[part].itemsize for part, each in weights.items()}
     if offload is None:
-        offload = _is_large(weights, dtypes, place)
+        offload = sum(sizes.values()) > SHARE_OF_MEMORY * free
     residency: Residency
     if offload:
-        residency = StageResidency({part: loaded(build) for part, build in builders.items()})
+        streamed = {part for part in STREAMED if offload == "stream" or sizes[part] > SHARE_OF_MEMORY * free}
+        residency = StageResidency(
+            {
+                part: _streamed(part, weights[part], dtypes[part], place) if part in streamed else loaded(build)
+                for part, build in builders.items()
+            }
+        )
     else:
         modules: dict[ComponentName, torch.nn.Module] = {}
         for part, build in builders.items():
@@ -383,17 +401,37 @@ def load_components(
     )
 
 
+_KINDS: Mapping[ComponentName, Callable[[Any], Any]] = {
+    "dit": DiT,
+    "vae": WanVAE,
+    "text_encoder": UMT5Encoder,
+    "image_encoder": CLIPVision,
+}
+
+
 def _builder(
     part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device
 ) -> Callable[[], torch.nn.Module]:
-    kinds: Mapping[ComponentName, Callable[[Any], Any]] = {
-        "dit": DiT,
-        "text_encoder": UMT5Encoder,
-        "image_encoder": CLIPVision,
-    }
     if part == "vae":
         return lambda: _build(WanVAE, weights, dtype, device).channels_last()
-    return lambda: _build(kinds[part], weights, dtype, device)
+    return lambda: _build(_KINDS[part], weights, dtype, device)
+
+
+def _streamed(part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device) -> Stage:
+    """A network whose blocks' matrices are read when they are used."""
+    streams: list[MatrixStream] = []
+
+    def bring() -> torch.nn.Module:
+        with without_weights():
+            module: torch.nn.Module = _KINDS[part](weights.config)
+        materialise(module, weights, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
+        streams.append(MatrixStream(module, STACKS, lambda name: weights.copied(name, dtype), device=device))
+        return module.eval().requires_grad_(False)
+
+    def send_away(_: torch.nn.Module) -> None:
+        streams.pop().close()
+
+    return Stage(bring, send_away)
 
 
 def _paths(source: Source) -> tuple[str | None, dict[ComponentName, Path], Path | None]:
@@ -470,19 +508,6 @@ def _check_equal(
             f"{shown(weights[part].file.path)} is {weights[part].variant} with {have} {what}, but {model} needs "
             f"{need}; give the {_bare(part)} that belongs to the model"
         )
-
-
-def _is_large(
-    weights: Mapping[ComponentName, ComponentWeights],
-    dtypes: Mapping[ComponentName, torch.dtype],
-    device: torch.device,
-) -> bool:
-    needed = sum(each.parameters * dtypes[part].itemsize for part, each in weights.items())
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = psutil.virtual_memory().available
-    return needed > SHARE_OF_MEMORY * free
 
 
 def _bare(part: ComponentName) -> str:

@@ -285,6 +285,10 @@ class PatchedWeights(ComponentWeights):
             value = _changed(name, value, change)
         return value.to(kept)
 
+    def copied(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """As for :class:`ComponentWeights`."""
+        return self.tensor(name, dtype) if self.changes.get(name) else super().copied(name, dtype)
+
 
 def with_loras(
     weights: ComponentWeights, loras: Sequence[tuple[Path | str, float]], *, least_coverage: float = LEAST_COVERAGE

@@ -300,7 +300,7 @@ def _describe(module: torch.nn.Module, name: str, part: torch.nn.Module) -> str:
     where = f"NaN or infinity first appears in {name or 'the network as a whole'}"
     # A weight that belongs to a block itself shows first in that block's next part, so look everywhere.
     for weight_name, weight in module.named_parameters():
-        if not bool(torch.isfinite(weight).all()):
+        if not weight.is_meta and not bool(torch.isfinite(weight).all()):
             return f"{where}, because weight {weight_name!r} holds it; the file is damaged: fetch it again"
     kind = next((str(weight.dtype).removeprefix("torch.") for weight in part.parameters()), "its dtype")
     advice = "try dtype=float32" if kind != "float32" else "its weights are finite but too large; verify the file"
