@@ -418,14 +418,24 @@ def _builder(
 
 
 def _streamed(part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device) -> Stage:
-    """A network whose blocks' matrices are read when they are used."""
+    """A network whose blocks' matrices are read when they are used; for a GPU once only, if the machine holds them."""
     streams: list[MatrixStream] = []
+    held: dict[str, torch.Tensor] = {}
+    host = free_memory(torch.device("cpu"))
+    holds = device.type == "cuda" and weights.parameters * dtype.itemsize < SHARE_OF_MEMORY * host
+
+    def fetch(name: str) -> torch.Tensor:
+        if not holds:
+            return weights.copied(name, dtype)
+        if name not in held:
+            held[name] = weights.copied(name, dtype).pin_memory()
+        return held[name]
 
     def bring() -> torch.nn.Module:
         with without_weights():
             module: torch.nn.Module = _KINDS[part](weights.config)
         materialise(module, weights, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
-        streams.append(MatrixStream(module, STACKS, lambda name: weights.copied(name, dtype), device=device))
+        streams.append(MatrixStream(module, STACKS, fetch, device=device))
         return module.eval().requires_grad_(False)
 
     def send_away(_: torch.nn.Module) -> None:
