@@ -43,6 +43,7 @@ from cygnet.pipelines.components import Components
 from cygnet.runtime.memory import free_memory
 from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
 from cygnet.runtime.residency import Resident, Stage, StageResidency, loaded
+from cygnet.runtime.residency import release_unused as release_unused
 from cygnet.runtime.streaming import MatrixStream, streamed_names
 from cygnet.types import ComponentName, Progress, ProgressSink, Residency, ignore_progress
 
@@ -204,6 +205,12 @@ def load_image_encoder(
     """The image encoder. Of a file that also holds CLIP's text tower, only the visual part is read."""
     weights = _weights(path, "image_encoder", config)
     return ImageEncoder(_build(CLIPVision, weights, _dtype("image_encoder", dtype, device), device))
+
+
+def fits(path: Place, component: ComponentName, dtype: Dtype = "auto", device: Device = "cpu") -> bool:
+    """Whether the memory that is free on ``device`` holds this network and leaves room to work; reads its header."""
+    weights, place = _weights(path, component, None), parse_device(device)
+    return weights.parameters * _dtype(component, dtype, place).itemsize <= SHARE_OF_MEMORY * free_memory(place)
 
 
 def _weights(path: Place, component: ComponentName, config: ComponentConfig | None) -> ComponentWeights:
