@@ -23,7 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "solvers": set(),
     "media": set(),
     "models": {"ops"},
-    "checkpoints": {"models"},
+    # Eight-bit files are widened by the function that widens eight-bit layers.
+    "checkpoints": {"models", "ops"},
     "runtime": {"models", "ops"},
     "pipelines": {"models", "solvers"},
     "assembly": {"checkpoints", "runtime", "models", "pipelines", "ops"},

@@ -40,6 +40,7 @@ from cygnet.models.umt5.tokenizer import MAX_TOKENS, Tokenizer
 from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.components import Components
+from cygnet.runtime.eight_bit import keep_in_eight_bits
 from cygnet.runtime.memory import free_memory
 from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
 from cygnet.runtime.residency import Resident, Stage, StageResidency, loaded
@@ -103,9 +104,12 @@ def load_dit(
     config: DiTConfig | None = None,
     loras: Sequence[Lora] = (),
     *,
+    eight_bit: bool = False,
     on_coverage: Callable[[Coverage], None] = lambda coverage: None,
 ) -> DiT:
     """The diffusion transformer; its norms, modulation, time embedding and head are float32 whatever ``dtype`` is.
+
+    ``eight_bit`` keeps matrices that are stored so in 8 bits: half the memory, the same results, some time.
 
     Every LoRA of ``loras``, a path or a path and a strength, is merged in; ``on_coverage`` hears how much of each found
     its place. See :func:`cygnet.checkpoints.lora.with_loras` for what is raised.
@@ -115,7 +119,7 @@ def load_dit(
         weights = with_loras(weights, _with_strengths(loras))
         for coverage in weights.coverage:
             on_coverage(coverage)
-    return _build(DiT, weights, _dtype("dit", dtype, device), device)
+    return _build(DiT, weights, _dtype("dit", dtype, device), device, eight_bit=eight_bit)
 
 
 def load_preview_decoder(path: Place, dtype: Dtype = torch.float32, device: Device = "cpu") -> PreviewDecoder:
@@ -174,11 +178,16 @@ def load_text_encoder(
     device: Device = "cpu",
     config: UMT5Config | None = None,
     tokenizer: Place | None = None,
+    *,
+    eight_bit: bool = False,
 ) -> TextEncoder:
-    """The text encoder with its tokenizer: from inside the file, from beside it, or from ``tokenizer`` if given."""
+    """The text encoder with its tokenizer: from inside the file, from beside it, or from ``tokenizer`` if given.
+
+    ``eight_bit`` as for :func:`load_dit`.
+    """
     weights = _weights(path, "text_encoder", config)
     found = TokenizerSource.find(weights, tokenizer)
-    model = _build(UMT5Encoder, weights, _dtype("text_encoder", dtype, device), device)
+    model = _build(UMT5Encoder, weights, _dtype("text_encoder", dtype, device), device, eight_bit=eight_bit)
     return TextEncoder(model, None if found is None else found.read())
 
 
@@ -207,10 +216,32 @@ def load_image_encoder(
     return ImageEncoder(_build(CLIPVision, weights, _dtype("image_encoder", dtype, device), device))
 
 
-def fits(path: Place, component: ComponentName, dtype: Dtype = "auto", device: Device = "cpu") -> bool:
+def fits(
+    path: Place, component: ComponentName, dtype: Dtype = "auto", device: Device = "cpu", *, eight_bit: bool = False
+) -> bool:
     """Whether the memory that is free on ``device`` holds this network and leaves room to work; reads its header."""
     weights, place = _weights(path, component, None), parse_device(device)
-    return weights.parameters * _dtype(component, dtype, place).itemsize <= SHARE_OF_MEMORY * free_memory(place)
+    return _bytes(weights, _dtype(component, dtype, place), eight_bit) <= SHARE_OF_MEMORY * free_memory(place)
+
+
+def _bytes(weights: ComponentWeights, dtype: torch.dtype, eight_bit: bool) -> int:
+    """What the weights take in ``dtype``, less what is kept in 8 bits."""
+    kept = sum(weights.infos[name].numel for name in _eight_bit_matrices(weights)) if eight_bit else 0
+    return (weights.parameters - kept) * dtype.itemsize + kept
+
+
+def _eight_bit_matrices(weights: ComponentWeights) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
+    """Stored values and scales of those matrices of blocks that lie in the file in 8 bits."""
+    blocks = (name for name in weights.names() if name.split(".", 1)[0] in STACKS and name.endswith(".weight"))
+    found = ((name, weights.eight_bit(name)) for name in blocks if len(weights.infos[name].shape) == 2)
+    return {name: matrix for name, matrix in found if matrix is not None}
+
+
+@torch.no_grad()
+def round_matrices(dit: DiT, kind: torch.dtype) -> None:
+    """Round the blocks' matrices to values of an 8-bit type and keep them in it; they compute as before."""
+    for name in streamed_names(dit, STACKS):
+        keep_in_eight_bits(dit, {name: (dit.get_parameter(name).to(kind), None)}, dit.device)
 
 
 def _weights(path: Place, component: ComponentName, config: ComponentConfig | None) -> ComponentWeights:
@@ -243,11 +274,21 @@ def _dtype(component: ComponentName, dtype: Dtype, device: Device) -> torch.dtyp
     return asked if asked is not None else pick_dtype(component, parse_device(device))
 
 
-def _build(kind: Callable[[Any], _Module], weights: ComponentWeights, dtype: torch.dtype, device: Device) -> _Module:
+def _build(
+    kind: Callable[[Any], _Module],
+    weights: ComponentWeights,
+    dtype: torch.dtype,
+    device: Device,
+    *,
+    eight_bit: bool = False,
+) -> _Module:
     place = parse_device(device)
     with without_weights():
         module = kind(weights.config)
-    return materialise(module, weights, dtype=dtype, device=place).eval().requires_grad_(False)
+    kept = _eight_bit_matrices(weights) if eight_bit else {}
+    materialise(module, weights, dtype=dtype, device=place, leave=kept)
+    keep_in_eight_bits(module, kept, place)
+    return module.eval().requires_grad_(False)
 
 
 # The tokenizer -------------------------------------------------------------------------------------------------------
@@ -345,9 +386,10 @@ def load_components(
 
     A mapping may also name a ``tokenizer``. ``dtype`` applies to the transformer and the encoders; see
     :mod:`cygnet.runtime.precision` for "auto" and why the VAE stays in float32. With ``offload`` each network is read
-    when its stage begins and dropped when it ends; None decides by the free memory. A network that does not fit, or
-    with "stream" each of the large ones, is read block by block at every use: it takes a block's memory, and the time
-    of reading the file once per step. Results are the same bit for bit. ``loras`` are merged into the transformer as it
+    when its stage begins and dropped when it ends; None decides by the free memory. What is stored in 8 bits is kept so
+    if it does not fit otherwise. A network that still does not fit, or with "stream" each of the large ones, is read
+    block by block at every use: it takes a block's memory, and the time of reading the file once per step. Results are
+    the same bit for bit. ``loras`` are merged into the transformer as it
     is read; see :func:`cygnet.checkpoints.lora.with_loras`.
 
     Headers are read and the parts compared before any weight is. Raises ``ModelNotFoundError`` if a part is missing,
@@ -367,14 +409,19 @@ def load_components(
     if tokenizer is None:
         raise _no_tokenizer()
     dtypes = {part: pick_dtype(part, place, asked) for part in weights}
-    builders = {part: _builder(part, each, dtypes[part], place) for part, each in weights.items()}
-    free = free_memory(place)
-    sizes = {part: each.parameters * dtypes[part].itemsize for part, each in weights.items()}
+    room = SHARE_OF_MEMORY * free_memory(place)
+    sizes = {eight: {part: _bytes(it, dtypes[part], eight) for part, it in weights.items()} for eight in (False, True)}
     if offload is None:
-        offload = sum(sizes.values()) > SHARE_OF_MEMORY * free
+        offload = min(sum(each.values()) for each in sizes.values()) > room
+    # Widened weights are the faster ones, so eight bits are kept only where the others do not fit.
+    if offload:
+        narrow = {part for part, size in sizes[False].items() if size > room}
+    else:
+        narrow = set(weights) if sum(sizes[False].values()) > room else set()
+    builders = {part: _builder(part, it, dtypes[part], place, part in narrow) for part, it in weights.items()}
     residency: Residency
     if offload:
-        streamed = {part for part in STREAMED if offload == "stream" or sizes[part] > SHARE_OF_MEMORY * free}
+        streamed = {part for part in STREAMED if offload == "stream" or sizes[True][part] > room}
         residency = StageResidency(
             {
                 part: _streamed(part, weights[part], dtypes[part], place) if part in streamed else loaded(build)
@@ -417,11 +464,11 @@ _KINDS: Mapping[ComponentName, Callable[[Any], Any]] = {
 
 
 def _builder(
-    part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device
+    part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device, eight_bit: bool
 ) -> Callable[[], torch.nn.Module]:
     if part == "vae":
         return lambda: _build(WanVAE, weights, dtype, device).channels_last()
-    return lambda: _build(_KINDS[part], weights, dtype, device)
+    return lambda: _build(_KINDS[part], weights, dtype, device, eight_bit=eight_bit)
 
 
 def _streamed(part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device) -> Stage:

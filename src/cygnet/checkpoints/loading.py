@@ -93,14 +93,26 @@ class ComponentWeights:
         source = self.sources_of[name]
         return _rearranged([self._part(stored, dtype, copy=True) for stored in source.names], source.how)
 
+    def eight_bit(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Stored values and scale of a tensor that lies in the file in 8 bits and as it is; None for any other."""
+        source = self.sources_of[name]
+        if source.how != "same" or not quantised.is_eight_bit(self.file.tensors[source.names[0]].dtype):
+            return None
+        stored = source.names[0]
+        return self.file.tensor(stored), self._scale(stored)
+
+    def _scale(self, stored: str) -> torch.Tensor | None:
+        return self.file.tensor(self.scales[stored]) if stored in self.scales else None
+
     def _part(self, stored: str, dtype: torch.dtype | None, *, copy: bool = False) -> torch.Tensor:
         import torch
 
+        from cygnet.ops.quantised import dequantise
+
         kind = self.file.tensors[stored].dtype
         if quantised.is_eight_bit(kind):
-            scale = self.file.tensor(self.scales[stored]) if stored in self.scales else None
             with self.file.borrowed(stored) as values:
-                return quantised.dequantise(values, scale, dtype or torch.bfloat16)
+                return dequantise(values, self._scale(stored), dtype or torch.bfloat16)
         if copy or (dtype is not None and str(dtype) != f"torch.{kind}"):
             with self.file.borrowed(stored) as values:
                 return values.to(dtype or values.dtype, copy=True)

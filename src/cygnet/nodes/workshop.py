@@ -24,6 +24,7 @@ from cygnet.assembly import (
     load_text_encoder,
     load_vae,
     release_unused,
+    round_matrices,
 )
 from cygnet.errors import ModelNotFoundError, WeightFileError
 from cygnet.graph.folders import Folders, inside
@@ -123,6 +124,7 @@ class Workshop:
                 handle.dtype,
                 self.device,
                 loras=handle.loras,
+                eight_bit=not fits(handle.path, "dit", handle.dtype, self.device),
                 on_coverage=lambda coverage: log.info("LoRA %s", coverage),
             )
             if handle.stored is not None:
@@ -144,7 +146,9 @@ class Workshop:
         device = "cpu" if handle.device == "cpu" else self.device
         return self._keep(
             ("text", handle.path, device),
-            lambda: load_text_encoder(handle.path, "auto", device),
+            lambda: load_text_encoder(
+                handle.path, "auto", device, eight_bit=not fits(handle.path, "text_encoder", "auto", device)
+            ),
             lambda: fits(handle.path, "text_encoder", "auto", device),
         )
 
@@ -188,14 +192,6 @@ class Workshop:
         """Forget every network."""
         self._loaded.clear()
         release_unused()
-
-
-@torch.no_grad()
-def round_matrices(dit: DiT, kind: torch.dtype) -> None:
-    """Round the blocks' matrices to values of an 8-bit type, in place; they keep the type that they compute in."""
-    for name, weight in dit.named_parameters():
-        if name.startswith(("blocks.", "vace_blocks.")) and weight.ndim == 2:
-            weight.copy_(weight.to(kind))
 
 
 class Node:
