@@ -120,8 +120,8 @@ class JobRecord:
     """One job as stored."""
 
     id: str
-    number: float
-    """The priority shown to clients; lower runs first."""
+    number: int | float
+    """The priority shown to clients; lower runs first. A whole one is an int, which is how clients read it."""
     state: JobState
     submission: Submission
     attempts: int
@@ -424,7 +424,7 @@ def _record(row: sqlite3.Row) -> JobRecord:
     result = None if row["result"] is None else json.loads(row["result"])
     return JobRecord(
         id=row["id"],
-        number=row["place"],
+        number=int(row["place"]) if float(row["place"]).is_integer() else row["place"],
         state=row["state"],
         submission=Submission(
             id=row["id"],
