@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.server.test_child import shorten_lease
 
 from cygnet.errors import OutputError
 from cygnet.server.engine import Engine, Refused
@@ -34,6 +35,10 @@ class Wire:
 
     async def close(self, code: int, reason: str) -> None:
         return None
+
+    def over(self) -> list[str]:
+        """The jobs that were said to be over."""
+        return [it["data"]["prompt_id"] for it in self.got if it["type"] == "executing" and it["data"]["node"] is None]
 
     def of_job(self) -> list[str]:
         return [it["type"] for it in self.got if "prompt_id" in it["data"]]
@@ -138,6 +143,7 @@ def test_a_crash_costs_an_attempt_then_the_job_is_set_aside_and_the_queue_moves_
         assert record.ending is not None
         assert record.ending.error is not None
         assert "SIGSEGV" in record.ending.error["exception_message"]
+        assert (record.ending.error["node_id"], record.ending.error["node_type"]) == ("1", "Text")
         assert await it.ended(good) == "completed"
 
     studio(path, story)
@@ -150,6 +156,30 @@ def test_a_killed_worker_is_replaced_and_its_job_starts_again(path: Path) -> Non
         assert it.engine._worker is not None
         assert it.engine._worker.pid is not None
         os.kill(it.engine._worker.pid, signal.SIGKILL)
+        while it.store.require(job).attempts < 2:
+            await asyncio.sleep(0.01)
+        assert it.wire.over() == [], "a client would take it for the end"
+        assert it.engine.interrupt(job)
+        assert await it.ended(job) == "cancelled"
+        assert it.wire.over() == [job]
+
+    studio(path, story)
+
+
+def test_the_job_of_a_worker_that_gives_no_sign_of_life_starts_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(it: Studio) -> None:
+        job = await it.submit("wait")
+        await it.begun()
+        worker = it.engine._worker
+        assert worker is not None
+        assert worker.pid is not None
+        shorten_lease(worker, 0.5, monkeypatch)
+        os.kill(worker.pid, signal.SIGSTOP)
+        while it.engine._worker is worker:
+            await asyncio.sleep(0.01)
+        monkeypatch.undo()
         while it.store.require(job).attempts < 2:
             await asyncio.sleep(0.01)
         assert it.engine.interrupt(job)

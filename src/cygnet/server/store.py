@@ -269,16 +269,25 @@ class JobStore:
             ).rowcount
         return changed == 1
 
-    def lose(self, evidence: str, only: Iterable[str] | None = None) -> list[JobRecord]:
+    def lose(
+        self, evidence: str, only: Iterable[str] | None = None, *, node: str = "", kind: str = ""
+    ) -> list[JobRecord]:
         """Running jobs whose worker is gone: pending again, or quarantined when they were tried too often.
 
-        Called at start for all, and by the server for the job of a worker that died. Returns the jobs as they are now.
+        Called at start for all, and by the server for the job of a worker that died; then ``node`` and its type
+        ``kind`` say where the job was, as far as that is known. Returns the jobs as they are now.
         """
+        message = f"{evidence}; tried {MOST_ATTEMPTS} times"
         with self._writing() as db:
             running = [row["id"] for row in db.execute("SELECT id FROM jobs WHERE state = 'running'")]
             lost = [it for it in running if only is None or it in set(only)]
             for job_id in lost:
-                error = {"exception_type": "WorkerLost", "exception_message": evidence, "node_id": "", "node_type": ""}
+                error = {
+                    "exception_type": "WorkerLost",
+                    "exception_message": message,
+                    "node_id": node,
+                    "node_type": kind,
+                }
                 ending = Ending(state="quarantined", error={**error, "traceback": []})
                 db.execute(
                     "UPDATE jobs SET state = CASE WHEN attempts < ?1 THEN 'pending' ELSE 'quarantined' END,"

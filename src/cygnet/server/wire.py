@@ -99,6 +99,8 @@ class JobMessages:
     history: list[list[Any]] = field(default_factory=list)
     error: dict[str, Any] | None = None
     state: JobState = "failed"
+    at: Place | None = None
+    """The node that was begun last, as long as it is not done."""
 
     def of(self, event: Event) -> Sequence[Outgoing]:
         """What to send for ``event``, in order."""
@@ -108,6 +110,7 @@ class JobMessages:
             case NodesCached(nodes):
                 return [self._remember("execution_cached", {"nodes": list(nodes)})]
             case NodeStarted(place):
+                self.at = place
                 data = {"node": place.node, "display_node": place.display, "prompt_id": self.job}
                 return [self._progress(place, "running", 0, 1), Message("executing", data)]
             case NodeProgressed(place, value, total):
@@ -148,6 +151,8 @@ class JobMessages:
 
     def _finished(self, place: Place, ui: Mapping[str, Any] | None, cached: bool) -> Sequence[Outgoing]:
         sent: list[Outgoing] = []
+        if self.at == place:
+            self.at = None
         if ui is not None:
             self.outputs[place.node] = ui
             self.meta[place.node] = {
