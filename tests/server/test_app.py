@@ -6,14 +6,13 @@ import io
 import json
 import logging
 import re
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
-from tests.server.conftest import PROMPT, submit, wait
+from tests.server.conftest import PROMPT, submit, until_running, wait
 
 from cygnet.server.engine import Engine
 
@@ -122,10 +121,7 @@ def test_a_bad_submission_is_refused_in_the_protocols_shape(client: TestClient) 
 def test_a_running_job_can_be_stopped_and_the_queue_cleared(client: TestClient) -> None:
     slow = {**PROMPT, "1": {"class_type": "Text", "inputs": {"text": "wait"}}}
     running = client.post("/prompt", json={"prompt": slow}).json()["prompt_id"]
-    for _ in range(2000):
-        if client.get("/queue").json()["queue_running"]:
-            break
-        time.sleep(0.01)
+    until_running(client, running)
     waiting = submit(client)
     other = submit(client)
     assert [it[1] for it in client.get("/queue").json()["queue_pending"]] == [waiting, other]

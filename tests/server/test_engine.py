@@ -206,6 +206,18 @@ def test_a_failing_node_fails_its_job_alone(path: Path) -> None:
     studio(path, story)
 
 
+def test_when_memory_runs_out_the_models_are_unloaded_and_the_next_job_runs(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        bad, good = await it.submit("memory"), await it.submit("freed")
+        assert await it.ended(bad) == "failed"
+        assert await it.ended(good) == "completed"
+        ending = it.store.require(good).ending
+        assert ending is not None
+        assert ending.outputs == {"2": {"text": ["1"]}}
+
+    studio(path, story)
+
+
 def test_a_crash_costs_an_attempt_then_the_job_is_set_aside_and_the_queue_moves_on(path: Path) -> None:
     async def story(it: Studio) -> None:
         poison, good = await it.submit("crash"), await it.submit("fine")

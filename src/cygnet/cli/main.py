@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cygnet.cli.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, terminated_by_signal
 from cygnet.cli.options import DASH
 from cygnet.cli.output import error_line, print_error
-from cygnet.errors import CygnetError, OutputError, RequestError
+from cygnet.errors import CygnetError, OutputError, RequestError, out_of_memory
 
 if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
@@ -165,7 +165,7 @@ def _stopped(as_json: bool, word: str, code: int) -> int:
 def _unexpected(error: Exception, *, debug: bool) -> CygnetError:
     """What a person is told about an error that nobody foresaw."""
     text = error_line(str(error)) or "no message"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+    if out_of_memory(error):
         return OutOfMemory(
             f"out of memory ({text[:200]}); ask for a smaller --size or fewer --frames, a model with fewer parameters, "
             "or --dtype bfloat16"

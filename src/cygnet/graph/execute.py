@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import traceback
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cygnet.errors import Cancelled
+from cygnet.errors import Cancelled, out_of_memory
 from cygnet.graph.cache import Cache, Kept, key_of
 from cygnet.graph.context import Context, running
 from cygnet.graph.contract import NodeClass
@@ -47,12 +47,26 @@ class Job:
     """``extra_data`` of the submission; nodes may ask for its ``extra_pnginfo``."""
 
 
+_OUT_OF_MEMORY = (
+    "\nMemory did not suffice. All models and kept results were let go; ask for a smaller size or fewer frames, or "
+    "load a model with fewer parameters or a smaller weight_dtype."
+)
+
+
 class Executor:
     """Runs jobs one after another, keeping results and node objects between them. Not for several threads at once."""
 
-    def __init__(self, classes: Mapping[str, NodeClass], cache: Cache | None = None) -> None:
+    def __init__(
+        self,
+        classes: Mapping[str, NodeClass],
+        cache: Cache | None = None,
+        *,
+        relieve: Callable[[], None] = lambda: None,
+    ) -> None:
         self.classes = classes
         self.cache = cache if cache is not None else Cache()
+        self.relieve = relieve
+        """Called after a job that ran out of memory, when nothing of it is held here any more."""
         self._instances: dict[str, tuple[str, Any]] = {}
 
     def run(self, job: Job, sink: Sink, cancel: CancelToken | None = None) -> JobEnded:
@@ -63,6 +77,11 @@ class Executor:
         run = _Run(job, self.classes, self.cache, self._instances, sink, cancel or CancelToken())
         ended = asyncio.run(run.to_the_end())
         self.cache.trim(run.keys.values())
+        exhausted = run.exhausted
+        del run  # and with it what its nodes gave
+        if exhausted:
+            self.cache.clear()
+            self.relieve()
         return ended
 
 
@@ -127,6 +146,8 @@ class _Run:
     executed: list[str] = field(default_factory=list)
     now: Place | None = None
     """The node that was last set to work."""
+    exhausted: bool = False
+    """Whether memory did not suffice."""
 
     async def to_the_end(self) -> JobEnded:
         self.sink(JobStarted())
@@ -340,9 +361,10 @@ class _Run:
     def _fail(self, node: _Node, error: Exception, arguments: Mapping[str, list[Any]]) -> None:
         name = type(error).__name__
         module = type(error).__module__
+        self.exhausted = out_of_memory(error)
         failed = NodeFailed(
             node.place,
-            str(error) or name,
+            f"{str(error) or name}{_OUT_OF_MEMORY if self.exhausted else ''}",
             name if module == "builtins" else f"{module}.{name}",
             tuple(traceback.format_exception(error)),
             {key: [_shortened(value) for value in column] for key, column in arguments.items()},

@@ -6,6 +6,7 @@ network itself is built when a node needs it, and kept for the next job.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -167,6 +168,7 @@ class Workshop:
     def unload(self) -> None:
         """Forget every network."""
         self._loaded.clear()
+        gc.collect()  # errors and their frames hold one another, and networks with them
 
 
 @torch.no_grad()
