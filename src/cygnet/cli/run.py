@@ -6,6 +6,7 @@ import json as json_module
 import random
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from cygnet.cli.options import Debug, Json, Places, Quiet, Switch
 from cygnet.cli.output import Voice
 from cygnet.cli.studio import base_folder, child_options, folders_of, known_nodes, model_roots, pack_folders, workshop
 from cygnet.errors import Cancelled, CygnetError, RequestError
+from cygnet.types import Estimate, time_left
 
 
 class WorkflowFailed(CygnetError):
@@ -197,14 +199,17 @@ def _execute(
         voice.note(f"left out: {problem}")
     saved: list[Mapping[str, Any]] = []
     failures: list[NodeFailed] = []
+    estimate = Estimate()
 
     def watch(event: Event) -> None:
         match event:
             case NodeStarted(place):
                 voice.note(f"{place.class_type} ({place.node})")
             case NodeProgressed(place, value, total):
+                left = estimate.update(place.node, value, total, time.monotonic())
                 if value == total or value == 1 or value % 5 == 0:
-                    voice.note(f"{place.class_type} ({place.node}): {value:g} of {total:g}")
+                    told = time_left(left) if value < total else ""
+                    voice.note(f"{place.class_type} ({place.node}): {value:g} of {total:g}{told}")
             case NodeFinished(ui=ui) if ui:
                 saved.extend(it for it in ui.get("images", ()) if isinstance(it, Mapping))
             case NodeFailed() as failed:
