@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from cygnet.checkpoints.catalogue import EMBEDDED
-from cygnet.errors import RequestError
-from cygnet.graph.events import Event, NodeFailed, NodeFinished, NodePreviewed
+from cygnet.errors import Cancelled, RequestError
+from cygnet.graph.context import Context, running
+from cygnet.graph.events import Event, NodeFailed, NodeFinished, NodePreviewed, NodeProgressed, Place
 from cygnet.graph.execute import Executor, Job
 from cygnet.graph.folders import Folders
 from cygnet.graph.schema import COMBO, Input, NodeType
@@ -22,7 +23,8 @@ from cygnet.media.video_read import read_metadata, read_video
 from cygnet.models.vae.config import WAN_LATENTS_MEAN
 from cygnet.nodes import conditioning, latents, sampling
 from cygnet.nodes.catalogue import embedded_files, node_classes
-from cygnet.nodes.workshop import Workshop
+from cygnet.nodes.workshop import FileHandle, Workshop
+from cygnet.types import CancelToken
 
 DUMP = json.loads((Path(__file__).parents[1] / "data" / "object_info.json").read_text())
 """What the reference server declares for these node types (facts, with its texts removed)."""
@@ -243,6 +245,20 @@ def test_raw_latents_and_the_transformers_are_two_scales() -> None:
     mean = torch.tensor(WAN_LATENTS_MEAN).view(1, 16, 1, 1, 1).expand(1, 16, 2, 3, 3)
     assert float(sampling.normalised(mean).abs().max()) < 1e-6
     assert float(latents.empty(64, 32, 5).abs().max()) == 0
+
+
+def test_a_stop_is_heard_between_the_frames_that_are_encoded(shop: Workshop) -> None:
+    token, told = CancelToken(), []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, NodeProgressed):
+            told.append((event.value, event.total))
+            token.cancel()
+
+    network = shop.vae(FileHandle(shop.path("vae", shop.names("vae")[-1])))
+    with running(Context(Place(node="1", display="1", real="1"), watch, token)), pytest.raises(Cancelled):
+        latents.encode(network, torch.zeros(17, 16, 16, 3))
+    assert told == [(1, 5)]
 
 
 def test_two_prompts_at_once_are_refused_in_words() -> None:

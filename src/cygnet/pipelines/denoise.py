@@ -100,8 +100,8 @@ def denoise(
     """Clean latents ``[1, 16, t, h, w]``, float32 on the network's device, from ``latents`` at the first noise level.
 
     ``on_progress`` hears one report before the first step and one after each; ``cancel`` is looked at before each
-    evaluation of the network. Raises :class:`~cygnet.errors.NumericalError`, naming the step and the part of the
-    network, as soon as a velocity is NaN or infinite.
+    evaluation of the network and before each of its blocks. Raises :class:`~cygnet.errors.NumericalError`, naming the
+    step and the part of the network, as soon as a velocity is NaN or infinite.
     """
     velocity = GuidedVelocity(dit, conditioning, sampling.steps_made, guidance, cancel or CancelToken())
 
@@ -211,15 +211,16 @@ class GuidedVelocity:
         skip_blocks: frozenset[int] = frozenset(),
     ) -> torch.Tensor:
         given = self.conditioning
-        answer: torch.Tensor = self.dit(
-            latents,
-            timestep.expand(latents.shape[0]),
-            context,
-            image_condition=given.image_condition,
-            vace=given.vace,
-            camera=given.camera,
-            skip_blocks=skip_blocks,
-        )
+        with _stoppable(self.dit, self.cancel):
+            answer: torch.Tensor = self.dit(
+                latents,
+                timestep.expand(latents.shape[0]),
+                context,
+                image_condition=given.image_condition,
+                vace=given.vace,
+                camera=given.camera,
+                skip_blocks=skip_blocks,
+            )
         return answer
 
     def _raise_if(self, found: list[tuple[str, torch.nn.Module]]) -> None:
@@ -252,6 +253,17 @@ def respread(
     estimate = latents - sigma * guided
     factor = share * (latents - sigma * answer).std() / estimate.std() + (1 - share)
     return (latents - factor * estimate) / max(sigma, 1e-6)
+
+
+@contextmanager
+def _stoppable(dit: DiT, cancel: CancelToken) -> Iterator[None]:
+    """Look at ``cancel`` before each block: one evaluation of a large network takes many seconds."""
+    hooks = [block.register_forward_pre_hook(lambda part, given: cancel.check()) for block in dit.blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
