@@ -137,6 +137,23 @@ def test_a_running_job_can_be_stopped_and_the_queue_cleared(client: TestClient) 
     assert client.post("/free", json={"unload_models": True, "free_memory": True}).status_code == 200
 
 
+def test_waiting_jobs_can_be_moved(client: TestClient) -> None:
+    slow = {**PROMPT, "1": {"class_type": "Text", "inputs": {"text": "wait"}}}
+    running = submit(client, prompt=slow)
+    until_running(client, running)
+    jobs = [submit(client) for _ in range(3)]
+    for body, place in ({"place": 1}, 0), ({"place": 3}, 2), ({}, 0):
+        assert client.post(f"/api/jobs/{jobs[1]}/move", json=body).json()["id"] == jobs[1]
+        assert [it[1] for it in client.get("/queue").json()["queue_pending"]].index(jobs[1]) == place
+    for body in ({"place": 0}, {"place": "1"}, {"place": True}):
+        assert client.post(f"/api/jobs/{jobs[1]}/move", json=body).status_code == 400
+    assert client.post("/api/jobs/nobody/move").status_code == 404
+    assert client.post(f"/api/jobs/{running}/move").status_code == 409
+    client.post("/queue", json={"clear": True})
+    client.post("/interrupt")
+    wait(client, running)
+
+
 def test_the_socket_greets_answers_and_tells_of_jobs(client: TestClient) -> None:
     with client.websocket_connect("ws://127.0.0.1:8188/ws?clientId=abc") as socket:
         assert socket.receive_json()["data"]["sid"] == "abc"

@@ -26,7 +26,7 @@ VERBS = {
     "generate": "Make a video from a prompt, or from a picture and a prompt.",
     "run": "Run a workflow file without a browser.",
     "launch": "Start the studio: ComfyUI's web page and protocol, with cygnet doing the work.",
-    "jobs": "List, show, cancel or retry the studio's jobs.",
+    "jobs": "List, show, cancel, move or retry the studio's jobs.",
     "nodes": "List, install, remove and update packs of custom nodes.",
     "mcp": "Give a language model tools that make videos, by the Model Context Protocol.",
     "replay": "Make a video again from its receipt, and compare.",

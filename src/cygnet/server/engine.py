@@ -292,6 +292,12 @@ class Engine:
         self.tell_status()
         return cancelled
 
+    def move(self, job_id: str, place: int) -> JobRecord:
+        """Give a pending job another turn; raises :class:`~cygnet.errors.RequestError` for any other."""
+        record = self.store.move(job_id, place)
+        self.tell_status()
+        return record
+
     def retry(self, job_id: str) -> JobRecord:
         """Put an ended job into the queue again; raises :class:`~cygnet.errors.RequestError` for any other."""
         record = self.store.retry(job_id)

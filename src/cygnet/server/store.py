@@ -332,6 +332,24 @@ class JobStore:
             )
         return chosen
 
+    def move(self, job_id: str, place: int) -> JobRecord:
+        """Make a pending job the ``place``-th of those that wait, 1 is next; beyond their number it is the last.
+
+        Those that wait deal out their places anew, so that nothing else changes its turn.
+        """
+        with self._writing() as db:
+            rows = db.execute("SELECT id, place, sequence FROM jobs WHERE state = 'pending' ORDER BY place, sequence")
+            turns = {row["id"]: (row["place"], row["sequence"]) for row in rows}
+            if job_id in turns:
+                order = [it for it in turns if it != job_id]
+                order.insert(max(place, 1) - 1, job_id)
+                changed = [(*turn, it) for turn, it in zip(turns.values(), order, strict=True) if turns[it] != turn]
+                db.executemany("UPDATE jobs SET place = ?, sequence = ? WHERE id = ?", changed)
+        record = self.require(job_id)
+        if record.state != "pending":
+            raise RequestError(f"job {job_id} is {record.state}; only a job that waits can be moved")
+        return record
+
     def forget(self, job_ids: Iterable[str] | None = None) -> None:
         """Delete ended jobs from the history, all of them with None; files that they wrote stay."""
         with self._writing() as db:
