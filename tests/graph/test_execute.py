@@ -135,6 +135,7 @@ KINDS: dict[str, type] = {
         lambda me, everything, page: logged("Who", (f"{me} {len(everything)} {page}",)),
         hidden={"me": "UNIQUE_ID", "everything": "PROMPT", "page": "EXTRA_PNGINFO"},
     ),
+    "Method": classic({}, ("STRING",), lambda: (current().preview_method,)),
     "Wrong": classic({}, ("STRING", "STRING"), lambda: ("one",)),
     "Grown": classic(
         {
@@ -403,6 +404,14 @@ def test_progress_and_text_carry_the_node() -> None:
         ("5", 2, 2),
     ]
     assert [(it.place.node, it.text) for it in events if isinstance(it, NodeSpoke)] == [("5", "did 2")]
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, "none"), ("default", "none"), ("latent2rgb", "latent2rgb")])
+def test_previews_are_made_as_the_submission_says_else_as_the_server_does(asked: str | None, used: str) -> None:
+    executor = Executor(CLASSES, preview_method="none")
+    prompt = {"1": node("Method"), "2": node("Show", text=["1", 0])}
+    events, _ = run(prompt, executor=executor, **({} if asked is None else {"preview_method": asked}))
+    assert shown(events) == [used]
 
 
 def test_hidden_inputs_are_filled_in_and_make_equal_nodes_differ() -> None:

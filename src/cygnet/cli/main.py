@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from cygnet.cli.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, terminated_by_signal
 from cygnet.cli.options import DASH
-from cygnet.cli.output import error_line, print_error
+from cygnet.cli.output import Voice, error_line, print_error
 from cygnet.errors import CygnetError, OutputError, RequestError, out_of_memory
 
 if TYPE_CHECKING:
@@ -95,6 +95,10 @@ def _dispatch(given: list[str]) -> int:
     from cyclopts import CycloptsError
 
     verb = given[0] if given and given[0] in VERBS else None
+    if verb == "launch":
+        from cygnet.cli.comfy_flags import understood
+
+        given = [verb, *understood(given[1:], Voice().note)]
     app = build_app(verb)
     words = [DASH if word == "-" else word for word in given] if verb == "generate" else given
     try:

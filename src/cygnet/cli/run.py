@@ -65,7 +65,7 @@ def run(
     disable_metadata
         Do not store prompt and workflow in results.
     disable_all_custom_nodes
-        Load no packs from custom_nodes folders.
+        Load no packs of custom nodes.
     """
     from cygnet.graph.contract import describe_all
     from cygnet.graph.convert import is_prompt, is_workflow, to_prompt
@@ -80,7 +80,8 @@ def run(
         roots,
         device=device,
         metadata=not disable_metadata,
-        packs=[] if disable_all_custom_nodes else pack_folders(base, roots),
+        packs=pack_folders(base, roots),
+        only_packs=() if disable_all_custom_nodes else None,
     )
     classes, packs = known_nodes(workshop(options), options, "run")
     for pack in packs:

@@ -61,10 +61,13 @@ class Executor:
         classes: Mapping[str, NodeClass],
         cache: Cache | None = None,
         *,
+        preview_method: str = "auto",
         relieve: Callable[[], None] = lambda: None,
     ) -> None:
         self.classes = classes
         self.cache = cache if cache is not None else Cache()
+        self.preview_method = preview_method
+        """How previews are made for a submission that does not say."""
         self.relieve = relieve
         """Called after a job that ran out of memory, when nothing of it is held here any more."""
         self._instances: dict[str, tuple[str, Any]] = {}
@@ -74,7 +77,9 @@ class Executor:
         self._instances = {
             key: it for key, it in self._instances.items() if job.prompt.get(key, {}).get("class_type") == it[0]
         }
-        run = _Run(job, self.classes, self.cache, self._instances, sink, cancel or CancelToken())
+        asked = job.extra.get("preview_method")
+        method = self.preview_method if asked in (None, "", "default") else str(asked)
+        run = _Run(job, self.classes, self.cache, self._instances, sink, cancel or CancelToken(), method)
         ended = asyncio.run(run.to_the_end())
         self.cache.trim(run.keys.values())
         exhausted = run.exhausted
@@ -138,6 +143,7 @@ class _Run:
     instances: dict[str, tuple[str, Any]]
     sink: Sink
     cancel: CancelToken
+    preview_method: str
     nodes: dict[str, _Node] = field(default_factory=dict)
     keys: dict[str, str | None] = field(default_factory=dict)
     values: dict[str, Values] = field(default_factory=dict)
@@ -329,8 +335,7 @@ class _Run:
         calls = [arguments] if node.node_class.input_is_list else list(slices(arguments))
         count = len(node.kind.outputs)
         returned: list[Any] = []
-        method = str(self.job.extra.get("preview_method") or "auto")
-        with running(Context(node.place, self.sink, self.cancel, method)):
+        with running(Context(node.place, self.sink, self.cancel, self.preview_method)):
             for values in calls:
                 blocker = _blocker(values)
                 if blocker is not None:
