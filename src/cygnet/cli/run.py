@@ -20,6 +20,8 @@ from cygnet.cli.studio import base_folder, child_options, folders_of, known_node
 from cygnet.errors import Cancelled, CygnetError, RequestError
 from cygnet.types import Estimate, time_left
 
+_MEDIA = (".mp4", ".webm", ".webp", ".png")
+
 
 class WorkflowFailed(CygnetError):
     """A node of a workflow failed."""
@@ -49,7 +51,7 @@ def run(
     Parameters
     ----------
     workflow
-        A .json file.
+        A .json file, or a picture or video that a workflow made.
     set
         Change an input of a node, as in 6.text="a red ball"; the value is JSON, or text. May be given again.
     image
@@ -71,7 +73,7 @@ def run(
     from cygnet.graph.convert import is_prompt, is_workflow, to_prompt
 
     voice = Voice(as_json=json, quiet=quiet)
-    document = _read(workflow)
+    document, kept = _read(workflow)
     base = base_folder(base_directory)
     folders = folders_of(base, {"input": None, "output": output_directory, "temp": None})
     roots = model_roots(base, model_paths)
@@ -102,19 +104,38 @@ def run(
     if print_prompt:
         sys.stdout.write(json_module.dumps(prompt, indent=1, ensure_ascii=True) + "\n")
         return 0
-    extra = {"extra_pnginfo": {"workflow": document}} if is_workflow(document) else {}
+    extra = {"extra_pnginfo": {"workflow": kept}} if kept is not None else {}
     files = _execute(prompt, classes, extra, voice)
     paths = [str(folders.root(it["type"]) / it["subfolder"] / it["filename"]) for it in files]
     voice.result({"files": paths}, paths)
     return 0
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> tuple[Any, Any]:
+    """A workflow or a prompt, and the workflow to store in results if there is one.
+
+    A picture or video gives the prompt that it holds, which is what it was made from.
+    """
+    from cygnet.graph.convert import is_workflow
+
     if not path.is_file():
         raise RequestError(f"there is no file {path.name}; give a workflow saved by the page", field="workflow")
+    if path.suffix.lower() not in _MEDIA:
+        document = _parsed(path.read_bytes(), path)
+        return document, document if is_workflow(document) else None
+    from cygnet.media.video_read import read_metadata
+
+    told = read_metadata(path)
+    prompt, workflow = (_parsed(told[name], path) if name in told else None for name in ("prompt", "workflow"))
+    if prompt is None and workflow is None:
+        raise RequestError(f"{path.name} holds no workflow; give a file that ComfyUI or cygnet made", field="workflow")
+    return workflow if prompt is None else prompt, workflow
+
+
+def _parsed(text: str | bytes, path: Path) -> Any:
     try:
-        return json_module.loads(path.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
+        return json_module.loads(text)
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{path.name} is not JSON that can be read ({error})", field="workflow") from error
 
 
@@ -186,6 +207,13 @@ def _execute(
     from cygnet.graph.execute import Executor, Job
     from cygnet.graph.validate import validate
 
+    missing = sorted({str(it["class_type"]) for it in prompt.values() if it["class_type"] not in classes})
+    if missing:
+        raise RequestError(
+            f"the workflow cannot run: it has nodes that are not installed: {', '.join(missing)}; see cygnet nodes "
+            "install",
+            field="workflow",
+        )
     verdict = validate(prompt, classes)
     problems = [
         f"node {key} ({node.class_type}): {it.message}: {it.details}"
@@ -193,8 +221,7 @@ def _execute(
         for it in node.errors
     ]
     if verdict.error is not None:
-        missing = verdict.error.type == "missing_node_type"
-        reason = verdict.error.message if missing or not problems else "; ".join(problems[:5])
+        reason = "; ".join(problems[:5]) if problems else verdict.error.message
         raise RequestError(f"the workflow cannot run: {reason}", field="workflow")
     for problem in problems:
         voice.note(f"left out: {problem}")

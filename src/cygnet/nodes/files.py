@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from cygnet.media.sound import Sound
 from cygnet.media.sound_read import read_sound
 from cygnet.media.video import VideoFormat, open_writer
 from cygnet.media.video_read import read_video
+from cygnet.nodes.described import described
 from cygnet.nodes.workshop import Node, Workshop, log
 
 HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
@@ -305,15 +305,6 @@ def input_files(shop: Workshop, suffixes: tuple[str, ...]) -> list[str]:
     if not root.is_dir():
         return []
     return sorted(it.name for it in os.scandir(root) if it.is_file() and it.name.lower().endswith(suffixes))
-
-
-def described(shop: Workshop, prompt: Any, extra_pnginfo: Any) -> dict[str, str]:
-    """What a file says of how it was made, in plain ASCII JSON as readers of workflows expect."""
-    if not shop.metadata:
-        return {}
-    found = {} if prompt is None else {"prompt": json.dumps(prompt)}
-    extras: Mapping[str, Any] = extra_pnginfo or {}
-    return found | {name.lower(): json.dumps(value) for name, value in extras.items() if value is not None}
 
 
 def animated(saved: Saved, moves: bool = True) -> dict[str, Any]:
