@@ -250,7 +250,7 @@ class SaveAnimatedPNG(Node):
         for name, text in described(self.shop, prompt, extra_pnginfo).items():
             # Readers of workflows look behind the first frame, in chunks of this name.
             notes.add(b"comf", name.encode("latin-1") + b"\0" + text.encode("latin-1"), after_idat=True)
-        first, *rest = (Image.fromarray(to_bytes(frame)) for frame in images)
+        first, *rest = (Image.fromarray(to_bytes(frame, 4)) for frame in images)
         part = new_part(path.parent)
         try:
             first.save(
