@@ -74,6 +74,8 @@ def test_a_channel_becomes_a_mask(shop: Workshop) -> None:
 
 def test_pictures_are_scaled_and_conditioning_emptied(shop: Workshop) -> None:
     assert bound(extras.ImageScaleBy, shop).run(torch.zeros(2, 10, 20, 3), "area", 0.5)[0].shape == (2, 5, 10, 3)
+    total = bound(extras.ImageScaleToTotalPixels, shop)
+    assert total.run(torch.zeros(1, 10, 40, 3), "area", 0.01)[0].shape == (1, 51, 205, 3)
     given = [[torch.ones(1, 3, 4), {"k": 1}]]
     ((tensor, own),) = bound(extras.ConditioningZeroOut, shop).run(given)[0]
     assert (float(tensor.sum()), own) == (0.0, {"k": 1})

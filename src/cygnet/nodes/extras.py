@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,6 +57,28 @@ class ImageScaleBy(Node):
     def run(self, image: torch.Tensor, upscale_method: str, scale_by: float) -> tuple[torch.Tensor]:
         height, width = (max(1, round(side * scale_by)) for side in image.shape[1:3])
         return (scaled(image, width, height, upscale_method),)
+
+
+class ImageScaleToTotalPixels(Node):
+    """Pictures of so many pixels, in the aspect that they have."""
+
+    CATEGORY = "image/upscaling"
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "upscale_method": (list(METHODS),),
+                "megapixels": ("FLOAT", {"default": 1.0, "min": 0.01, "max": 16.0, "step": 0.01}),
+            }
+        }
+
+    def run(self, image: torch.Tensor, upscale_method: str, megapixels: float) -> tuple[torch.Tensor]:
+        height, width = image.shape[1:3]
+        factor = math.sqrt(megapixels * 1024**2 / (width * height))
+        return (scaled(image, round(width * factor), round(height * factor), upscale_method),)
 
 
 class LatentCut(Node):
