@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def test_every_missing_node_type_is_named(cygnet: Command, place: Path, prompt: 
 
 @pytest.mark.parametrize("kind", ["SaveImage", "SaveAnimatedWEBP", "SaveWEBM", "SaveVideo"])
 def test_a_result_can_be_made_again_from_itself(cygnet: Command, place: Path, kind: str) -> None:
-    """Whatever is written in it: the page counts braces to find the end of a WebM's workflow."""
+    """Whatever is written in it."""
     label = 'a } "quoted" {{ лебедь 🦢 \\'
     frames = {"images": ["2", 0], "filename_prefix": "x"}
     saving = {
@@ -113,7 +112,6 @@ def test_a_result_can_be_made_again_from_itself(cygnet: Command, place: Path, ki
     told = read_metadata(first)
     assert json.loads(told["prompt"])["2"]["_meta"]["title"] == label
     assert told["prompt"].isascii()
-    assert told["prompt"].count("{") == told["prompt"].count("}") == len(re.findall(r"[{]", json.dumps(prompt))) - 2
     assert read_receipt(first)["made_by"] == "workflow"
     again = cygnet("run", first, "--base-directory", place)
     assert again.code == 0, again.err

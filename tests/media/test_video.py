@@ -477,3 +477,7 @@ def test_transparency_where_there_can_be_none_and_other_efforts_are_refused(tmp_
         with pytest.raises(RequestError, match=r"takes uint8 \[T, 32, 48, 4\]"):
             writer.write(noise(1))
         writer.write(np.zeros((1, 32, 48, 4), np.uint8))
+
+
+def test_every_rate_factor_of_vp9_can_be_asked_for() -> None:
+    assert [video._crf(10 * (1 - crf / 63), 63) for crf in range(1, 64)] == [str(crf) for crf in range(1, 64)]

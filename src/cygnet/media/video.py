@@ -391,7 +391,7 @@ def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str], soun
 
 def _crf(quality: float, worst: int) -> str:
     """The codec's rate factor: quality 10 is 1 (near lossless), 0 is the codec's worst, linear between."""
-    return str(max(1, int((1 - quality / 10) * worst)))
+    return str(max(1, int(round((1 - quality / 10) * worst, 6))))  # 24.999999999999996 means 25
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
