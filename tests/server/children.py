@@ -36,7 +36,7 @@ FREED: list[bool] = []
 
 
 class Text:
-    """A source; the text "crash" takes the process down, "fail" and "memory" raise, "wait" waits to be stopped.
+    """A source; the text "crash" takes the process down, "fail" and "memory" raise, "wait" waits to be stopped, "short" takes a moment.
 
     A text that begins with "freed" becomes the number of times that models were unloaded.
     """
@@ -57,9 +57,10 @@ class Text:
             raise MemoryError
         if text.startswith("freed"):
             return (str(len(FREED)),)
-        if text == "wait":
-            for i in range(10_000):
-                current().progress(i, 10_000)
+        if text in ("wait", "short"):
+            steps = 10_000 if text == "wait" else 60
+            for i in range(steps):
+                current().progress(i, steps)
                 time.sleep(0.005)
         if text == "preview":
             current().preview(b"picture", "image/jpeg")

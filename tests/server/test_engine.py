@@ -325,6 +325,19 @@ def test_another_server_goes_on_where_one_stopped(path: Path) -> None:
     studio(path, second)
 
 
+def test_a_stop_lets_the_running_job_end_and_begins_no_other(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        running, waiting = await it.submit("short"), await it.submit("fine")
+        await it.begun()
+        await it.engine.stop(30)
+        assert [it.store.require(job).state for job in (running, waiting)] == ["completed", "pending"]
+        with pytest.raises(Refused) as refused:
+            await it.submit("late")
+        assert refused.value.http_status == 503
+
+    studio(path, story)
+
+
 def test_an_end_that_cannot_be_stored_is_stored_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cygnet.server.engine._STORE_AGAIN_AFTER", 0.05)
 
