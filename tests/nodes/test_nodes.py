@@ -178,6 +178,24 @@ def test_a_node_declares_what_the_reference_declares(shop: Workshop, name: str) 
     assert set(ours.hidden) == set(theirs.hidden)
 
 
+def test_a_file_that_is_put_into_its_folder_is_among_the_choices_at_once(tmp_path: Path) -> None:
+    shop = Workshop(Folders.below(tmp_path), models={"vae": (tmp_path / "vae",)}, device="cpu")
+    classes = node_classes(shop)
+
+    def choices(node: str, name: str) -> list[Any]:
+        it = classes[node].describe().input(name)
+        assert it is not None
+        return list(it.choices)
+
+    assert choices("LoadImage", "image") == choices("VAELoader", "vae_name") == []
+    (tmp_path / "vae" / "sub").mkdir(parents=True)
+    (tmp_path / "vae" / "sub" / "new.safetensors").write_bytes(b"")
+    shop.folders.input.mkdir()
+    (shop.folders.input / "new.png").write_bytes(b"")
+    assert choices("LoadImage", "image") == ["new.png"]
+    assert choices("VAELoader", "vae_name") == ["sub/new.safetensors"]
+
+
 def run(shop: Workshop, prompt: dict[str, Any]) -> list[Event]:
     classes = node_classes(shop)
     verdict = validate(prompt, classes)

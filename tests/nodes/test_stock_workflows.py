@@ -50,6 +50,16 @@ TIER_A: dict[str, Variant] = {
     "video_wan2.1_alpha_t2v_14B": "t2v",
 }
 """Workflow and the kind of transformer that it needs; the last of VACE and Wan-Move are of tier B."""
+MISSING = {
+    "video_wan_vace_inpainting": {"CheckpointLoaderSimple", "SAM3_Detect"},
+    "video_wan2_1_infinitetalk": {"AudioEncoderLoader", "WanInfiniteTalkToVideo"},
+    "video_wan21_scail2_character_replacement": {"SAM3_VideoTrack", "WanSCAILToVideo"},
+    "video_wan21_scail2_character_replacement_int8": {"SAM3_VideoTrack", "WanSCAILToVideo"},
+    "video_causal_forcing_i2v": {"ARVideoI2V", "SamplerARVideo"},
+    "image_chrono_edit_14B": {"ScaleROPE"},
+    "video_humo": {"AudioEncoderLoader", "WanHuMoImageToVideo"},
+}
+"""The other published workflows, and node types that they need and we have not."""
 WIDTH, HEIGHT, FRAMES = 64, 32, 5
 SMALL = {
     "width": WIDTH,
@@ -127,12 +137,29 @@ def made_small(prompt: dict[str, Any]) -> dict[str, Any]:
     return prompt
 
 
-@pytest.mark.parametrize("name", TIER_A)
-def test_a_published_workflow_makes_its_video(tmp_path: Path, name: str) -> None:
+def workflow_of(name: str) -> Any:
     root = templates()
     if root is None:
         pytest.skip("the package comfyui-workflow-templates-json is not installed")
-    workflow = json.loads((root / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((root / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_what_a_published_workflow_lacks_here_is_named(tmp_path: Path, name: str) -> None:
+    classes = node_classes(Workshop(Folders.below(tmp_path)))
+    prompt = to_prompt(workflow_of(name), describe_all(classes, lambda name, error: None))
+    missing = {it["class_type"] for it in prompt.values()} - set(classes)
+    assert missing >= MISSING[name]
+    error = validate(prompt, classes).error
+    assert error is not None
+    assert error.type == "missing_node_type"
+    assert error.extra_info["class_type"] in missing
+    assert prompt[error.extra_info["node_id"]]["class_type"] == error.extra_info["class_type"]
+
+
+@pytest.mark.parametrize("name", TIER_A)
+def test_a_published_workflow_makes_its_video(tmp_path: Path, name: str) -> None:
+    workflow = workflow_of(name)
     kinds = describe_all(node_classes(Workshop(Folders.below(tmp_path / "none"))), lambda name, error: None)
     prompt = made_small(to_prompt(workflow, kinds))
     shop = prepared(tmp_path, prompt, TIER_A[name])

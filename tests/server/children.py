@@ -36,7 +36,8 @@ FREED: list[bool] = []
 
 
 class Text:
-    """A source; the text "crash" takes the process down, "fail" and "memory" raise, "wait" waits to be stopped, "short" takes a moment.
+    """A source; the text "crash" takes the process down, "fail" and "memory" raise, "wait" waits to be stopped, and
+    "short" takes a moment.
 
     A text that begins with "freed" becomes the number of times that models were unloaded.
     """

@@ -181,6 +181,14 @@ def test_the_log_panel_gets_new_lines(client: TestClient) -> None:
         assert "two\\nlines\n" in message["data"]["entries"][0]["m"]
         assert "two" in client.get("/internal/logs").json()
         assert client.get("/internal/logs/raw").json()["entries"]
+        assert client.patch("/internal/logs/subscribe", json={**order, "enabled": False}).status_code == 200
+        logging.getLogger("cygnet.test").warning("unheard")
+        wait(client, submit(client, client_id="log"))
+        heard = []
+        while not heard or heard[-1] != ("executing", None):
+            message = socket.receive_json()
+            heard.append((message["type"], message["data"].get("node")))
+        assert "logs" not in {kind for kind, _ in heard}
 
 
 # Files
