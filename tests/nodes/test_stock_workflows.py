@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cygnet.checkpoints import save_official
+from cygnet.cli.main import run
 from cygnet.graph.contract import describe_all
 from cygnet.graph.convert import to_prompt
 from cygnet.graph.events import Event, NodeFailed, NodeFinished
@@ -26,7 +27,7 @@ from cygnet.graph.execute import Executor, Job
 from cygnet.graph.folders import Folders
 from cygnet.graph.validate import validate
 from cygnet.media.video import open_writer
-from cygnet.media.video_read import read_video
+from cygnet.media.video_read import read_metadata, read_video
 from cygnet.models.dit.config import Variant
 from cygnet.nodes.catalogue import node_classes
 from cygnet.nodes.workshop import Workshop
@@ -142,6 +143,33 @@ def workflow_of(name: str) -> Any:
     if root is None:
         pytest.skip("the package comfyui-workflow-templates-json is not installed")
     return json.loads((root / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["text_to_video_wan", "image_to_video_wan", "video_wan_vace_14B_t2v"])
+def test_a_published_file_runs_from_the_command_line(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file itself, in the stock folders under a base directory; sizes and steps are set by the command."""
+    monkeypatch.setenv("CYGNET_HOME", str(tmp_path / "home"))
+    workflow = workflow_of(name)
+    kinds = describe_all(node_classes(Workshop(Folders.below(tmp_path / "none"))), lambda name, error: None)
+    prompt = to_prompt(workflow, kinds)
+    prepared(tmp_path, prompt, TIER_A[name])
+    changes = [
+        f"--set={key}.{field}={SMALL[field]}"
+        for key, it in prompt.items()
+        for field, value in it["inputs"].items()
+        if field in SMALL and not isinstance(value, list)
+    ]
+    (tmp_path / "published.json").write_text(json.dumps(workflow))
+    code = run(
+        ["run", str(tmp_path / "published.json"), "--base-directory", str(tmp_path), "--device", "cpu", *changes]
+    )
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    path = Path(told.out.strip())
+    assert read_video(path).frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
+    assert json.loads(read_metadata(path)["workflow"]) == workflow
 
 
 @pytest.mark.parametrize("name", MISSING)
