@@ -117,3 +117,14 @@ class Cancelled(CygnetError):
 
     code = "cancelled"
     exit_code = 130
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the machine's or the device's memory did not suffice, whichever library raised it."""
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )

@@ -62,6 +62,19 @@ class Picky:
     OUTPUT_NODE = True
 
 
+class Raises:
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"name": ("STRING", {})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, name: str) -> bool:
+        raise RuntimeError("it broke")
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+
 class Many:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -75,7 +88,9 @@ class Many:
     OUTPUT_NODE = True
 
 
-CLASSES: dict[str, NodeClass] = {it.__name__: Classic(it.__name__, it) for it in (Source, Join, Save, Picky, Many)}
+CLASSES: dict[str, NodeClass] = {
+    it.__name__: Classic(it.__name__, it) for it in (Source, Join, Save, Picky, Raises, Many)
+}
 GOOD = {"count": 2, "mode": "a", "file": "3.png"}
 
 
@@ -209,9 +224,10 @@ def test_a_hook_judges_what_it_names_and_the_types_of_links() -> None:
     assert only_problem(refused, "2") | {"extra_info": 0} == {
         "type": "custom_validation_failed",
         "message": "The node refuses an input",
-        "details": "no old here",
+        "details": "name: no old here",
         "extra_info": 0,
     }
+    assert only_problem(refused, "2")["extra_info"]["input_name"] == "name"
     broken = judge(n1=source, n2=node("Picky", name="boom", size=3, link=["1", 0]))
     assert only_problem(broken, "2")["extra_info"]["exception_type"] == "RuntimeError"
     assert only_problem(judge(n1=source, n2=node("Picky", name="new", size=9, link=["1", 0])), "2")["type"] == (
@@ -230,6 +246,8 @@ def test_dynamic_inputs_are_judged_by_the_names_that_are_there() -> None:
         ({**images, "mode": "other"}, "value_not_in_list"),
         ({"images.image0": ["1", 0], "mode": "plain"}, "required_input_missing"),
         ({**images, "images.image2": ["1", 1], "mode": "plain"}, "return_type_mismatch"),
+        ({**images, "images.image4": ["1", 0], "mode": "plain"}, "invalid_dynamic_input"),
+        ({**images, "images.other": ["1", 0], "mode": "plain"}, "invalid_dynamic_input"),
     ):
         assert only_problem(judge(n1=source, n2=node("Many", **bad)), "2")["type"] == kind
 
@@ -242,6 +260,18 @@ def test_a_loop_is_named() -> None:
     (problems,) = verdict.nodes.values()
     assert problems.errors[0].type == "dependency_cycle"
     assert problems.errors[0].details in ("1, 2", "2, 1")
+    assert sorted(problems.errors[0].extra_info["node_ids"]) == ["1", "2"]
+
+
+def test_a_check_that_raises_is_told_at_the_input_that_it_feeds() -> None:
+    verdict = judge(n1=node("Raises", name="x"), n2=node("Save", images=["1", 0], quality=1, more=[]))
+    assert only_problem(verdict, "1")["type"] == "exception_during_validation"
+    problem = only_problem(verdict, "2")
+    assert problem["type"] == "exception_during_inner_validation"
+    assert problem["details"] == "it broke"
+    assert problem["extra_info"]["input_name"] == "images"
+    assert problem["extra_info"]["linked_node"] == ["1", 0]
+    assert problem["extra_info"]["exception_type"] == "RuntimeError"
 
 
 def test_a_prompt_of_5000_nodes_in_a_row_is_judged_without_deep_recursion() -> None:

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from cygnet.errors import DiskFullError, OutputError, RequestError, UnsupportedError
 from cygnet.media import files, video
 from cygnet.media.names import unused_path
 from cygnet.media.video import FORMATS, VideoFormat, check_output, open_writer, unavailable_formats
-from cygnet.media.video_read import read_video
+from cygnet.media.video_read import read_metadata, read_video
 
 Frames = npt.NDArray[np.uint8]
 PRIMARIES = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (255, 0, 255))
@@ -446,3 +446,38 @@ def test_an_encoder_that_fails_is_reported_and_leaves_nothing(tmp_path: Path, mo
     with pytest.raises(OutputError, match=r"'x\.mp4' was not written"):
         save(tmp_path / "x.mp4", noise(1))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kind", "quality"), [("webp", 10), ("webp", 8), ("png", None)])
+def test_transparency_is_kept(tmp_path: Path, kind: VideoFormat, quality: float | None) -> None:
+    frames = np.full((2, 32, 48, 4), (200, 10, 60, 255), np.uint8)
+    frames[:, :, 24:, 3] = 0
+    frames[1, :16, :, 3] = 128
+    path = tmp_path / f"x.{kind}"
+    with open_writer(
+        path, width=48, height=32, fps=8, alpha=True, quality=quality, metadata={"prompt": "{}"}, effort=0
+    ) as writer:
+        writer.write(frames)
+    pictures = [Image.open(it) for it in sorted((tmp_path / "x").glob("*"))] if kind == "png" else [Image.open(path)]
+    shown = [one.convert("RGBA") for picture in pictures for one in ImageSequence.Iterator(picture)]
+    assert len(shown) == 2
+    for image, frame in zip(shown, frames, strict=True):
+        pixels = np.asarray(image).astype(int)
+        assert np.array_equal(pixels[..., 3], frame[..., 3])
+        assert np.abs(pixels[:, :20, :3] - frame[:, :20, :3]).max() <= (20 if quality == 8 else 0)
+    assert read_metadata(path if kind == "webp" else tmp_path / "x")["prompt"] == "{}"
+
+
+def test_transparency_where_there_can_be_none_and_other_efforts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="mp4 keeps no transparency"):
+        open_writer(tmp_path / "x.mp4", width=48, height=32, fps=8, alpha=True)
+    with pytest.raises(RequestError, match="effort is 7"):
+        open_writer(tmp_path / "x.webp", width=48, height=32, fps=8, effort=7)
+    with open_writer(tmp_path / "x.webp", width=48, height=32, fps=8, alpha=True) as writer:
+        with pytest.raises(RequestError, match=r"takes uint8 \[T, 32, 48, 4\]"):
+            writer.write(noise(1))
+        writer.write(np.zeros((1, 32, 48, 4), np.uint8))
+
+
+def test_every_rate_factor_of_vp9_can_be_asked_for() -> None:
+    assert [video._crf(10 * (1 - crf / 63), 63) for crf in range(1, 64)] == [str(crf) for crf in range(1, 64)]

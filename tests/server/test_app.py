@@ -6,14 +6,13 @@ import io
 import json
 import logging
 import re
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
-from tests.server.conftest import PROMPT, submit, wait
+from tests.server.conftest import PROMPT, submit, until_running, wait
 
 from cygnet.server.engine import Engine
 
@@ -122,10 +121,7 @@ def test_a_bad_submission_is_refused_in_the_protocols_shape(client: TestClient) 
 def test_a_running_job_can_be_stopped_and_the_queue_cleared(client: TestClient) -> None:
     slow = {**PROMPT, "1": {"class_type": "Text", "inputs": {"text": "wait"}}}
     running = client.post("/prompt", json={"prompt": slow}).json()["prompt_id"]
-    for _ in range(2000):
-        if client.get("/queue").json()["queue_running"]:
-            break
-        time.sleep(0.01)
+    until_running(client, running)
     waiting = submit(client)
     other = submit(client)
     assert [it[1] for it in client.get("/queue").json()["queue_pending"]] == [waiting, other]
@@ -139,6 +135,23 @@ def test_a_running_job_can_be_stopped_and_the_queue_cleared(client: TestClient) 
     assert client.get(f"/api/jobs/{running}").json()["status"] == "cancelled"
     assert client.post("/api/jobs/cancel", json={"job_ids": [running]}).json() == {"cancelled": False}
     assert client.post("/free", json={"unload_models": True, "free_memory": True}).status_code == 200
+
+
+def test_waiting_jobs_can_be_moved(client: TestClient) -> None:
+    slow = {**PROMPT, "1": {"class_type": "Text", "inputs": {"text": "wait"}}}
+    running = submit(client, prompt=slow)
+    until_running(client, running)
+    jobs = [submit(client) for _ in range(3)]
+    for body, place in ({"place": 1}, 0), ({"place": 3}, 2), ({}, 0):
+        assert client.post(f"/api/jobs/{jobs[1]}/move", json=body).json()["id"] == jobs[1]
+        assert [it[1] for it in client.get("/queue").json()["queue_pending"]].index(jobs[1]) == place
+    for body in ({"place": 0}, {"place": "1"}, {"place": True}):
+        assert client.post(f"/api/jobs/{jobs[1]}/move", json=body).status_code == 400
+    assert client.post("/api/jobs/nobody/move").status_code == 404
+    assert client.post(f"/api/jobs/{running}/move").status_code == 409
+    client.post("/queue", json={"clear": True})
+    client.post("/interrupt")
+    wait(client, running)
 
 
 def test_the_socket_greets_answers_and_tells_of_jobs(client: TestClient) -> None:
@@ -168,6 +181,14 @@ def test_the_log_panel_gets_new_lines(client: TestClient) -> None:
         assert "two\\nlines\n" in message["data"]["entries"][0]["m"]
         assert "two" in client.get("/internal/logs").json()
         assert client.get("/internal/logs/raw").json()["entries"]
+        assert client.patch("/internal/logs/subscribe", json={**order, "enabled": False}).status_code == 200
+        logging.getLogger("cygnet.test").warning("unheard")
+        wait(client, submit(client, client_id="log"))
+        heard = []
+        while not heard or heard[-1] != ("executing", None):
+            message = socket.receive_json()
+            heard.append((message["type"], message["data"].get("node")))
+        assert "logs" not in {kind for kind, _ in heard}
 
 
 # Files

@@ -87,6 +87,38 @@ def test_a_process_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with_child(story)
 
 
+def shorten_lease(child: Child, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cygnet.server.child.LEASE", seconds)
+    assert child._watcher is not None
+    child._watcher.cancel()
+    child._watcher = asyncio.create_task(child._watch())
+
+
+def test_a_process_that_gives_no_sign_of_life_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
+        await until(lambda: heard)
+        shorten_lease(child, 1.0, monkeypatch)
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGSTOP)  # it is there, and does nothing
+        await until(lambda: ended)
+        assert ended == ["gave no sign of life for 1 s and was ended"]
+
+    with_child(story)
+
+
+def test_a_busy_process_that_has_nothing_to_say_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cygnet.server.child.BEAT", 0.1)
+
+    async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
+        await until(lambda: heard)
+        shorten_lease(child, 2.0, monkeypatch)
+        child.tell("hang")
+        await asyncio.sleep(2.5)
+        assert (ended, child.pid is None) == ([], False)
+
+    with_child(story)
+
+
 def test_a_full_pipe_does_not_hold_up_the_event_loop() -> None:
     async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
         await until(lambda: heard)

@@ -6,6 +6,8 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
+
 from cygnet.graph.events import Place
 from cygnet.server import sockets as module
 from cygnet.server.sockets import Socket, Sockets
@@ -146,15 +148,17 @@ def test_a_client_that_does_not_read_keeps_only_the_newest_preview_of_each_node(
     asyncio.run(story())
 
 
-def test_a_client_that_never_reads_is_dropped() -> None:
+@pytest.mark.parametrize(("times", "size"), [(module.MOST_WAITING + 1, 10), (70, 2**20)])
+def test_a_client_that_never_reads_is_dropped(times: int, size: int) -> None:
     async def story() -> None:
         sockets, wire = Sockets({}), Wire()
         wire.gate.clear()
         socket = sockets.join("a", wire, 0)
         task = asyncio.create_task(socket.pump())
         await settle()
-        for _ in range(module.MOST_WAITING + 1):
-            sockets.send(over("j"), "a")
+        for i in range(times):
+            sockets.send(Message("executed", {"output": "x" * size}), "a")
+            assert socket._size <= module.MOST_BYTES, i
         wire.gate.set()
         await settle()
         assert wire.closed == (1013, "too slow; reconnect to catch up")

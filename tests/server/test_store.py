@@ -122,6 +122,32 @@ def test_cancelling_takes_pending_jobs_only(store: JobStore) -> None:
     assert [store.require(name).state for name in "abc"] == ["running", "cancelled", "cancelled"]
 
 
+def test_a_waiting_job_can_be_given_another_turn(store: JobStore) -> None:
+    for name in "abcd":
+        store.submit(job(name))
+    store.submit(job("equal"), number=2)
+
+    def order() -> str:
+        return " ".join(it.id for it in store.queue("pending"))
+
+    assert order() == "a b equal c d"
+    store.move("d", 1)
+    assert order() == "d a b equal c"
+    store.move("b", 3)
+    assert order() == "d a b equal c", "it was there already"
+    store.move("a", 99)
+    assert order() == "d b equal c a"
+    store.move("equal", 2)
+    assert order() == "d equal b c a"
+    store.submit(job("late"))
+    assert order() == "d equal b c a late"
+    store.claim()
+    with pytest.raises(RequestError, match="is running; only a job that waits"):
+        store.move("d", 1)
+    with pytest.raises(RequestError, match="no job nobody"):
+        store.move("nobody", 1)
+
+
 def test_the_history_is_paged_and_forgotten_on_request(store: JobStore) -> None:
     for name in "abcde":
         store.submit(job(name, extra={"extra_pnginfo": {"workflow": {"id": f"w{name in 'ab'}"}}}))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from tests.server.conftest import PROMPT, submit, wait
+from tests.server.conftest import PROMPT, submit, until_running, wait
 
 TWO_OUTPUTS = {**PROMPT, "3": {"class_type": "Show", "inputs": {"text": ["1", 0]}}}
 
@@ -71,22 +71,44 @@ def test_the_label_of_a_body_does_not_matter_but_who_sends_it_does(client: TestC
         assert client.post("/prompt", content=body, headers={**headers, "origin": origin}).status_code == 403
 
 
-def test_freeing_memory_answers_at_once_while_a_job_runs(client: TestClient) -> None:
-    slow = {**PROMPT, "1": {"class_type": "Text", "inputs": {"text": "wait"}}}
-    job = submit(client, prompt=slow)
-    for _ in range(2000):
-        if client.get("/queue").json()["queue_running"]:
-            break
-        time.sleep(0.01)
-    for body in ({"unload_models": True}, {"unload_models": True, "free_memory": True}, {}):
-        assert client.post("/free", json=body).status_code == 200
+def cached(client: TestClient, prompt: dict[str, Any]) -> set[str]:
+    """The nodes of a prompt that need not run."""
+    messages = wait(client, submit(client, prompt=prompt))["status"]["messages"]
+    return set(next(data for name, data in messages if name == "execution_cached")["nodes"])
+
+
+def text(value: str) -> dict[str, Any]:
+    return {**PROMPT, "1": {"class_type": "Text", "inputs": {"text": value}}}
+
+
+@pytest.mark.parametrize(
+    ("body", "unloaded", "forgotten"),
+    [
+        ({}, 0, False),
+        ({"unload_models": True}, 1, False),
+        ({"unload_models": True, "free_memory": True}, 1, True),
+        ({"free_memory": True}, 1, True),
+    ],
+)
+def test_freeing_answers_at_once_and_takes_effect_after_the_running_job(
+    client: TestClient, body: dict[str, bool], unloaded: int, forgotten: bool
+) -> None:
+    def times_unloaded() -> int:
+        shown = wait(client, submit(client, prompt=text(f"freed {uuid.uuid4()}")))["outputs"]
+        return int(shown["2"]["text"][0])
+
+    before = times_unloaded()
+    kept = text(f"kept {uuid.uuid4()}")
+    waiting = {"3": {"class_type": "Text", "inputs": {"text": "wait"}}}
+    waiting |= {"4": {"class_type": "Show", "inputs": {"text": ["3", 0]}}}
+    job = submit(client, prompt={**kept, **waiting})
+    until_running(client, job)
+    assert client.post("/free", json=body).status_code == 200
     assert client.get("/queue").json()["queue_running"][0][1] == job
     client.post("/interrupt")
     wait(client, job)
-    # The cache is gone with it: the same prompt is computed again.
-    submit_again = submit(client)
-    messages = wait(client, submit_again)["status"]["messages"]
-    assert next(data for name, data in messages if name == "execution_cached")["nodes"] == []
+    assert cached(client, kept) == (set() if forgotten else {"1", "2"})
+    assert times_unloaded() - before == unloaded
 
 
 def test_settings_that_are_posted_at_once_are_all_kept(client: TestClient) -> None:

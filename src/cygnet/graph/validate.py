@@ -101,9 +101,11 @@ def _judge(
             found[key] = NodeProblems(kind.name, problems)
     for ring in _rings(needs):
         first = ring[0]
+        info = {"node_ids": ring}
         found.setdefault(first, NodeProblems(prompt[first]["class_type"])).errors.append(
-            Problem("dependency_cycle", "Nodes need one another's results", ", ".join(ring))
+            Problem("dependency_cycle", "Nodes need one another's results", ", ".join(ring), info)
         )
+    _tell_consumers(prompt, types, found)
     valid = []
     for output in wanted:
         broken = [key for key in ancestors[output] if key in found]
@@ -117,6 +119,25 @@ def _judge(
     lines = [f"{it.message}: {it.details}" for node in found.values() for it in node.errors]
     failed = Problem("prompt_outputs_failed_validation", "No output of the prompt can run", "\n".join(lines))
     return Verdict(prompt, (), failed, found)
+
+
+def _tell_consumers(prompt: Prompt, types: Mapping[str, NodeType], found: dict[str, NodeProblems]) -> None:
+    """Nodes that are linked to one whose own check raised are told so, at the input that the link goes into."""
+    raised = {
+        key: problem
+        for key, node in found.items()
+        for problem in node.errors
+        if problem.type == "exception_during_validation" and "exception_type" in problem.extra_info
+    }
+    for key, node in prompt.items() if raised else ():
+        declared = {it.name.partition(".")[0] for it in types[node["class_type"]].inputs}
+        for name, value in node["inputs"].items():
+            if name.partition(".")[0] in declared and links_of({name: value}) and value[0] in raised:
+                inner = raised[value[0]]
+                info = {**inner.extra_info, "input_name": name, "linked_node": value}
+                text = f"The check of node {value[0]}, which it is linked to, failed"
+                problem = Problem("exception_during_inner_validation", text, inner.details, info)
+                found.setdefault(key, NodeProblems(node["class_type"])).errors.append(problem)
 
 
 def is_link(value: Any) -> bool:
@@ -200,6 +221,7 @@ class _Node:
 
     def problems(self) -> list[Problem]:
         found = [it for declared in self.declared() for it in self.input(declared)]
+        found += [it for declared in self.kind.inputs if declared.type == AUTOGROW for it in self.strangers(declared)]
         return found or self.hook()
 
     def declared(self) -> Iterable[Input]:
@@ -214,6 +236,14 @@ class _Node:
         yield it
         for further in it.chosen(self.inputs.get(it.name)):
             yield from self.expanded(further)
+
+    def strangers(self, it: Input) -> Iterable[Problem]:
+        """Members that are given to an input which does not grow that far."""
+        known = {member.name for member in _grown(it, self.inputs)}
+        for name in self.inputs:
+            if name.startswith(f"{it.name}.") and name not in known:
+                info = {"input_name": name, "input_config": it.declared()}
+                yield Problem("invalid_dynamic_input", f"{it.name} has no such member", name, info)
 
     def input(self, it: Input) -> list[Problem]:
         if it.name not in self.inputs:
@@ -274,7 +304,19 @@ class _Node:
             return [Problem("exception_during_validation", "The node's own check failed", str(error), info)]
         if wrong is None:
             return []
-        return [Problem("custom_validation_failed", "The node refuses an input", wrong, {"input_name": ""})]
+        judged = self.node_class.judged
+        # A hook says what is wrong and not where: each input that it judges is marked, as far as it is there.
+        names = [name for name in constants if judged is None or name in judged] or [""]
+        declared = {it.name: it.declared() for it in self.declared()}
+        return [
+            Problem(
+                "custom_validation_failed",
+                "The node refuses an input",
+                f"{name}: {wrong}" if name else wrong,
+                {"input_name": name, "input_config": declared.get(name), "received_value": _short(constants.get(name))},
+            )
+            for name in names
+        ]
 
 
 def _about(it: Input, kind: str, message: str, details: str | None = None, **info: Any) -> Problem:

@@ -159,35 +159,47 @@ class AVEncoder:
 class WebPEncoder:
     """Animated WebP: each frame is coded by Pillow and put into the animation container as it comes.
 
-    ``quality`` is 0 to 100 as WebP counts it, or None for lossless. Source of the layout: the WebP container
-    specification (RIFF chunks VP8X, ANIM, ANMF, EXIF).
+    ``quality`` is 0 to 100 as WebP counts it, or None for lossless; with ``alpha`` frames have four channels. Source of
+    the layout: the WebP container specification (RIFF chunks VP8X, ANIM, ANMF, EXIF).
     """
 
     def __init__(
-        self, part: Path, *, size: tuple[int, int], fps: Fraction, quality: int | None, metadata: Mapping[str, str]
+        self,
+        part: Path,
+        *,
+        size: tuple[int, int],
+        fps: Fraction,
+        quality: int | None,
+        metadata: Mapping[str, str],
+        alpha: bool = False,
+        effort: int = 4,
     ) -> None:
-        self._size, self._fps, self._quality, self._metadata = size, fps, quality, metadata
+        self._size, self._fps, self._quality, self._metadata, self._effort = size, fps, quality, metadata, effort
         self._count = 0
         self._file = part.open("wb")
         width, height = size
-        flags = 0x02 | (0x08 if metadata else 0)  # animation, EXIF
+        flags = 0x02 | (0x08 if metadata else 0) | (0x10 if alpha else 0)  # animation, EXIF, transparency
         self._file.write(b"RIFF\0\0\0\0WEBP")  # the size is filled in at the end
         self._file.write(_chunk(b"VP8X", bytes([flags, 0, 0, 0]) + _u24(width - 1) + _u24(height - 1)))
         self._file.write(_chunk(b"ANIM", b"\xff\xff\xff\xff" + struct.pack("<H", 0)))  # white, endless
 
     def add(self, frame: Frames) -> None:
-        """Append one frame ``[H, W, 3]``."""
+        """Append one frame ``[H, W, 3 or 4]``."""
         buffer = io.BytesIO()
         image = Image.fromarray(frame)
         if self._quality is None:
-            image.save(buffer, "WEBP", lossless=True, quality=60, method=4)
+            # exact: what is wholly transparent keeps its colour too
+            image.save(buffer, "WEBP", lossless=True, quality=60, method=self._effort, exact=True)
         else:
-            image.save(buffer, "WEBP", quality=self._quality, method=4)
+            image.save(buffer, "WEBP", quality=self._quality, method=self._effort)
         width, height = self._size
         duration = frame_end(self._count, self._fps, 1000) - frame_end(self._count - 1, self._fps, 1000)
         place = _u24(0) + _u24(0) + _u24(width - 1) + _u24(height - 1) + _u24(duration)
         no_blending = 0x02
-        self._file.write(_chunk(b"ANMF", place + bytes([no_blending]) + buffer.getvalue()[12:]))
+        coded = buffer.getvalue()[12:]
+        if coded.startswith(b"VP8X"):  # a header of whole files, which has no place in a frame
+            coded = coded[18:]
+        self._file.write(_chunk(b"ANMF", place + bytes([no_blending]) + coded))
         self._count += 1
 
     def finish(self) -> None:
@@ -259,7 +271,7 @@ class PngEncoder:
                 self._text.add_itxt(key, value)
 
     def add(self, frame: Frames) -> None:
-        """Append one frame ``[H, W, 3]``."""
+        """Append one frame ``[H, W, 3 or 4]``."""
         Image.fromarray(frame).save(
             self._folder / f"{self._count:05d}.png", "PNG", pnginfo=self._text, compress_level=4
         )

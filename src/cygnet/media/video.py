@@ -47,6 +47,7 @@ MIN_FPS, MAX_FPS = 0.1, 240.0
 MAX_FPS_GIF = 50.0  # players slow a GIF down when a frame lasts less than 2/100 s
 MAX_SIDE: Mapping[VideoFormat, int] = {"mp4": 16384, "webm": 16384, "webp": 16383, "gif": 65535, "png": 65535}
 MAX_METADATA_BYTES = 16 * 2**20
+_TRANSPARENT: tuple[VideoFormat, ...] = ("webp", "png")
 _CODECS: Mapping[VideoFormat, str] = {"mp4": "libx264", "webm": "libvpx-vp9"}
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _FRAME_NAME = re.compile(r"\d{5,}\.png")
@@ -73,7 +74,7 @@ class VideoWriter(Protocol):
         ...
 
     def write(self, frames: Frames) -> None:
-        """Append frames: uint8 ``[T, H, W, 3]``, any T of 1 or more; the array may be reused afterwards."""
+        """Append frames: uint8 ``[T, H, W, 3]``, or 4 with alpha, T of 1 or more; the array may be reused after it."""
         ...
 
 
@@ -90,6 +91,9 @@ class OutputPlan:
     num_frames: int | None
     overwrite: bool
     notes: tuple[str, ...]
+    channels: int = 3
+    """4: the last says how opaque a pixel is."""
+    effort: int = 4
 
 
 def open_writer(
@@ -104,6 +108,8 @@ def open_writer(
     num_frames: int | None = None,
     overwrite: bool = False,
     sound: Sound | None = None,
+    alpha: bool = False,
+    effort: int = 4,
 ) -> AbstractContextManager[VideoWriter]:
     """Open a video of ``width`` x ``height`` pixels at ``fps`` frames per second for writing, as a context manager.
 
@@ -114,6 +120,9 @@ def open_writer(
 
     ``sound`` begins with the first frame and is cut off after the last. MP4 keeps it as AAC, WebM as Opus; the other
     formats have none, which they say in their notes.
+
+    With ``alpha`` frames have a fourth channel, 255 where they are opaque; WebP and PNG alone can keep it. ``effort``,
+    from 0 (fast) to 6 (small), is WebP's.
 
     The file appears under its name when the block ends well. On any exception, Ctrl-C included, nothing stays. An
     existing file is replaced only with ``overwrite``; an empty file counts as a name reserved for this writer
@@ -133,6 +142,11 @@ def open_writer(
         num_frames=num_frames,
         overwrite=overwrite,
     )
+    if alpha and plan.format not in _TRANSPARENT:
+        raise RequestError(f"{plan.format} keeps no transparency; use {' or '.join(_TRANSPARENT)}", field="alpha")
+    if effort not in range(7):
+        raise RequestError(f"effort is {effort}; it must be from 0 (fast) to 6 (small)", field="effort")
+    plan = replace(plan, channels=4 if alpha else 3, effort=effort)
     if sound is not None and plan.format not in _CODECS:
         plan, sound = replace(plan, notes=(*plan.notes, f"{plan.format} has no sound")), None
     return _writing(plan, check_metadata(metadata or {}), sound)
@@ -235,14 +249,15 @@ class _Writer:
         self.notes = plan.notes
 
     def write(self, frames: Frames) -> None:
-        """Append frames ``[T, H, W, 3]``."""
+        """Append frames ``[T, H, W, C]``."""
         plan = self._plan
         if not self._open:
             raise RequestError("this video is closed; open a new writer", field="frames")
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (plan.height, plan.width, 3):
+        shape = (plan.height, plan.width, plan.channels)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != shape:
+            wanted = ", ".join(map(str, shape))
             raise RequestError(
-                f"frames are {frames.dtype} {list(frames.shape)}; this video takes uint8 "
-                f"[T, {plan.height}, {plan.width}, 3]",
+                f"frames are {frames.dtype} {list(frames.shape)}; this video takes uint8 [T, {wanted}]",
                 field="frames",
             )
         if plan.num_frames is not None and self.num_frames + len(frames) > plan.num_frames:
@@ -335,7 +350,15 @@ def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str], soun
         return PngEncoder(part, metadata=metadata)
     if plan.format == "webp":
         quality = None if plan.quality == 10 else round(plan.quality * 10)
-        return WebPEncoder(part, size=size, fps=plan.fps, quality=quality, metadata=metadata)
+        return WebPEncoder(
+            part,
+            size=size,
+            fps=plan.fps,
+            quality=quality,
+            metadata=metadata,
+            alpha=plan.channels == 4,
+            effort=plan.effort,
+        )
     if plan.format == "webm":
         codec_options = {"crf": _crf(plan.quality, 63), "b": "0", "cpu-used": "2", "row-mt": "1", "threads": _THREADS}
         container_options = {"fflags": "+bitexact"}  # otherwise every file gets a random identity
@@ -368,7 +391,7 @@ def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str], soun
 
 def _crf(quality: float, worst: int) -> str:
     """The codec's rate factor: quality 10 is 1 (near lossless), 0 is the codec's worst, linear between."""
-    return str(max(1, int((1 - quality / 10) * worst)))
+    return str(max(1, int(round((1 - quality / 10) * worst, 6))))  # 24.999999999999996 means 25
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from cygnet.media.sound import Sound
 from cygnet.media.sound_read import read_sound
 from cygnet.media.video import VideoFormat, open_writer
 from cygnet.media.video_read import read_video
+from cygnet.nodes.described import described
 from cygnet.nodes.workshop import Node, Workshop, log
 
 HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
@@ -184,7 +184,8 @@ class SaveAnimatedWEBP(Node):
     ) -> dict[str, Any]:
         level = 10.0 if lossless else min(quality, 99) / 10
         told = described(self.shop, prompt, extra_pnginfo)
-        saved = write(self.shop, images, fps, filename_prefix, "webp", told, quality=level)
+        effort = {"default": 4, "fastest": 0, "slowest": 6}[method]
+        saved = write(self.shop, images, fps, filename_prefix, "webp", told, quality=level, effort=effort)
         return animated(saved, len(images) != 1)
 
 
@@ -307,15 +308,6 @@ def input_files(shop: Workshop, suffixes: tuple[str, ...]) -> list[str]:
     return sorted(it.name for it in os.scandir(root) if it.is_file() and it.name.lower().endswith(suffixes))
 
 
-def described(shop: Workshop, prompt: Any, extra_pnginfo: Any) -> dict[str, str]:
-    """What a file says of how it was made, in plain ASCII JSON as readers of workflows expect."""
-    if not shop.metadata:
-        return {}
-    found = {} if prompt is None else {"prompt": json.dumps(prompt)}
-    extras: Mapping[str, Any] = extra_pnginfo or {}
-    return found | {name.lower(): json.dumps(value) for name, value in extras.items() if value is not None}
-
-
 def animated(saved: Saved, moves: bool = True) -> dict[str, Any]:
     """What a node shows of one saved file."""
     return {"ui": {"images": [saved.json()], "animated": [moves]}}
@@ -332,9 +324,14 @@ def write(
     quality: float | None = None,
     folder: FolderKind = "output",
     sound: Sound | None = None,
+    effort: int = 4,
 ) -> Saved:
-    """Write frames ``[T, H, W, C]`` in 0..1 as one file under the next free name of a prefix."""
-    height, width = images.shape[1:3]
+    """Write frames ``[T, H, W, C]`` in 0..1 as one file under the next free name of a prefix.
+
+    A fourth channel, opacity, is kept where the format can.
+    """
+    height, width, channels = images.shape[1:]
+    alpha = channels == 4 and kind in ("webp", "png")
     path, saved = shop.folders.next_file(prefix, f".{kind}", folder, width=width, height=height)
     writer = open_writer(
         path,
@@ -346,14 +343,16 @@ def write(
         metadata=metadata,
         num_frames=len(images),
         sound=sound,
+        alpha=alpha,
+        effort=effort,
     )
     with writer as opened:
         for frame in images:
-            opened.write(to_bytes(frame)[None])
+            opened.write(to_bytes(frame, 4 if alpha else 3)[None])
     return saved
 
 
-def to_bytes(frame: torch.Tensor) -> Frames:
-    """``[H, W, C]`` in 0..1 to uint8 ``[H, W, 3]``, cut off and not rounded, as the official export does."""
-    pixels: Frames = (frame[..., :3].clamp(0, 1) * 255).to(torch.uint8).numpy()
+def to_bytes(frame: torch.Tensor, channels: int = 3) -> Frames:
+    """``[H, W, C]`` in 0..1 to uint8, its first ``channels``, cut off and not rounded, as the official export does."""
+    pixels: Frames = (frame[..., :channels].clamp(0, 1) * 255).to(torch.uint8).numpy()
     return pixels

@@ -85,6 +85,8 @@ class Workshop:
     device: str = "auto"
     metadata: bool = True
     """Whether saved files carry their prompt and workflow."""
+    preview_side: int = 512
+    """Of the longer side of a preview, in pixels, at most."""
     _loaded: dict[Any, Any] = field(default_factory=dict)
 
     # Files

@@ -103,8 +103,8 @@ def denoise(
     """Clean latents ``[1, 16, t, h, w]``, float32 on the network's device, from ``latents`` at the first noise level.
 
     ``on_progress`` hears one report before the first step and one after each; ``cancel`` is looked at before each
-    block of the network. Raises :class:`~cygnet.errors.NumericalError`, naming the step and the part of the
-    network, as soon as a velocity is NaN or infinite.
+    evaluation of the network and before each of its blocks. Raises :class:`~cygnet.errors.NumericalError`, naming the
+    step and the part of the network, as soon as a velocity is NaN or infinite.
     """
     velocity = GuidedVelocity(dit, conditioning, sampling.steps_made, guidance, cancel or CancelToken())
 

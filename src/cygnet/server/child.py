@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import importlib
 import itertools
 import json
@@ -17,6 +18,7 @@ import multiprocessing
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -27,6 +29,10 @@ from cygnet.errors import CygnetError
 
 PATIENCE = 120.0
 """Seconds for an answer; the first one comes after the process has imported its nodes."""
+BEAT = 5.0
+"""Seconds between two signs of life of a child."""
+LEASE = 120.0
+"""Seconds without any message after which a child is ended; what it was given is anybody's again."""
 _log = logging.getLogger(__name__)
 
 
@@ -74,12 +80,21 @@ class Channel:
             self.send({"answer": message["ask"], "value": value})
 
 
-def _run(target: str, options: Mapping[str, Any], connection: Connection) -> None:
+def _run(target: str, options: Mapping[str, Any], connection: Connection, beat: float) -> None:
     """The child's main: ``target`` is ``module:function``, called with its channel and options."""
     # Ctrl-C reaches the whole group of processes; the server decides what happens to its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()  # a crash leaves its stack on stderr
+    channel = Channel(connection)
+    threading.Thread(target=_beat, args=(channel, beat), daemon=True, name="gives signs of life").start()
     module, _, name = target.partition(":")
-    getattr(importlib.import_module(module), name)(Channel(connection), options)
+    getattr(importlib.import_module(module), name)(channel, options)
+
+
+def _beat(channel: Channel, pause: float) -> None:
+    while True:
+        channel.send({"beat": True})
+        time.sleep(pause)
 
 
 @dataclass(eq=False)
@@ -98,6 +113,10 @@ class Child:
     _connection: Connection | None = None
     _outbox: queue.SimpleQueue[bytes | None] = field(default_factory=queue.SimpleQueue)
     _over: asyncio.Event = field(default_factory=asyncio.Event)
+    _heard_at: float = 0.0
+    _watcher: asyncio.Task[None] | None = None
+    _silence: str | None = None
+    """In words, once it was ended for giving no sign of life."""
 
     @property
     def pid(self) -> int | None:
@@ -108,10 +127,12 @@ class Child:
         """Start the process; what is asked before it is ready waits."""
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(self.target, dict(self.options), theirs), daemon=True)
+        self._process = context.Process(target=_run, args=(self.target, dict(self.options), theirs, BEAT), daemon=True)
         self._process.start()
         theirs.close()
         loop = asyncio.get_running_loop()
+        self._heard_at = time.monotonic()
+        self._watcher = loop.create_task(self._watch())
         threading.Thread(target=self._read, args=(loop,), daemon=True, name=f"reads {self.target}").start()
         threading.Thread(target=self._write, daemon=True, name=f"writes {self.target}").start()
 
@@ -128,15 +149,26 @@ class Child:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 data = self._connection.recv_bytes()
+                self._heard_at = time.monotonic()  # here, so that a busy event loop is not taken for a silent child
                 try:
                     message = json.loads(data, parse_constant=lambda name: None)  # no client could read a NaN
                 except ValueError:
                     _log.warning("a child sent what is no JSON; ignored")
                     continue
+                if message == {"beat": True}:
+                    continue
                 loop.call_soon_threadsafe(self._take, message)
         self._process.join()
         with contextlib.suppress(RuntimeError):  # the loop may be closed already
             loop.call_soon_threadsafe(self._lost, how_it_ended(self._process.exitcode))
+
+    async def _watch(self) -> None:
+        """End the process when it has said nothing for the length of its lease."""
+        while (silent := time.monotonic() - self._heard_at) < LEASE:
+            await asyncio.sleep(LEASE - silent)
+        _log.error("the process of %s gives no sign of life; ending it", self.target)
+        self._silence = f"gave no sign of life for {LEASE:g} s and was ended"
+        self.kill()
 
     def _take(self, message: Any) -> None:
         if not isinstance(message, dict) or "answer" not in message:
@@ -151,12 +183,15 @@ class Child:
                 future.set_result(message.get("value"))
 
     def _lost(self, how: str) -> None:
+        how = self._silence or how
         for future in self._open.values():
             if not future.done():
                 future.set_exception(ChildLost(f"the process {how}"))
         self._open.clear()
         self._outbox.put(None)
         self._over.set()
+        if self._watcher is not None:
+            self._watcher.cancel()
         self.ended(how)
 
     def tell(self, what: str, **more: Any) -> None:

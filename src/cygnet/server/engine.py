@@ -131,13 +131,17 @@ class Engine:
         lost, self.running = self.running, None
         self._worker_ready = False
         if lost is not None:
-            (record,) = self.store.lose(f"the worker {how}", only=[lost.record.id]) or [lost.record]
+            at = (
+                {} if lost.messages.at is None else {"node": lost.messages.at.node, "kind": lost.messages.at.class_type}
+            )
+            (record,) = self.store.lose(f"the worker {how}", only=[lost.record.id], **at) or [lost.record]
             _log.error("job %s: the worker %s at attempt %d; now %s", record.id, how, record.attempts, record.state)
             if record.ending is not None and record.ending.error is not None:
                 self._tell_failure(record, record.ending.error)
             self._idle.set()
             self.sockets.send(status(self.store.remaining()))
-            self.sockets.send(over(record.id), record.submission.client_id)
+            if record.ended_ms is not None:  # one that starts again is not over: clients would stop waiting for it
+                self.sockets.send(over(record.id), record.submission.client_id)
         if not self.draining:
             self.lost_workers += 1
             delay = _RESTART_AFTER[min(self._deaths, len(_RESTART_AFTER) - 1)]
@@ -287,6 +291,12 @@ class Engine:
             cancelled = self.interrupt(job_id) or cancelled
         self.tell_status()
         return cancelled
+
+    def move(self, job_id: str, place: int) -> JobRecord:
+        """Give a pending job another turn; raises :class:`~cygnet.errors.RequestError` for any other."""
+        record = self.store.move(job_id, place)
+        self.tell_status()
+        return record
 
     def retry(self, job_id: str) -> JobRecord:
         """Put an ended job into the queue again; raises :class:`~cygnet.errors.RequestError` for any other."""

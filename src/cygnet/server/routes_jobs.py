@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from cygnet.errors import RequestError
 from cygnet.server.body import read_json
-from cygnet.server.documented import OBJECT, SUBMISSION, documented
+from cygnet.server.documented import OBJECT, PLACE, SUBMISSION, documented
 from cygnet.server.engine import Engine, Refused
 from cygnet.server.jobs_view import STATES, history_entry, job_detail, job_row, queue_item
 from cygnet.server.store import JobRecord, JobState
@@ -106,6 +106,18 @@ def jobs_router(engine: Engine) -> APIRouter:
     @router.post("/jobs/{job_id}/cancel")
     async def cancel_job(job_id: str) -> dict[str, bool]:
         return {"cancelled": engine.cancel([job_id])}
+
+    @router.post("/jobs/{job_id}/move", openapi_extra=documented(body=PLACE))
+    async def move_job(job_id: str, request: Request) -> JSONResponse:
+        place = (await _object(request)).get("place", 1)
+        if not isinstance(place, int) or isinstance(place, bool) or place < 1:
+            return JSONResponse({"error": f"place is {place!r:.50}; it must be a whole number, and 1 is next"}, 400)
+        if store.get(job_id) is None:
+            return JSONResponse({"error": "Job not found"}, 404)
+        try:
+            return JSONResponse(job_row(engine.move(job_id, place)))
+        except RequestError as error:
+            return JSONResponse({"error": str(error)}, 409)
 
     @router.post("/jobs/{job_id}/retry")
     async def retry_job(job_id: str) -> JSONResponse:

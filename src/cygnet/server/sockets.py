@@ -19,6 +19,8 @@ from cygnet.server.wire import Line, Message, Outgoing, Preview, status
 
 MOST_WAITING = 5000
 """Texts that may wait for one client."""
+MOST_BYTES = 64 * 2**20
+"""What they may add up to: one text grows with the number of nodes."""
 MOST_SOCKETS = 200
 
 
@@ -49,6 +51,8 @@ class Socket:
     log: bool = False
     """Whether it wants log lines."""
     _texts: deque[str | bytes] = field(default_factory=deque)
+    _size: int = 0
+    """Of the texts that wait."""
     _previews: dict[str, bytes] = field(default_factory=dict)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _over: tuple[int, str] | None = None
@@ -57,18 +61,23 @@ class Socket:
         """Line something up for sending."""
         match item:
             case Message():
-                self._texts.append(item.text())
+                self._line_up(item.text())
             case Preview():
                 self._previews[item.place.node] = item.frame(metadata=bool(self.flags.get("supports_preview_metadata")))
             case Line():
-                self._texts.append(item.frame(metadata=bool(self.flags.get("supports_progress_text_metadata"))))
-        if len(self._texts) > MOST_WAITING:
+                self._line_up(item.frame(metadata=bool(self.flags.get("supports_progress_text_metadata"))))
+        if len(self._texts) > MOST_WAITING or self._size > MOST_BYTES:
             self.end(1013, "too slow; reconnect to catch up")
         self._news.set()
+
+    def _line_up(self, text: str | bytes) -> None:
+        self._texts.append(text)
+        self._size += len(text)
 
     def end(self, code: int, reason: str) -> None:
         """Close the connection; what waits is thrown away."""
         self._texts.clear()
+        self._size = 0
         self._previews.clear()
         self._over = (code, reason)
         self._news.set()
@@ -80,7 +89,9 @@ class Socket:
             self._news.clear()
             while self._texts or self._previews:
                 if self._texts:
-                    await self._send(self._texts.popleft())
+                    text = self._texts.popleft()
+                    self._size -= len(text)
+                    await self._send(text)
                 else:
                     await self._send(self._previews.pop(next(iter(self._previews))))
             if self._over is not None:

@@ -120,8 +120,8 @@ class JobRecord:
     """One job as stored."""
 
     id: str
-    number: float
-    """The priority shown to clients; lower runs first."""
+    number: int | float
+    """The priority shown to clients; lower runs first. A whole one is an int, which is how clients read it."""
     state: JobState
     submission: Submission
     attempts: int
@@ -269,16 +269,25 @@ class JobStore:
             ).rowcount
         return changed == 1
 
-    def lose(self, evidence: str, only: Iterable[str] | None = None) -> list[JobRecord]:
+    def lose(
+        self, evidence: str, only: Iterable[str] | None = None, *, node: str = "", kind: str = ""
+    ) -> list[JobRecord]:
         """Running jobs whose worker is gone: pending again, or quarantined when they were tried too often.
 
-        Called at start for all, and by the server for the job of a worker that died. Returns the jobs as they are now.
+        Called at start for all, and by the server for the job of a worker that died; then ``node`` and its type
+        ``kind`` say where the job was, as far as that is known. Returns the jobs as they are now.
         """
+        message = f"{evidence}; tried {MOST_ATTEMPTS} times"
         with self._writing() as db:
             running = [row["id"] for row in db.execute("SELECT id FROM jobs WHERE state = 'running'")]
             lost = [it for it in running if only is None or it in set(only)]
             for job_id in lost:
-                error = {"exception_type": "WorkerLost", "exception_message": evidence, "node_id": "", "node_type": ""}
+                error = {
+                    "exception_type": "WorkerLost",
+                    "exception_message": message,
+                    "node_id": node,
+                    "node_type": kind,
+                }
                 ending = Ending(state="quarantined", error={**error, "traceback": []})
                 db.execute(
                     "UPDATE jobs SET state = CASE WHEN attempts < ?1 THEN 'pending' ELSE 'quarantined' END,"
@@ -322,6 +331,24 @@ class JobStore:
                 [(ending, _now(), it) for it in chosen],
             )
         return chosen
+
+    def move(self, job_id: str, place: int) -> JobRecord:
+        """Make a pending job the ``place``-th of those that wait, 1 is next; beyond their number it is the last.
+
+        Those that wait deal out their places anew, so that nothing else changes its turn.
+        """
+        with self._writing() as db:
+            rows = db.execute("SELECT id, place, sequence FROM jobs WHERE state = 'pending' ORDER BY place, sequence")
+            turns = {row["id"]: (row["place"], row["sequence"]) for row in rows}
+            if job_id in turns:
+                order = [it for it in turns if it != job_id]
+                order.insert(max(place, 1) - 1, job_id)
+                changed = [(*turn, it) for turn, it in zip(turns.values(), order, strict=True) if turns[it] != turn]
+                db.executemany("UPDATE jobs SET place = ?, sequence = ? WHERE id = ?", changed)
+        record = self.require(job_id)
+        if record.state != "pending":
+            raise RequestError(f"job {job_id} is {record.state}; only a job that waits can be moved")
+        return record
 
     def forget(self, job_ids: Iterable[str] | None = None) -> None:
         """Delete ended jobs from the history, all of them with None; files that they wrote stay."""
@@ -424,7 +451,7 @@ def _record(row: sqlite3.Row) -> JobRecord:
     result = None if row["result"] is None else json.loads(row["result"])
     return JobRecord(
         id=row["id"],
-        number=row["place"],
+        number=int(row["place"]) if float(row["place"]).is_integer() else row["place"],
         state=row["state"],
         submission=Submission(
             id=row["id"],
