@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+import platformdirs
 import torch
 
 from cygnet.checkpoints import (
@@ -40,12 +42,14 @@ from cygnet.models.umt5.tokenizer import MAX_TOKENS, Tokenizer
 from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.components import Components
+from cygnet.pipelines.presets import defaults_for
 from cygnet.runtime.eight_bit import keep_in_eight_bits
 from cygnet.runtime.memory import free_memory
 from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
 from cygnet.runtime.residency import Resident, Stage, StageResidency, loaded
 from cygnet.runtime.residency import release_unused as release_unused
 from cygnet.runtime.streaming import MatrixStream, streamed_names
+from cygnet.runtime.text_memory import DiskTextMemory
 from cygnet.types import ComponentName, Progress, ProgressSink, Residency, ignore_progress
 
 Place = str | os.PathLike[str]
@@ -443,6 +447,7 @@ def load_components(
         vae=vae,
         text_encoder=text,
         image_encoder=eye,
+        text_memory=_text_memory(weights["text_encoder"], tokenizer, dtypes["text_encoder"], place, dit),
     )
     return LoadedModel(
         components=components,
@@ -453,6 +458,23 @@ def load_components(
         dtypes=dtypes,
         loras=tuple((path, told) for (path, _), told in zip(chosen, coverage, strict=True)),
     )
+
+
+def _text_memory(
+    weights: ComponentWeights, tokenizer: TokenizerSource, dtype: torch.dtype, device: torch.device, dit: DiTConfig
+) -> DiskTextMemory | None:
+    """For the negative prompt that a published model comes with; the embedded ones have an empty one."""
+    text = defaults_for(dit).negative_prompt
+    if not text:
+        return None
+
+    def origin() -> str:
+        data = tokenizer.data if tokenizer.path is None else tokenizer.path.read_bytes()
+        chip = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+        kinds = (dtype, device.type, chip, torch.__version__)
+        return "\0".join((digest(weights.sources), hashlib.sha256(data or b"").hexdigest(), *map(str, kinds)))
+
+    return DiskTextMemory(Path(platformdirs.user_cache_dir("cygnet", appauthor=False)) / "text", {text}, origin)
 
 
 _KINDS: Mapping[ComponentName, Callable[[Any], Any]] = {

@@ -110,6 +110,18 @@ class Residency(Protocol):
         ...
 
 
+class TextMemory(Protocol):
+    """Features of texts that come again and again, such as a model's own negative prompt."""
+
+    def recall(self, text: str) -> torch.Tensor | None:
+        """Features ``[1, n, D]`` of ``text`` on the CPU, just as the text encoder would give them; None if unknown."""
+        ...
+
+    def keep(self, text: str, features: torch.Tensor) -> None:
+        """Remember them, if this is a text to remember."""
+        ...
+
+
 class Attention(Protocol):
     """Scaled dot-product attention as models expect it; kernels and parallel forms are passed in.
 
