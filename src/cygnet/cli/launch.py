@@ -244,6 +244,7 @@ def _serve(settings: Settings, options: dict[str, object], bound: list[socket.so
 
     from cygnet.server.app import create_app, features
     from cygnet.server.engine import Engine
+    from cygnet.server.serving import DrainingServer
     from cygnet.server.sockets import Sockets
     from cygnet.server.store import JobStore, sole_owner
 
@@ -269,7 +270,7 @@ def _serve(settings: Settings, options: dict[str, object], bound: list[socket.so
         config = uvicorn.Config(
             create_app(engine, settings, restart), log_config=None, ws_max_size=2**20, timeout_graceful_shutdown=5
         )
-        server = uvicorn.Server(config)
+        server = DrainingServer(config, engine)
         Voice().note(f"To see the page go to: {url}")
         if auto_launch:
             import webbrowser

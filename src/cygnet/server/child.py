@@ -157,7 +157,10 @@ class Child:
                     continue
                 if message == {"beat": True}:
                     continue
-                loop.call_soon_threadsafe(self._take, message)
+                try:
+                    loop.call_soon_threadsafe(self._take, message)
+                except RuntimeError:  # the loop is closed: the server has stopped meanwhile
+                    break
         self._process.join()
         with contextlib.suppress(RuntimeError):  # the loop may be closed already
             loop.call_soon_threadsafe(self._lost, how_it_ended(self._process.exitcode))

@@ -72,6 +72,8 @@ class Engine:
     _worker_ready: bool = False
     _catalogue: Child | None = None
     _deaths: int = 0
+    _drained_by: float | None = None
+    """When the running job must have ended, once a stop was asked for."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -90,9 +92,10 @@ class Engine:
 
         A job that does not end in time is pending again for the next server.
         """
-        self.draining = True
+        self.drained(grace)
+        assert self._drained_by is not None
         try:
-            await asyncio.wait_for(self._idle.wait(), grace)
+            await asyncio.wait_for(self._idle.wait(), max(0.0, self._drained_by - time.monotonic()))
         except TimeoutError:
             _log.warning("the running job did not end in %s s; it will start again", grace)
         self.running = None  # a worker that is stopped says that its job was interrupted; nobody asked for that
@@ -103,6 +106,18 @@ class Engine:
             if child is not None:
                 await child.stop(2.0)
         self.sockets.end_all()
+
+    def drained(self, grace: float) -> bool:
+        """Take no more jobs; whether none runs, or the running one has had ``grace`` seconds since the first call."""
+        if self._drained_by is None:
+            self.draining, self._drained_by = True, time.monotonic() + grace
+            if self.running is not None:
+                _log.info("stopping when the running job ends, in %g s at the latest; no more are taken", grace)
+        return self.running is None or time.monotonic() >= self._drained_by
+
+    def hurry(self) -> None:
+        """Wait no longer for the running job."""
+        self._drained_by = time.monotonic()
 
     def _start_worker(self) -> None:
         self._worker_ready = False
