@@ -274,7 +274,8 @@ def test_ids_numbers_fronts_and_secrets(path: Path) -> None:
         running = await it.submit("wait")
         await it.begun()
         name = str(uuid.uuid4())
-        extra = {"api_key_comfy_org": "s3cret", "extra_pnginfo": {"workflow": {"id": "w"}}}
+        extra = {"api_key_comfy_org": "s3cret", "auth_token_comfy_org": "s3cret", "hf_token": "s3cret", "author": "me"}
+        extra["extra_pnginfo"] = {"workflow": {"id": "w"}, "api_key": "s3cret"}  # type: ignore[assignment]
         assert await it.submit("a", prompt_id=name, extra_data=extra) == name
         assert await it.submit("a", prompt_id=name) == name
         with pytest.raises(Refused) as refused:
@@ -284,6 +285,7 @@ def test_ids_numbers_fronts_and_secrets(path: Path) -> None:
         assert [record.id for record in it.store.queue("pending")] == [front, name]
         stored = it.store.require(name).submission
         assert "s3cret" not in json.dumps(dict(stored.extra))
+        assert stored.extra["author"] == "me"
         assert stored.workflow_id == "w"
         assert isinstance(stored.extra["create_time"], int)
         it.engine.draining = True

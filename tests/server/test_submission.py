@@ -33,11 +33,58 @@ def refused(client: TestClient, **body: Any) -> dict[str, Any]:
         ({"prompt": {"1": PROMPT["1"]}}, "prompt_no_outputs"),
         ({"prompt": {"2": {"class_type": "Show", "inputs": {}}}}, "prompt_outputs_failed_validation"),
         ({"prompt": PROMPT, "prompt_id": "Not-A-UUID"}, "invalid_prompt_id"),
+        ({"prompt": PROMPT, "number": "5"}, "invalid_prompt"),
+        ({"prompt": PROMPT, "number": 10**400}, "invalid_prompt"),
+        ({"prompt": PROMPT, "front": "no"}, "invalid_prompt"),
+        ({"prompt": PROMPT, "client_id": {}}, "invalid_prompt"),
+        ({"prompt": PROMPT, "partial_execution_targets": "2"}, "invalid_prompt"),
+        ({"prompt": PROMPT, "extra_data": []}, "invalid_prompt"),
+        ({"prompt": PROMPT, "extra_data": {"extra_pnginfo": "text"}}, "invalid_prompt"),
     ],
 )
 def test_each_refusal_has_its_type_and_the_server_lives(client: TestClient, body: dict[str, Any], kind: str) -> None:
     assert refused(client, **body)["error"]["type"] == kind
     assert client.get("/prompt").status_code == 200
+
+
+def test_what_cannot_be_sent_again_is_never_kept(client: TestClient) -> None:
+    """One such job would make the queue and the history unreadable for ever."""
+    start = b'{"prompt": {"1": {"class_type": "Text", "inputs": {"text": '
+    end = b'}}, "2": {"class_type": "Show", "inputs": {"text": ["1", 0]}}}, "extra_data": {"x": %s}, "number": %s}'
+    for text, extra, number in ((b'"\\ud800"', b"1", b"1"), (b'"a"', b"1e999", b"1"), (b'"a"', b"1", b"1e999")):
+        answer = client.post("/prompt", content=start + text + end % (extra, number))
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_prompt")
+    for value in (b"1e999", b'"\\ud800"'):
+        assert client.post("/settings/broken", content=value).status_code == 400
+    for route in ("queue", "history", "jobs", "settings"):
+        assert client.get(f"/api/{route}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("route", "order"),
+    [
+        ("queue", {"clear": "false"}),
+        ("queue", {"delete": "all"}),
+        ("queue", {"delete": [5]}),
+        ("history", {"clear": 1}),
+        ("history", {"delete": {}}),
+        ("interrupt", {"prompt_id": 5}),
+        ("free", {"unload_models": "no"}),
+        ("jobs/cancel", {"job_ids": "all"}),
+    ],
+)
+def test_an_order_of_the_wrong_type_does_nothing(client: TestClient, route: str, order: dict[str, Any]) -> None:
+    kept = submit(client)
+    wait(client, kept)
+    answer = client.post(f"/api/{route}", json=order)
+    assert answer.status_code == 400
+    assert next(iter(order)) in answer.json()["detail"]
+    assert client.get(f"/history/{kept}").json()
+
+
+@pytest.mark.parametrize("query", ["max_items=9" + "9" * 20, "offset=9" + "9" * 20, "max_items=x", "offset=1.5"])
+def test_a_bad_question_about_the_history_is_refused(client: TestClient, query: str) -> None:
+    assert client.get(f"/history?{query}").status_code == 422
 
 
 def test_an_unknown_type_is_named(client: TestClient) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cygnet.errors import OutputError
 from cygnet.graph.events import JobEnded, from_json
@@ -23,8 +24,10 @@ from cygnet.server.wire import JobMessages, Message, over, status
 
 _log = logging.getLogger(__name__)
 
-SECRETS = frozenset(("auth_token_comfy_org", "api_key_comfy_org"))
-"""Keys of ``extra_data`` that are credentials of a vendor's service: never stored, never shown."""
+T = TypeVar("T")
+_CREDENTIAL = re.compile(r"(?i)(^|[_.-])(auth|authorization|token|api_?key|secret|password|credential)s?($|[_.-])")
+"""Keys of ``extra_data`` that name a service's credentials (``auth_token_comfy_org``, ``api_key_comfy_org``, and what
+the pages of packs add): never stored, never shown, never written into a file."""
 MOST_NODES = 20_000
 MOST_PENDING = 10_000
 _STORE_AGAIN_AFTER = 2.0  # seconds
@@ -165,18 +168,20 @@ class Engine:
         if self.store.remaining() >= MOST_PENDING:
             raise _refusal("queue_full", f"The queue holds {MOST_PENDING} jobs; try again later", http_status=429)
         job_id = _job_id(body.get("prompt_id"))
-        verdict = await self._judge(prompt, body.get("partial_execution_targets"))
+        targets, extra = _given(body, "partial_execution_targets", list), _given(body, "extra_data", dict)
+        client, front, number = _given(body, "client_id", str), _given(body, "front", bool), _number(body)
+        verdict = await self._judge(prompt, targets)
         if verdict["error"] is not None:
             raise Refused(400, verdict["error"], verdict["node_errors"])
         submission = Submission(
             id=job_id,
             prompt=verdict["prompt"],
             outputs=tuple(verdict["outputs"]),
-            extra=_public(body.get("extra_data")),
-            client_id=body["client_id"] if isinstance(body.get("client_id"), str) else None,
+            extra=_public(extra or {}),
+            client_id=client,
         )
         try:
-            record = self.store.submit(submission, front=body.get("front") is True, number=_number(body.get("number")))
+            record = self.store.submit(submission, front=bool(front), number=number)
         except DuplicateJobError as error:
             raise _refusal("job_conflict", str(error), http_status=409) from error
         _log.info("job %s: accepted", record.id, extra={"job": record.id})
@@ -184,8 +189,8 @@ class Engine:
         self.dispatch()
         return {"prompt_id": record.id, "number": record.number, "node_errors": verdict["node_errors"]}
 
-    async def _judge(self, prompt: Mapping[str, Any], targets: object) -> dict[str, Any]:
-        asked = [str(it) for it in targets] if isinstance(targets, list) else None
+    async def _judge(self, prompt: Mapping[str, Any], targets: list[Any] | None) -> dict[str, Any]:
+        asked = None if targets is None else [str(it) for it in targets]
         verdict: dict[str, Any] = await self.know("validate", prompt=prompt, targets=asked)
         return verdict
 
@@ -323,11 +328,32 @@ def _job_id(given: object) -> str:
     raise _refusal("invalid_prompt_id", "prompt_id must be a UUID in lower case with hyphens, or left away")
 
 
-def _number(given: object) -> float | None:
-    return float(given) if isinstance(given, (int, float)) and not isinstance(given, bool) else None
+_KINDS: Mapping[type, str] = {list: "a list", dict: "an object", str: "a text", bool: "true or false"}
+_FARTHEST = 2.0**53  # beyond it, numbers no longer tell neighbours apart
 
 
-def _public(extra: object) -> dict[str, Any]:
+def _given(body: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
+    """A field of a submission, None where it is absent or null; raises :class:`Refused` for one of another type."""
+    value = body.get(name)
+    if value is None or isinstance(value, kind):
+        return value
+    raise _refusal("invalid_prompt", f"{name} is {str(value)[:50]!r}; it must be {_KINDS[kind]}", name)
+
+
+def _number(body: Mapping[str, Any]) -> float | None:
+    """The place in the queue that is asked for."""
+    value = body.get("number")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > _FARTHEST:
+        text = f"number is {str(value)[:50]!r}; it must be a number from -2^53 to 2^53"
+        raise _refusal("invalid_prompt", text, "number")
+    return float(value)
+
+
+def _public(extra: Mapping[str, Any]) -> dict[str, Any]:
     """``extra_data`` without credentials, and with the time of submission."""
-    kept = {key: value for key, value in extra.items() if key not in SECRETS} if isinstance(extra, Mapping) else {}
+    kept = {key: value for key, value in extra.items() if not _CREDENTIAL.search(key)}
+    if (notes := _given(kept, "extra_pnginfo", dict)) is not None:  # its entries are written into results
+        kept["extra_pnginfo"] = {key: value for key, value in notes.items() if not _CREDENTIAL.search(key)}
     return {**kept, "create_time": time.time_ns() // 1_000_000}

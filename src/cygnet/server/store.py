@@ -97,7 +97,8 @@ class Submission:
     @property
     def workflow_id(self) -> str | None:
         """The page's id of the workflow that the prompt was made from."""
-        workflow = (self.extra.get("extra_pnginfo") or {}).get("workflow") or {}
+        notes = self.extra.get("extra_pnginfo")
+        workflow = notes.get("workflow") if isinstance(notes, Mapping) else None
         found = workflow.get("id") if isinstance(workflow, Mapping) else None
         return found if isinstance(found, str) else None
 
