@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cygnet.server.child import Child, ChildFailed, ChildLost, how_it_ended
+from cygnet.server.child import Child, ChildFailed, ChildLost, _whole, how_it_ended
 
 
 def with_child(story: Callable[[Child, list[Any], list[str]], Awaitable[None]]) -> None:
@@ -95,3 +96,13 @@ def test_a_full_pipe_does_not_hold_up_the_event_loop() -> None:
         assert child.pid is not None
 
     with_child(story)
+
+
+@pytest.mark.parametrize("text", ["a\ud800b", "\udcff", "\ud800\ud800", "\\ud800", "\\\ud800", '😀"\n'])
+def test_what_a_child_says_can_always_be_sent_on(text: str) -> None:
+    heard = json.loads(_whole(json.dumps({text: text}).encode()))
+    expected = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert all(len(it) == len(text) for it in heard)
+    json.dumps(heard, ensure_ascii=False).encode()
+    if expected == text:
+        assert heard == {text: text}

@@ -15,6 +15,7 @@ import json
 import logging
 import multiprocessing
 import queue
+import re
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ from cygnet.errors import CygnetError
 
 PATIENCE = 120.0
 """Seconds for an answer; the first one comes after the process has imported its nodes."""
+_ESCAPE = re.compile(rb"\\(?:u[dD][89aAbB]..\\u[dD][c-fC-F]..|(?P<half>u[dD][89a-fA-F]..)|.)", re.DOTALL)
+"""Any escape in JSON: a pair of surrogates, half of one, or another."""
 _log = logging.getLogger(__name__)
 
 
@@ -129,7 +132,8 @@ class Child:
             while True:
                 data = self._connection.recv_bytes()
                 try:
-                    message = json.loads(data, parse_constant=lambda name: None)  # no client could read a NaN
+                    # No client could read a NaN, or half of a character (of a file name that is no text).
+                    message = json.loads(_whole(data), parse_constant=lambda name: None)
                 except ValueError:
                     _log.warning("a child sent what is no JSON; ignored")
                     continue
@@ -196,6 +200,15 @@ class Child:
         """End it now."""
         if self._process is not None and not self._over.is_set():
             self._process.kill()
+
+
+def _whole(data: bytes) -> bytes:
+    """JSON with the replacement character for every half of a surrogate pair."""
+
+    def mend(found: re.Match[bytes]) -> bytes:
+        return b"\\ufffd" if found["half"] else found[0]
+
+    return _ESCAPE.sub(mend, data) if b"\\ud" in data else data
 
 
 def how_it_ended(exit_code: int | None) -> str:
