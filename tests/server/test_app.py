@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,30 @@ def test_files_that_a_browser_would_run_are_attachments(client: TestClient, base
         answer = client.get(f"/view?filename={name}")
         assert answer.headers["content-type"] == "application/octet-stream"
         assert answer.headers["content-disposition"].startswith("attachment")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no file names that are no text")
+def test_a_file_whose_name_is_no_text_hides_no_other(client: TestClient, base: Path) -> None:
+    for folder, suffix in (("input", ".png"), ("models/vae", ".safetensors"), ("user/default/workflows", ".json")):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+        (base / folder / f"fine{suffix}").write_bytes(b"{}")
+        (base / folder / f"broken\udcff{suffix}").write_bytes(b"{}")
+    for route in ("internal/files/input", "models/vae", "experiment/models/vae", "userdata?dir=workflows"):
+        answer = client.get(f"/{route}")
+        assert (answer.status_code, "fine" in answer.text, "broken" in answer.text) == (200, True, False), route
+    assert client.get("/v2/userdata?path=workflows").status_code == 200
+    for found in (*base.rglob("broken*"), *base.rglob("fine*")):
+        found.unlink()
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 60_000, "b/" * 1500, "a%00b", "%ff%fe", "%ed%a0%80"])
+def test_no_name_makes_the_server_stumble(client: TestClient, name: str) -> None:
+    asked = ("view?filename=", "view?filename=x.png&subfolder=", "userdata?dir=", "v2/userdata?path=", "userdata/")
+    for route in (*asked, "templates/", "docs/", "extensions/a/", "view_metadata/vae?filename=", "jobs/", ""):
+        assert client.get(f"/{route}{name}").status_code < 500, route
+    for route in ("userdata/f.json%2F", "userdata/", "userdata/f.json/move/"):
+        client.post("/userdata/f.json", content=b"{}")
+        assert client.post(f"/{route}{name}", content=b"{}").status_code < 500, route
 
 
 # The user's files

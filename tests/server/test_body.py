@@ -16,8 +16,12 @@ from cygnet.server.body import DEEPEST_JSON, parse_json, read_json
 
 
 @pytest.mark.parametrize(
-    "text", ['{"a": [1, "x\\"]", null]}', "3", "1e-999", '"\\ud83d\\ude00"', '"[[["', "[" * DEEPEST_JSON + "]" * DEEPEST_JSON]
-)  # fmt: skip
+    "text",
+    [
+        *('{"a": [1, "x\\"]", null]}', "3", "1e-999", '"\\ud83d\\ude00"', '"[[["'),
+        "[" * DEEPEST_JSON + "]" * DEEPEST_JSON,
+    ],
+)
 def test_json_is_taken(text: str) -> None:
     assert parse_json(text) == json.loads(text)
 

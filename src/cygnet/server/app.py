@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from cygnet.server.engine import Engine
+from cygnet.server.failures import add_failures
 from cygnet.server.guard import Guard, WrongTokens
 from cygnet.server.installer import REGISTRY, Installer
 from cygnet.server.login import login_router
@@ -63,6 +64,7 @@ def create_app(engine: Engine, settings: Settings, restart: Callable[[], None] =
             await engine.stop()
 
     app = FastAPI(title="cygnet studio", lifespan=life, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
+    add_failures(app)
     app.add_middleware(GZipMiddleware, minimum_size=1000)
     if settings.access.origins:
         app.add_middleware(
