@@ -9,7 +9,7 @@ import sys
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
-from tests.server.test_app import base, client, submit, wait  # noqa: F401 (fixtures)
+from tests.server.conftest import submit, wait
 
 from cygnet.server.logs import JsonLines, log_to_stderr
 

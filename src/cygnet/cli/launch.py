@@ -186,7 +186,10 @@ def _serve(settings: Settings, options: dict[str, object], bound: socket.socket,
         _lay_out(settings.folders.input)
         store = JobStore(settings.user / "jobs.sqlite")
         here = "cygnet.cli.studio"
-        engine = Engine(store, Sockets(features(settings)), f"{here}:worker", f"{here}:catalogue", options)
+        places = (settings.user, settings.folders.output)
+        engine = Engine(
+            store, Sockets(features(settings)), f"{here}:worker", f"{here}:catalogue", options, places=places
+        )
         wanted: list[bool] = []
 
         def restart() -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cygnet.errors import OutputError
@@ -30,7 +32,10 @@ _CREDENTIAL = re.compile(r"(?i)(^|[_.-])(auth|authorization|token|api_?key|secre
 the pages of packs add): never stored, never shown, never written into a file."""
 MOST_NODES = 20_000
 MOST_PENDING = 10_000
+LEAST_FREE = 64 * 2**20
+"""Bytes that must be free where jobs and results go, or no job is taken or begun."""
 _STORE_AGAIN_AFTER = 2.0  # seconds
+_TRY_AGAIN_AFTER = 10  # seconds, for clients
 _RESTART_AFTER = (0.0, 1.0, 5.0, 15.0, 60.0)  # seconds before each further start of a worker that dies at once
 
 
@@ -42,6 +47,7 @@ class Refused(Exception):
     ) -> None:
         super().__init__(error.get("message"))
         self.http_status = http_status
+        self.headers = {"Retry-After": str(_TRY_AGAIN_AFTER)} if http_status in (429, 503, 507) else {}
         self.body = {"error": dict(error), "node_errors": dict(node_errors or {})}
 
 
@@ -71,6 +77,8 @@ class Engine:
     """What the worker computes on, as it said last."""
     lost_workers: int = 0
     """How many workers died since the start."""
+    places: Sequence[Path] = ()
+    """Folders on whose disks there must be room: those of jobs and of results."""
     _worker: Child | None = None
     _worker_ready: bool = False
     _catalogue: Child | None = None
@@ -99,7 +107,10 @@ class Engine:
         except TimeoutError:
             _log.warning("the running job did not end in %s s; it will start again", grace)
         self.running = None  # a worker that is stopped says that its job was interrupted; nobody asked for that
-        self.store.give_back()
+        try:
+            self.store.give_back()
+        except OutputError as error:  # the next server finds the job running, and starts it again all the same
+            _log.error("%s", error)
         for task in self._tasks:
             task.cancel()
         for child in (self._worker, self._catalogue):
@@ -134,19 +145,29 @@ class Engine:
         lost, self.running = self.running, None
         self._worker_ready = False
         if lost is not None:
-            (record,) = self.store.lose(f"the worker {how}", only=[lost.record.id]) or [lost.record]
-            _log.error("job %s: the worker %s at attempt %d; now %s", record.id, how, record.attempts, record.state)
-            if record.ending is not None and record.ending.error is not None:
-                self._tell_failure(record, record.ending.error)
-            self._idle.set()
-            self.sockets.send(status(self.store.remaining()))
-            self.sockets.send(over(record.id), record.submission.client_id)
+            self._lost(lost.record, how)
         if not self.draining:
             self.lost_workers += 1
             delay = _RESTART_AFTER[min(self._deaths, len(_RESTART_AFTER) - 1)]
             self._deaths += 1
             _log.error("the worker %s; starting it again in %s s", how, delay)
             self._later(delay, self._start_worker)
+
+    def _lost(self, record: JobRecord, how: str) -> None:
+        """Give the job of a dead worker back to the queue, or set it aside; again as long as that cannot be stored."""
+        try:
+            (record,) = self.store.lose(f"the worker {how}", only=[record.id]) or [record]
+        except OutputError as error:
+            _log.error("job %s lost its worker, but that cannot be stored; trying again: %s", record.id, error)
+            self._later(_STORE_AGAIN_AFTER, lambda: self._lost(record, how))
+            return
+        _log.error("job %s: the worker %s at attempt %d; now %s", record.id, how, record.attempts, record.state)
+        if record.ending is not None and record.ending.error is not None:
+            self._tell_failure(record, record.ending.error)
+        self._idle.set()
+        self.sockets.send(status(self.store.remaining()))
+        self.sockets.send(over(record.id), record.submission.client_id)
+        self.dispatch()
 
     def _tell_failure(self, record: JobRecord, error: Mapping[str, Any]) -> None:
         data = {**error, "prompt_id": record.id, "executed": [], "current_inputs": {}, "current_outputs": []}
@@ -165,6 +186,10 @@ class Engine:
             raise _refusal("no_prompt", "No prompt was given", "the body needs 'prompt', an object of nodes")
         if len(prompt) > MOST_NODES:
             raise _refusal("invalid_prompt", f"The prompt has {len(prompt)} nodes; at most {MOST_NODES} are taken")
+        if self.is_full():
+            raise _refusal(
+                "disk_full", f"The disk has less than {LEAST_FREE // 2**20} MB left; free some space", "", 507
+            )
         if self.store.remaining() >= MOST_PENDING:
             raise _refusal("queue_full", f"The queue holds {MOST_PENDING} jobs; try again later", http_status=429)
         job_id = _job_id(body.get("prompt_id"))
@@ -211,8 +236,15 @@ class Engine:
         """Hand the next job to the worker, if both are there."""
         if self.running is not None or not self._worker_ready or self.draining or self._worker is None:
             return
-        record = self.store.claim()
+        try:
+            record = None if self.is_full() else self.store.claim()
+        except OutputError as error:
+            _log.error("no job can be begun; trying again: %s", error)
+            self._later(_STORE_AGAIN_AFTER, self.dispatch)
+            return
         if record is None:
+            if self.is_full() and self.store.remaining():
+                self._later(_STORE_AGAIN_AFTER, self.dispatch)
             return
         self.running = _Running(record, JobMessages(record.id))
         self._idle.clear()
@@ -269,6 +301,21 @@ class Engine:
         self.sockets.send(status(self.store.remaining()))
         self.sockets.send(over(running.record.id), running.record.submission.client_id)
         self.dispatch()
+
+    def is_full(self) -> bool:
+        """Whether there is too little room for a job."""
+        return any(shutil.disk_usage(place).free < LEAST_FREE for place in self.places if place.is_dir())
+
+    def problems(self) -> list[str]:
+        """What keeps jobs from being done, in words fit for anybody."""
+        found = []
+        if self.is_full():
+            found.append("the disk is full")
+        if not self._worker_ready and self._deaths:
+            found.append("the worker died and is being started again")
+        if not self.store.can_write():
+            found.append("the job file cannot be written")
+        return found
 
     @property
     def ready(self) -> bool:

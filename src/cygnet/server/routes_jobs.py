@@ -35,7 +35,7 @@ def jobs_router(engine: Engine) -> APIRouter:
         try:
             return JSONResponse(await engine.submit(await _body(request)))
         except Refused as refused:
-            return JSONResponse(refused.body, refused.http_status)
+            return JSONResponse(refused.body, refused.http_status, refused.headers)
 
     @router.get("/queue")
     async def queue() -> dict[str, Any]:

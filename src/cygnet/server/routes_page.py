@@ -156,7 +156,9 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines, packs: PackR
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        return JSONResponse({"status": "draining" if engine.draining else "ok", "queue": engine.store.remaining()})
+        problems = engine.problems()
+        status = "draining" if engine.draining else "degraded" if problems else "ok"
+        return JSONResponse({"status": status, "queue": engine.store.remaining(), "problems": problems})
 
     numbers = Metrics(engine)
 

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from cygnet.errors import CygnetError, OutputError, RequestError
+from cygnet.errors import CygnetError, DiskFullError, OutputError, RequestError
 
 JobState = Literal["pending", "running", "completed", "failed", "cancelled", "quarantined"]
 ENDED: tuple[JobState, ...] = ("completed", "failed", "cancelled", "quarantined")
@@ -197,7 +197,8 @@ class JobStore:
                 self._db.execute("COMMIT")
             except sqlite3.OperationalError as error:
                 self._roll_back()
-                raise OutputError(f"the job file could not be written: {error}") from error
+                kind = DiskFullError if error.sqlite_errorcode == sqlite3.SQLITE_FULL else OutputError
+                raise kind(f"the job file could not be written: {error}") from error
             except BaseException:
                 self._roll_back()
                 raise
@@ -205,6 +206,14 @@ class JobStore:
     def _roll_back(self) -> None:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
+
+    def can_write(self) -> bool:
+        """Whether the file takes a change now; nothing is changed."""
+        try:
+            with self._writing():
+                return True
+        except OutputError:
+            return False
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         with self._lock:
