@@ -263,6 +263,17 @@ def test_view_stays_inside(client: TestClient, base: Path, query: str, status: i
     assert client.get(f"/view?{query}").status_code == status
 
 
+def test_nothing_in_a_file_that_was_sent_or_made_can_run(client: TestClient, base: Path) -> None:
+    for name in ("a.png", "a.mp4", "a.json", "a.txt", "a.html"):
+        (base / "output" / name).write_text("<html><script>")
+        headers = client.get(f"/view?filename={name}").headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "; sandbox;" in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "html" not in headers["content-type"]
+
+
 def test_files_that_a_browser_would_run_are_attachments(client: TestClient, base: Path) -> None:
     for name in ("a.html", "a.svg", "a.js", "a.xml"):
         (base / "output" / name).write_text("<script>")

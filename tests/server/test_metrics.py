@@ -14,7 +14,7 @@ from tests.server.conftest import submit, wait
 from cygnet.server.logs import JsonLines, log_to_stderr
 
 
-def values(client: TestClient) -> dict[tuple[str, str], float]:  # noqa: F811
+def values(client: TestClient) -> dict[tuple[str, str], float]:
     answer = client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -25,7 +25,7 @@ def values(client: TestClient) -> dict[tuple[str, str], float]:  # noqa: F811
     }
 
 
-def test_jobs_the_worker_and_clients_are_counted(client: TestClient) -> None:  # noqa: F811
+def test_jobs_the_worker_and_clients_are_counted(client: TestClient) -> None:
     before = values(client)
     wait(client, submit(client))
     after = values(client)

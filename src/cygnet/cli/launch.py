@@ -197,7 +197,12 @@ def _serve(settings: Settings, options: dict[str, object], bound: socket.socket,
             server.should_exit = True
 
         config = uvicorn.Config(
-            create_app(engine, settings, restart), log_config=None, ws_max_size=2**20, timeout_graceful_shutdown=5
+            create_app(engine, settings, restart),
+            log_config=None,
+            ws_max_size=2**20,
+            timeout_graceful_shutdown=5,
+            proxy_headers=False,  # whoever connects could write them
+            server_header=False,
         )
         server = uvicorn.Server(config)
         Voice().note(f"To see the page go to: {url}")

@@ -45,7 +45,7 @@ def features(settings: Settings) -> dict[str, object]:
 def create_app(engine: Engine, settings: Settings, restart: Callable[[], None] = lambda: None) -> Guard:
     """The ASGI application. The engine starts and stops with it; ``restart`` is what the Manager's restart does."""
     logs = LogLines()
-    packs = PackRoutes(engine, settings.pack_socket, settings.largest_upload)
+    packs = PackRoutes(engine, settings.pack_socket, settings.largest_upload, settings.access.token)
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:

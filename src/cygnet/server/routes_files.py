@@ -23,6 +23,7 @@ from cygnet.graph.folders import FOLDER_KINDS, FolderKind, Saved, annotated, can
 from cygnet.server import pictures
 from cygnet.server.body import parse_json
 from cygnet.server.documented import documented
+from cygnet.server.guard import FRAMES
 from cygnet.server.settings import Settings
 from cygnet.server.whole import write_whole
 
@@ -49,7 +50,12 @@ MEDIA_TYPES = {
 """The only types under which files are served inline."""
 
 _UPLOADS = (*MEDIA_TYPES, ".bmp", ".avi", ".m4v", ".m4a", ".aac", ".obj", ".stl", ".gltf", ".latent", ".safetensors")
-_NOSNIFF = {"X-Content-Type-Options": "nosniff"}
+_CONTENT = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": f"default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'; "
+    f"sandbox; {FRAMES}",
+}
+"""Of every file that somebody sent or made: whatever is in it, nothing of it runs."""
 
 
 def files_router(settings: Settings) -> APIRouter:
@@ -65,7 +71,7 @@ def files_router(settings: Settings) -> APIRouter:
         preview, channel = query.get("preview"), query.get("channel", "rgba")
         if pictures.is_picture(path.name) and (preview or channel != "rgba"):
             data, media_type = await decoding.run(pictures.reencoded, path, preview, channel)
-            return Response(data, media_type=media_type, headers=_NOSNIFF)
+            return Response(data, media_type=media_type, headers=_CONTENT)
         return _file(path)
 
     @router.post("/upload/image", openapi_extra=documented(form=True))
@@ -130,7 +136,7 @@ def _file(path: Path) -> Response:
     """The file itself; ranges are answered, which players need to seek."""
     media_type = MEDIA_TYPES.get(path.suffix.lower())
     shown = "inline" if media_type else "attachment"
-    headers = {**_NOSNIFF, "Content-Disposition": f"{shown}; filename*=UTF-8''{quote(path.name)}"}
+    headers = {**_CONTENT, "Content-Disposition": f"{shown}; filename*=UTF-8''{quote(path.name)}"}
     return FileResponse(path, media_type=media_type or "application/octet-stream", headers=headers)
 
 

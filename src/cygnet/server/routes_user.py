@@ -28,7 +28,6 @@ from cygnet.server.whole import write_whole
 
 _LARGEST_FILE = 64 * 2**20
 _SETTINGS = "comfy.settings.json"
-_NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 
 
 def user_router(settings: Settings) -> APIRouter:
@@ -93,7 +92,7 @@ def user_router(settings: Settings) -> APIRouter:
             raise HTTPException(404, "there is no such file")
         shown = "application/json" if path.suffix == ".json" else "application/octet-stream"
         shown = "text/css" if file == "user.css" else shown
-        return Response(path.read_bytes(), media_type=shown, headers=_NOSNIFF)
+        return Response(path.read_bytes(), media_type=shown)
 
     @router.post("/userdata/{rest:path}", openapi_extra=documented(path=("rest",), query=("overwrite", "full_info")))
     async def write(request: Request) -> JSONResponse:
