@@ -158,6 +158,23 @@ def test_the_socket_greets_answers_and_tells_of_jobs(client: TestClient) -> None
         assert names.index("execution_start") < names.index("execution_success")
 
 
+def test_noise_on_the_socket_is_ignored(client: TestClient) -> None:
+    with client.websocket_connect("ws://127.0.0.1:8188/ws?clientId=noise") as socket:
+        socket.receive_json()
+        socket.send_bytes(b"\xff\x00")
+        for noise in (
+            "",
+            "NaN",
+            "[" * 500_000,
+            "5",
+            '{"type": ["feature_flags"]}',
+            '{"type": "feature_flags", "data": 5}',
+        ):
+            socket.send_text(noise)
+        socket.send_json({"type": "feature_flags", "data": {}})
+        assert [socket.receive_json()["type"] for _ in range(2)] == ["feature_flags"] * 2
+
+
 def test_the_log_panel_gets_new_lines(client: TestClient) -> None:
     with client.websocket_connect("ws://127.0.0.1:8188/ws?clientId=log") as socket:
         socket.receive_json()

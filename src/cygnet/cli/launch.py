@@ -171,6 +171,7 @@ def _serve(settings: Settings, options: dict[str, object], bound: socket.socket,
 
     from cygnet.server.app import create_app, features
     from cygnet.server.engine import Engine
+    from cygnet.server.patience import PatientProtocol
     from cygnet.server.sockets import Sockets
     from cygnet.server.store import JobStore, sole_owner
 
@@ -199,6 +200,7 @@ def _serve(settings: Settings, options: dict[str, object], bound: socket.socket,
         config = uvicorn.Config(
             create_app(engine, settings, restart),
             log_config=None,
+            http=PatientProtocol,
             ws_max_size=2**20,
             timeout_graceful_shutdown=5,
             proxy_headers=False,  # whoever connects could write them
