@@ -51,6 +51,8 @@ class Text:
             for i in range(10_000):
                 current().progress(i, 10_000)
                 time.sleep(0.005)
+        if text == "hang":
+            time.sleep(1000)
         if text == "preview":
             current().preview(b"picture", "image/jpeg")
         return (text,)

@@ -6,11 +6,13 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from cygnet.server import child as module
 from cygnet.server.child import Child, ChildFailed, ChildLost, _whole, how_it_ended
 
 
@@ -106,3 +108,31 @@ def test_what_a_child_says_can_always_be_sent_on(text: str) -> None:
     json.dumps(heard, ensure_ascii=False).encode()
     if expected == text:
         assert heard == {text: text}
+
+
+def test_a_frozen_process_is_ended_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.02)
+
+    async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
+        assert await child.ask("echo", text="alive") == "alive"
+        await asyncio.sleep(1.5)
+        assert ended == [], "one that lives is left alone"
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGSTOP)
+        await until(lambda: ended)
+        assert "gave no sign of life for" in ended[0]
+
+    with_child(story)
+
+
+def test_a_machine_that_sleeps_loses_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stand still together, and the server's clock has gone on: what counts is how often it has looked."""
+    monkeypatch.setattr(module, "BEAT", 0.02)
+
+    async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
+        assert await child.ask("echo", text="before") == "before"
+        time.sleep(2)  # the loop hears nothing, and all its timers are overdue
+        assert await child.ask("echo", text="after") == "after"
+        assert ended == []
+
+    with_child(story)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cygnet.errors import OutputError
+from cygnet.server import engine as module
 from cygnet.server.engine import Engine, Refused
 from cygnet.server.sockets import Sockets
 from cygnet.server.store import MOST_ATTEMPTS, JobStore
@@ -169,6 +170,41 @@ def test_a_stop_is_heard_inside_a_node_and_only_by_the_named_job(path: Path) -> 
         assert "execution_interrupted" in it.wire.of_job()
         assert await it.ended(second) == "completed"
         assert not it.engine.interrupt()
+
+    studio(path, story)
+
+
+def test_a_job_that_does_not_stop_is_ended_with_its_worker(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STOPS_WITHIN", 0.2)
+
+    async def story(it: Studio) -> None:
+        hung, good = await it.submit("hang"), await it.submit("fine")
+        while "executing" not in it.wire.of_job():
+            await asyncio.sleep(0.01)
+        assert it.engine.interrupt(hung)
+        assert await it.ended(hung) == "cancelled"
+        assert it.wire.of_job().count("execution_interrupted") == 1
+        assert await it.ended(good) == "completed"
+        assert it.store.require(hung).attempts == 1
+
+    studio(path, story)
+
+
+def test_a_job_that_says_nothing_is_said_to(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "QUIET", 0.1)
+    monkeypatch.setattr(module, "STOPS_WITHIN", 0.2)
+
+    async def story(it: Studio) -> None:
+        hung = await it.submit("hang")
+        while "has said nothing" not in caplog.text:
+            await asyncio.sleep(0.01)
+        assert f"job {hung}" in caplog.text
+        assert "at node 1" in caplog.text
+        assert "at node 1" in it.engine.problems()[0]
+        it.engine.interrupt()
+        await it.ended(hung)
 
     studio(path, story)
 

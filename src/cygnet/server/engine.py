@@ -34,6 +34,11 @@ MOST_NODES = 20_000
 MOST_PENDING = 10_000
 LEAST_FREE = 64 * 2**20
 """Bytes that must be free where jobs and results go, or no job is taken or begun."""
+STOPS_WITHIN = 60.0
+"""Seconds in which a job that is to stop must end; then its worker hangs, and is ended with it."""
+QUIET = 600.0
+"""Seconds without a word from a running job after which it is said, in the log and by ``/health``. It may be a long
+step or a hang; who waits for it can tell, and stop it."""
 _STORE_AGAIN_AFTER = 2.0  # seconds
 _TRY_AGAIN_AFTER = 10  # seconds, for clients
 _RESTART_AFTER = (0.0, 1.0, 5.0, 15.0, 60.0)  # seconds before each further start of a worker that dies at once
@@ -59,6 +64,15 @@ def _refusal(kind: str, message: str, details: str = "", http_status: int = 400)
 class _Running:
     record: JobRecord
     messages: JobMessages
+    heard: float = field(default_factory=time.monotonic)
+    """When the worker spoke of it last."""
+    told: int = 0
+    """How often it was said that nothing is heard of it."""
+    stopping: bool = False
+
+    def quiet(self) -> float:
+        """Seconds since the worker spoke of it."""
+        return time.monotonic() - self.heard
 
 
 @dataclass(eq=False)
@@ -95,6 +109,7 @@ class Engine:
         self._idle.set()
         self._start_catalogue()
         self._start_worker()
+        self._watch()
 
     async def stop(self, grace: float = 10.0) -> None:
         """Take no more jobs, let the running one end within ``grace`` seconds, stop the processes.
@@ -144,8 +159,14 @@ class Engine:
     def _worker_ended(self, how: str) -> None:
         lost, self.running = self.running, None
         self._worker_ready = False
-        if lost is not None:
-            self._lost(lost.record, how)
+        if lost is not None and lost.stopping:
+            _log.error("job %s: the worker %s while it was to stop, at %s", lost.record.id, how, lost.messages.where())
+            self.running = lost
+            for item in lost.messages.of(JobEnded("interrupted")):
+                self.sockets.send(item, lost.record.submission.client_id)
+            self._ended(lost, lost.messages.ending())
+        elif lost is not None:
+            self._lost(lost.record, f"{how} (at {lost.messages.where()})")
         if not self.draining:
             self.lost_workers += 1
             delay = _RESTART_AFTER[min(self._deaths, len(_RESTART_AFTER) - 1)]
@@ -268,6 +289,7 @@ class Engine:
         running = self.running
         if running is None or (message.get("job"), message.get("fence")) != (running.record.id, running.record.fence):
             return  # of a job that was given up
+        running.heard, running.told = time.monotonic(), 0
         fields = {key: value for key, value in message.items() if key not in ("job", "fence")}
         try:
             event = from_json(fields)
@@ -313,6 +335,9 @@ class Engine:
             found.append("the disk is full")
         if not self._worker_ready and self._deaths:
             found.append("the worker died and is being started again")
+        if self.running is not None and self.running.quiet() >= QUIET:
+            minutes, where = self.running.quiet() / 60, self.running.messages.where()
+            found.append(f"the running job has said nothing for {minutes:.0f} minutes, at {where}")
         if not self.store.can_write():
             found.append("the job file cannot be written")
         return found
@@ -330,7 +355,22 @@ class Engine:
         if running is None or self._worker is None or (job_id is not None and job_id != running.record.id):
             return False
         self._worker.tell("cancel", job=running.record.id)
+        if not running.stopping:
+            running.stopping = True
+            self._later(STOPS_WITHIN, lambda: self._insist(running))
         return True
+
+    def _insist(self, running: _Running) -> None:
+        if self.running is running and self._worker is not None:
+            self._worker.kill(f"did not stop within {STOPS_WITHIN:g} s and was ended")
+
+    def _watch(self) -> None:
+        """Say once in a while that nothing is heard of the running job."""
+        if self.running is not None and self.running.quiet() >= (self.running.told + 1) * QUIET:
+            self.running.told += 1
+            minutes, where = self.running.quiet() / 60, self.running.messages.where()
+            _log.warning("job %s has said nothing for %.0f minutes, at %s", self.running.record.id, minutes, where)
+        self._later(QUIET / 10, self._watch)
 
     def cancel(self, job_ids: list[str] | None = None) -> bool:
         """Cancel pending jobs, all of them with None, and interrupt a running one that is named."""
