@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 
 import pytest
 
-from cygnet.cli.launch import _bound
+from cygnet.cli.launch import _bound, heard_by
 from cygnet.errors import RequestError
 
 
@@ -39,3 +40,42 @@ def test_a_port_in_use_is_named() -> None:
             _bound("127.0.0.1", port)
     with pytest.raises(RequestError, match="from 0 "):
         _bound("127.0.0.1", 70000)
+
+
+def test_the_first_signal_ends_and_the_second_hurries() -> None:
+    import uvicorn
+
+    async def app(scope: object, receive: object, send: object) -> None:
+        return None
+
+    hurried: list[bool] = []
+    before = signal.getsignal(signal.SIGHUP)
+    server = uvicorn.Server(uvicorn.Config(app))
+    heard_by(server, lambda: hurried.append(True))
+    try:
+        signal.raise_signal(signal.SIGHUP)  # a terminal that was closed
+        assert (server.should_exit, hurried) == (True, [])
+        server.handle_exit(signal.SIGINT, None)
+        assert (server.force_exit, hurried) == (False, [True]), "the shutdown itself is not skipped"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_server_under_nohup_does_not_mind_a_closed_terminal() -> None:
+    import uvicorn
+
+    async def app(scope: object, receive: object, send: object) -> None:
+        return None
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        heard_by(uvicorn.Server(uvicorn.Config(app)), lambda: None)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("listen", ["a" * 300, "no such host", "256.0.0.1"])
+def test_an_address_that_is_none_is_refused_in_words(listen: str) -> None:
+    with pytest.raises(RequestError, match="cannot listen on"):
+        _bound(listen, 0)

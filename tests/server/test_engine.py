@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -205,6 +206,35 @@ def test_a_job_that_says_nothing_is_said_to(
         assert "at node 1" in it.engine.problems()[0]
         it.engine.interrupt()
         await it.ended(hung)
+
+    studio(path, story)
+
+
+def test_a_second_signal_is_not_kept_waiting_and_costs_no_attempt(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        job = await it.submit("wait")
+        await it.begun()
+        begun = time.monotonic()
+        stopping = asyncio.create_task(it.engine.stop(60))
+        await asyncio.sleep(0.05)
+        assert it.store.require(job).state == "running", "the first one waits for the job"
+        it.engine.hurry()
+        await stopping
+        assert time.monotonic() - begun < 10
+        assert (it.store.require(job).state, it.store.require(job).attempts) == ("pending", 0)
+
+    studio(path, story)
+
+
+def test_a_job_that_ends_while_the_server_stops_is_kept(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        job = await it.submit("wait")
+        await it.begun()
+        stopping = asyncio.create_task(it.engine.stop(60))
+        await asyncio.sleep(0.05)
+        it.engine.interrupt()
+        await stopping
+        assert it.store.require(job).state == "cancelled"
 
     studio(path, story)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
@@ -19,6 +22,8 @@ from cygnet.cli.studio import base_folder, child_options, folders_of, model_root
 from cygnet.errors import RequestError, UnsupportedError
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from cygnet.server.settings import Settings
 
 _WHO = Group.create_ordered("Who may reach it")
@@ -157,10 +162,11 @@ def _bound(listen: str, port: int) -> socket.socket:
     try:
         bound.bind((listen, port))
         bound.listen(2048)  # from here on a browser waits until the server is up, and is not refused
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the second for what cannot be a name
         bound.close()
+        why = getattr(error, "strerror", None) or "no such address"
         raise RequestError(
-            f"cannot listen on {listen}, port {port} ({error.strerror}); stop what uses it, or choose another --port",
+            f"cannot listen on {listen[:100]}, port {port} ({why}); stop what uses it, or choose another --port",
             field="port",
         ) from error
     return bound
@@ -207,6 +213,7 @@ def _serve(settings: Settings, options: dict[str, object], bound: socket.socket,
             server_header=False,
         )
         server = uvicorn.Server(config)
+        heard_by(server, engine.hurry)
         Voice().note(f"To see the page go to: {url}")
         if auto_launch:
             import webbrowser
@@ -221,6 +228,22 @@ def _serve(settings: Settings, options: dict[str, object], bound: socket.socket,
         bound.close()
         _become_new(port)
     return 0
+
+
+def heard_by(server: uvicorn.Server, hurry: Callable[[], None]) -> None:
+    """The first signal ends the server once the running job is safe, a further one at once; a closed terminal too."""
+    first = server.handle_exit
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        if server.should_exit:
+            hurry()
+        else:
+            first(number, frame)
+
+    server.handle_exit = heard  # type: ignore[method-assign, assignment]
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(hang_up, lambda number, frame: heard(signal.SIGTERM, frame))
 
 
 def _become_new(port: int) -> None:

@@ -99,6 +99,8 @@ class Engine:
     _deaths: int = 0
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    _hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    _loop: asyncio.AbstractEventLoop | None = None
 
     # Life
 
@@ -107,6 +109,7 @@ class Engine:
         for record in self.store.lose("the server stopped while it ran"):
             _log.info("job %s: %s again after attempt %d", record.id, record.state, record.attempts)
         self._idle.set()
+        self._loop = asyncio.get_running_loop()
         self._start_catalogue()
         self._start_worker()
         self._watch()
@@ -117,10 +120,12 @@ class Engine:
         A job that does not end in time is pending again for the next server.
         """
         self.draining = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), grace)
-        except TimeoutError:
-            _log.warning("the running job did not end in %s s; it will start again", grace)
+        ends = [asyncio.ensure_future(it.wait()) for it in (self._idle, self._hurry)]
+        await asyncio.wait(ends, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        for it in ends:
+            it.cancel()
+        if not self._idle.is_set():
+            _log.warning("the running job was not waited for any longer; the next start begins it again")
         self.running = None  # a worker that is stopped says that its job was interrupted; nobody asked for that
         try:
             self.store.give_back()
@@ -128,10 +133,14 @@ class Engine:
             _log.error("%s", error)
         for task in self._tasks:
             task.cancel()
-        for child in (self._worker, self._catalogue):
-            if child is not None:
-                await child.stop(2.0)
+        patience = 0.0 if self._hurry.is_set() else 2.0
+        await asyncio.gather(*(it.stop(patience) for it in (self._worker, self._catalogue) if it is not None))
         self.sockets.end_all()
+
+    def hurry(self) -> None:
+        """Stop without waiting for the running job. May be called from a signal handler."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._hurry.set)
 
     def _start_worker(self) -> None:
         self._worker_ready = False
