@@ -154,7 +154,7 @@ class Child:
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
         assert self._connection is not None
         assert self._process is not None
-        with contextlib.suppress(EOFError, OSError):
+        with contextlib.suppress(EOFError, OSError, RuntimeError):  # the last: the loop is closed
             while True:
                 data = self._connection.recv_bytes()
                 try:

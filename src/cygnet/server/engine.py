@@ -66,6 +66,7 @@ class _Running:
     messages: JobMessages
     heard: float = field(default_factory=time.monotonic)
     """When the worker spoke of it last."""
+    begun: float = field(default_factory=time.monotonic)
     told: int = 0
     """How often it was said that nothing is heard of it."""
     stopping: bool = False
@@ -323,7 +324,7 @@ class Engine:
             return
         self.running = None
         self._deaths = 0
-        seconds = time.time() - (running.record.started_ms or 0) / 1000
+        seconds = time.monotonic() - running.begun
         why = "" if ending.error is None else f": {ending.error.get('exception_message', '')}"
         facts = {"job": running.record.id, "state": ending.state, "seconds": round(seconds, 3)}
         _log.info("job %s: %s after %.1f s%s", running.record.id, ending.state, seconds, why, extra=facts)

@@ -50,7 +50,8 @@ class Patience:
                 return await receive()
             late = started + GRACE + total / LEAST_RATE - asyncio.get_running_loop().time()
             try:
-                message = await asyncio.wait_for(receive(), max(0.0, min(GRACE, late)))
+                async with asyncio.timeout(max(0.0, min(GRACE, late))):
+                    message = await receive()
             except TimeoutError as error:
                 raise HTTPException(408, "the body comes too slowly", {"connection": "close"}) from error
             size = len(message.get("body", b""))

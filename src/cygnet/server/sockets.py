@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,15 +29,15 @@ MOST_SOCKETS = 200
 class Transport(Protocol):
     """The connection itself."""
 
-    def send_text(self, text: str) -> Awaitable[None]:
+    async def send_text(self, text: str) -> None:
         """Send a text message."""
         ...
 
-    def send_bytes(self, data: bytes) -> Awaitable[None]:
+    async def send_bytes(self, data: bytes) -> None:
         """Send a binary message."""
         ...
 
-    def close(self, code: int, reason: str) -> Awaitable[None]:
+    async def close(self, code: int, reason: str) -> None:
         """End the connection."""
         ...
 
@@ -104,12 +104,13 @@ class Socket:
                 else:
                     await self._send(self._previews.pop(next(iter(self._previews))))
             if self._over is not None:
-                await asyncio.wait_for(self.transport.close(*self._over), READ_WITHIN)
+                async with asyncio.timeout(READ_WITHIN):
+                    await self.transport.close(*self._over)
                 return
 
     async def _send(self, data: str | bytes) -> None:
-        sending = self.transport.send_text(data) if isinstance(data, str) else self.transport.send_bytes(data)
-        await asyncio.wait_for(sending, READ_WITHIN)
+        async with asyncio.timeout(READ_WITHIN):
+            await (self.transport.send_text(data) if isinstance(data, str) else self.transport.send_bytes(data))
 
 
 class Sockets:
