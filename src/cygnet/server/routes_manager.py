@@ -141,7 +141,7 @@ def perform(installer: Installer, kind: str, params: Mapping[str, Any]) -> tuple
         case "install" if "/" in name or ":" in name:
             return "error", "only packs of the registry are installed here; use: cygnet nodes install ADDRESS"
         case "install" if there is None:
-            return "success", f"installed {installer.install(name, chosen).name}"
+            return "success", f"installed {installer.install(name, chosen, registry_only=True).name}"
         case "install" | "update" | "fix":
             it = installer.update(name, chosen)
             return "success", f"{it.name} is now {it.version or 'updated'}"
