@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
 from cygnet.cli.launch import _bound, heard_by
+from cygnet.cli.studio import read_token
 from cygnet.errors import RequestError
 
 
@@ -79,3 +82,23 @@ def test_a_server_under_nohup_does_not_mind_a_closed_terminal() -> None:
 def test_an_address_that_is_none_is_refused_in_words(listen: str) -> None:
     with pytest.raises(RequestError, match="cannot listen on"):
         _bound(listen, 0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such permissions")
+def test_a_token_that_others_may_choose_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "token.txt"
+    path.write_text("a long and random line\n")
+    path.chmod(0o640)
+    assert read_token(path) == "a long and random line"
+    for mode in (0o660, 0o602):
+        path.chmod(mode)
+        with pytest.raises(RequestError, match=r"chmod 600 token\.txt"):
+            read_token(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe\x00", None])
+def test_a_token_file_without_a_token_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "token.txt").write_bytes(content)
+    with pytest.raises(RequestError, match=r"token file token\.txt"):
+        read_token(tmp_path / "token.txt")
