@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,6 +118,58 @@ def test_the_label_of_a_body_does_not_matter_but_who_sends_it_does(client: TestC
     assert client.post("/prompt", content=body, headers=headers).status_code == 200
     for origin in ("null", "http://evil.test"):
         assert client.post("/prompt", content=body, headers={**headers, "origin": origin}).status_code == 403
+
+
+def test_a_prompt_of_too_many_nodes_is_refused(client: TestClient) -> None:
+    prompt = {str(i): {"class_type": "Show", "inputs": {}} for i in range(100_000)}
+    told = refused(client, prompt=prompt)
+    assert (told["error"]["type"], "at most 20000" in told["error"]["message"]) == ("invalid_prompt", True)
+
+
+def test_a_full_queue_says_when_to_come_back(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cygnet.server.engine.MOST_PENDING", 0)
+    answer = client.post("/prompt", json={"prompt": PROMPT})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (429, "queue_full")
+    assert int(answer.headers["retry-after"]) > 0
+
+
+def test_one_prompt_id_sent_many_times_at_once_is_one_job(client: TestClient) -> None:
+    name = str(uuid.uuid4())
+    with ThreadPoolExecutor(8) as pool:
+        ids = set(pool.map(lambda _: submit(client, prompt_id=name), range(16)))
+    wait(client, name)
+    ids.add(submit(client, prompt_id=name))
+    assert ids == {name}
+    assert [it["id"] for it in client.get("/jobs?limit=1000").json()["jobs"]].count(name) == 1
+    changed = {**PROMPT, "1": {"class_type": "Text", "inputs": {"text": "other"}}}
+    assert client.post("/prompt", json={"prompt": changed, "prompt_id": name}).status_code == 409
+
+
+def test_secrets_come_back_nowhere(client: TestClient, base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither in what a client reads, nor in a log line, nor in a file; also when the node fails that had them near."""
+    caplog.set_level("DEBUG")
+    secret = "s3cret-of-the-vendor"
+    extra = {"auth_token_comfy_org": secret, "api_key_comfy_org": secret, "extra_pnginfo": {"hf_token": secret}}
+    failing = {**PROMPT, "1": {"class_type": "Text", "inputs": {"text": "fail"}}}
+    slow = {**PROMPT, "1": {"class_type": "Text", "inputs": {"text": "wait"}}}
+    with client.websocket_connect("ws://127.0.0.1:8188/ws?clientId=secrets") as socket:
+        socket.receive_json()
+        more = {"extra_data": extra, "client_id": "secrets"}
+        running = submit(client, prompt=slow, **more)
+        jobs = [running, submit(client, prompt=failing, **more), submit(client, **more)]
+        read = [client.get(route).text for route in ("/queue", "/jobs", f"/jobs/{jobs[0]}")]
+        client.post("/interrupt")
+        for job in jobs:
+            wait(client, job)
+        heard = [socket.receive_text()]
+        while f'"node":null,"prompt_id":"{jobs[-1]}"' not in heard[-1]:
+            message = socket.receive()
+            heard.append(message.get("text") or "")
+    read += [client.get(route).text for route in ("/history", "/jobs", "/internal/logs", f"/jobs/{jobs[1]}")]
+    read.append(client.post("/prompt", json={"prompt": {"1": {"class_type": "No"}}, "extra_data": extra}).text)
+    assert "it broke" in "".join(read)
+    assert secret not in "".join([*read, *heard, caplog.text])
+    assert not [it for it in base.rglob("*") if it.is_file() and secret.encode() in it.read_bytes()]
 
 
 def test_freeing_memory_answers_at_once_while_a_job_runs(client: TestClient) -> None:
