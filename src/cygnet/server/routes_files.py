@@ -53,9 +53,10 @@ _UPLOADS = (*MEDIA_TYPES, ".bmp", ".avi", ".m4v", ".m4a", ".aac", ".obj", ".stl"
 _CONTENT = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": f"default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'; "
-    f"sandbox; {FRAMES}",
+    f"form-action 'none'; base-uri 'none'; {FRAMES}",
 }
-"""Of every file that somebody sent or made: whatever is in it, nothing of it runs."""
+"""Of every file that somebody sent or made: whatever is in it, nothing of it runs. No ``sandbox``: a video opened in a
+tab of its own asks for itself once more, and from a sandbox that would be another site's request."""
 
 
 def files_router(settings: Settings) -> APIRouter:
