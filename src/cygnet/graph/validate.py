@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from cygnet.graph.contract import NodeClass
 from cygnet.graph.convert import Prompt
 from cygnet.graph.schema import AUTOGROW, COMBO, DYNAMIC_COMBO, MATCH, Input, NodeType, fits
+from cygnet.graph.traces import trace_of
 
 _CONVERSIONS: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 _LONG_LIST = 20
@@ -286,7 +286,7 @@ class _Node:
         try:
             wrong = self.node_class.check(constants, link_types)
         except Exception as error:  # a foreign hook may raise anything
-            info = {"exception_type": type(error).__name__, "traceback": traceback.format_exception(error)}
+            info = {"exception_type": type(error).__name__, "traceback": trace_of(error)}
             return [Problem("exception_during_validation", "The node's own check failed", str(error), info)]
         if wrong is None:
             return []
