@@ -190,6 +190,7 @@ def _serve(settings: Settings, options: dict[str, object], bound: socket.socket,
         settings = replace(settings, pack_socket=Path(private) / "packs")
         options = {**options, "pack_socket": str(settings.pack_socket)}
         _empty(settings.folders.temp)
+        _sweep(settings)
         _lay_out(settings.folders.input)
         store = JobStore(settings.user / "jobs.sqlite")
         here = "cygnet.cli.studio"
@@ -264,6 +265,15 @@ def _become_new(port: int) -> None:
 def _empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def _sweep(settings: Settings) -> None:
+    """Remove what killed processes left half written. Others than the studio write into the output folder too."""
+    from cygnet.media.files import remove_stale_parts
+
+    for root, age in ((settings.folders.input, 0.0), (settings.user, 0.0), (settings.folders.output, 3600.0)):
+        for folder, _, _ in os.walk(root):
+            remove_stale_parts(Path(folder), older_than=age)
 
 
 def _lay_out(folder: Path) -> None:
