@@ -153,3 +153,28 @@ def test_the_settings_file_is_changed_by_its_own_route_alone(client: TestClient)
         assert client.delete(f"/userdata/{name}").status_code == 403
         assert client.post(f"/userdata/{name}/move/other.json").status_code == 403
     assert client.get("/settings/kept").json() == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ("bytes=2-4", 206),
+        ("bytes=-2", 206),
+        ("bytes=0-99999999999999999999", 206),
+        ("bytes=99999-", 416),
+        ("bytes=5-1", 400),
+        ("bytes=a-b", 400),
+        ("items=0-1", 400),
+        ("bytes=" + ",".join(f"{i}-{i}" for i in range(5000)), 200),
+        ("bytes=" + "9" * 5000 + "-", 400),
+    ],
+    ids=lambda it: str(it)[:20],
+)
+def test_odd_ranges_are_answered_within_bounds(client: TestClient, base: Path, asked: str, status: int) -> None:
+    data = bytes(range(256)) * 4
+    (base / "output" / "ranges.mp4").write_bytes(data)
+    answer = client.get("/view?filename=ranges.mp4", headers={"range": asked})
+    assert answer.status_code == status
+    assert len(answer.content) <= 2 * len(data)
+    if asked == "bytes=2-4":
+        assert answer.content == data[2:5]
