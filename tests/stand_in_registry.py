@@ -27,9 +27,16 @@ class Registry(BaseHTTPRequestHandler):
 
     packs: ClassVar[dict[str, tuple[str, bytes]]] = {}
     asked: ClassVar[list[str]] = []
+    leads: ClassVar[dict[str, str]] = {}
+    """Paths that are redirected, and where to."""
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
+        if (elsewhere := self.leads.get(self.path)) is not None:
+            self.send_response(302)
+            self.send_header("Location", elsewhere)
+            self.end_headers()
+            return
         parts = self.path.partition("?")[0].split("/")
         found = self.packs.get(parts[2])
         if found is None:
@@ -54,6 +61,7 @@ def stand_in_registry() -> Iterator[str]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     Registry.packs.clear()
     Registry.asked.clear()
+    Registry.leads.clear()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from cli_process import Command
 from cygnet.cli import launch as module
 from cygnet.cli.launch import _all_bound, _bound
+from cygnet.cli.studio import read_token
 from cygnet.errors import RequestError
 from cygnet.server.settings import Settings
 
@@ -156,3 +158,29 @@ def test_a_flag_that_cannot_be_is_refused_in_words(
 ) -> None:
     done = cygnet("launch", *words, "--port", "0")
     assert (done.code, part in done.err) == (2, True), done.err
+
+
+@pytest.mark.parametrize("listen", ["a" * 300, "no such host", "256.0.0.1"])
+def test_an_address_that_is_none_is_refused_in_words(listen: str) -> None:
+    with pytest.raises(RequestError, match="cannot listen on"):
+        _bound(listen, 0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such permissions")
+def test_a_token_that_others_may_choose_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "token.txt"
+    path.write_text("a long and random line\n")
+    path.chmod(0o640)
+    assert read_token(path) == "a long and random line"
+    for mode in (0o660, 0o602):
+        path.chmod(mode)
+        with pytest.raises(RequestError, match=r"chmod 600 token\.txt"):
+            read_token(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe\x00", None])
+def test_a_token_file_without_a_token_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "token.txt").write_bytes(content)
+    with pytest.raises(RequestError, match=r"token file token\.txt"):
+        read_token(tmp_path / "token.txt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -346,6 +347,10 @@ def test_a_failure_ends_the_job_and_says_where() -> None:
     assert failed.exception_type == "ValueError"
     assert failed.executed == ("1",)
     assert "it broke" in "".join(failed.traceback)
+    assert any(f'File "{Path("cygnet/graph/execute.py")}", line' in line for line in failed.traceback)
+    assert str(Path(__file__).parents[2]) not in "".join(failed.traceback), (
+        "folders of this machine are nobody's business"
+    )
     assert len(failed.inputs["text"][0]) < 210
     assert (ended.state, ended.at, events[-1]) == ("error", failed.place, ended)
     assert run({"1": node("Show", text="next")}, executor=executor)[1].state == "success"

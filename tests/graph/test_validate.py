@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from cygnet.graph.contract import Classic, NodeClass
-from cygnet.graph.validate import Verdict, validate
+from cygnet.graph.validate import MOST_TOLD, Verdict, validate
 
 
 class Source:
@@ -279,3 +281,44 @@ def test_a_prompt_of_5000_nodes_in_a_row_is_judged_without_deep_recursion() -> N
     prompt |= {str(i): node("Join", image=[str(i - 1), 0]) for i in range(1, 5000)}
     prompt["last"] = node("Save", images=["4999", 0], quality=1)
     assert validate(prompt, CLASSES).outputs == ("last",)
+
+
+def ring(size: int, *also: str) -> dict[str, Any]:
+    """Nodes of which each needs the one before, the first the last, and all of them ``also`` another one."""
+    more = {"either": [also[0], 0]} if also else {}
+    return {str(i): node("Join", image=[str((i - 1) % size), 0], **more) for i in range(size)}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        # Each would take minutes or gigabytes if every output's ancestors, or every loop, were written down.
+        {**{str(i): node("Join", image=[str(i - 1), 0]) for i in range(1, 8000)}, "0": node("Source", **GOOD)}
+        | {f"out {i}": node("Save", images=["7999", 0], quality=1) for i in range(8000)},
+        {**ring(8000, "7999"), "out": node("Save", images=["0", 0], quality=1)},
+        {**ring(8000, "0"), "out": node("Save", images=["0", 0], quality=1)},
+        {"0": node("Source", count=0, mode="c", file="x")}
+        | {str(i): node("Save", images=["0", 0], quality=1000) for i in range(1, 8000)},
+        {"1": node("Save", images=list(range(300_000)), quality=1)},
+    ],
+    ids=["many outputs", "loops to the end", "loops to the beginning", "many problems", "a long link"],
+)
+def test_what_a_large_prompt_is_answered_stays_small(prompt: dict[str, Any]) -> None:
+    begun = time.monotonic()
+    verdict = validate(prompt, CLASSES)
+    assert time.monotonic() - begun < 10
+    told = json.dumps([verdict.error and verdict.error.json(), {k: it.json() for k, it in verdict.nodes.items()}])
+    assert len(told) < 4_000_000
+
+
+def test_every_output_behind_a_problem_that_is_not_told_is_left_out_too() -> None:
+    prompt = {str(i): node("Save", images=["no", 0], quality=1) for i in range(MOST_TOLD + 50)}
+    prompt |= {"source": node("Source", **GOOD), "good": node("Save", images=["source", 0], quality=1)}
+    verdict = validate(prompt, CLASSES)
+    assert verdict.outputs == ("good",)
+    assert len(verdict.nodes) == MOST_TOLD
+
+
+def test_a_loop_that_no_output_needs_does_not_count() -> None:
+    prompt = {**ring(3), "s": node("Source", **GOOD), "out": node("Save", images=["s", 0], quality=1)}
+    assert validate(prompt, CLASSES).outputs == ("out",)

@@ -63,6 +63,8 @@ class Text:
             for i in range(steps):
                 current().progress(i, steps)
                 time.sleep(0.005)
+        if text == "hang":
+            time.sleep(1000)
         if text == "preview":
             current().preview(b"picture", "image/jpeg")
         return (text,)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from cygnet.server.child import Child, ChildFailed, ChildLost, how_it_ended
+from cygnet.server import child as module
+from cygnet.server.child import Child, ChildFailed, ChildLost, _whole, how_it_ended
 
 
 def with_child(story: Callable[[Child, list[Any], list[str]], Awaitable[None]]) -> None:
@@ -87,43 +90,49 @@ def test_a_process_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with_child(story)
 
 
-def shorten_lease(child: Child, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cygnet.server.child.LEASE", seconds)
-    assert child._watcher is not None
-    child._watcher.cancel()
-    child._watcher = asyncio.create_task(child._watch())
-
-
-def test_a_process_that_gives_no_sign_of_life_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
-        await until(lambda: heard)
-        shorten_lease(child, 1.0, monkeypatch)
-        assert child.pid is not None
-        os.kill(child.pid, signal.SIGSTOP)  # it is there, and does nothing
-        await until(lambda: ended)
-        assert ended == ["gave no sign of life for 1 s and was ended"]
-
-    with_child(story)
-
-
-def test_a_busy_process_that_has_nothing_to_say_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cygnet.server.child.BEAT", 0.1)
-
-    async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
-        await until(lambda: heard)
-        shorten_lease(child, 2.0, monkeypatch)
-        child.tell("hang")
-        await asyncio.sleep(2.5)
-        assert (ended, child.pid is None) == ([], False)
-
-    with_child(story)
-
-
 def test_a_full_pipe_does_not_hold_up_the_event_loop() -> None:
     async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
         await until(lambda: heard)
         child.tell("hang")
         child.tell("echo", text="x" * 10_000_000)  # nobody reads it; this line was never passed before
         assert child.pid is not None
+
+    with_child(story)
+
+
+@pytest.mark.parametrize("text", ["a\ud800b", "\udcff", "\ud800\ud800", "\\ud800", "\\\ud800", '😀"\n'])
+def test_what_a_child_says_can_always_be_sent_on(text: str) -> None:
+    heard = json.loads(_whole(json.dumps({text: text}).encode()))
+    expected = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert all(len(it) == len(text) for it in heard)
+    json.dumps(heard, ensure_ascii=False).encode()
+    if expected == text:
+        assert heard == {text: text}
+
+
+def test_a_frozen_process_is_ended_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.02)
+
+    async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
+        assert await child.ask("echo", text="alive") == "alive"
+        await asyncio.sleep(1.5)
+        assert ended == [], "one that lives is left alone"
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGSTOP)
+        await until(lambda: ended)
+        assert "gave no sign of life for" in ended[0]
+
+    with_child(story)
+
+
+def test_a_machine_that_sleeps_loses_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stand still together, and the server's clock has gone on: what counts is how often it has looked."""
+    monkeypatch.setattr(module, "BEAT", 0.02)
+
+    async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
+        assert await child.ask("echo", text="before") == "before"
+        time.sleep(2)  # the loop hears nothing, and all its timers are overdue
+        assert await child.ask("echo", text="after") == "after"
+        assert ended == []
 
     with_child(story)

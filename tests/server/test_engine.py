@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.server.test_child import shorten_lease
 
 from cygnet.errors import OutputError
+from cygnet.server import engine as module
 from cygnet.server.engine import Engine, Refused
 from cygnet.server.sockets import Sockets
 from cygnet.server.store import MOST_ATTEMPTS, JobStore
@@ -253,17 +254,15 @@ def test_a_killed_worker_is_replaced_and_its_job_starts_again(path: Path) -> Non
 def test_the_job_of_a_worker_that_gives_no_sign_of_life_starts_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cygnet.server.child.BEAT", 0.2)
+
     async def story(it: Studio) -> None:
         job = await it.submit("wait")
         await it.begun()
         worker = it.engine._worker
         assert worker is not None
         assert worker.pid is not None
-        shorten_lease(worker, 0.5, monkeypatch)
-        os.kill(worker.pid, signal.SIGSTOP)
-        while it.engine._worker is worker:
-            await asyncio.sleep(0.01)
-        monkeypatch.undo()
+        os.kill(worker.pid, signal.SIGSTOP)  # it is there, and does nothing
         while it.store.require(job).attempts < 2:
             await asyncio.sleep(0.01)
         assert it.engine.interrupt(job)
@@ -283,6 +282,70 @@ def test_a_stop_is_heard_inside_a_node_and_only_by_the_named_job(path: Path) -> 
         assert "execution_interrupted" in it.wire.of_job()
         assert await it.ended(second) == "completed"
         assert not it.engine.interrupt()
+
+    studio(path, story)
+
+
+def test_a_job_that_does_not_stop_is_ended_with_its_worker(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STOPS_WITHIN", 0.2)
+
+    async def story(it: Studio) -> None:
+        hung, good = await it.submit("hang"), await it.submit("fine")
+        while "executing" not in it.wire.of_job():
+            await asyncio.sleep(0.01)
+        assert it.engine.interrupt(hung)
+        assert await it.ended(hung) == "cancelled"
+        assert it.wire.of_job().count("execution_interrupted") == 1
+        assert await it.ended(good) == "completed"
+        assert it.store.require(hung).attempts == 1
+
+    studio(path, story)
+
+
+def test_a_job_that_says_nothing_is_said_to(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "QUIET", 0.1)
+    monkeypatch.setattr(module, "STOPS_WITHIN", 0.2)
+
+    async def story(it: Studio) -> None:
+        hung = await it.submit("hang")
+        while "has said nothing" not in caplog.text:
+            await asyncio.sleep(0.01)
+        assert f"job {hung}" in caplog.text
+        assert "at node 1" in caplog.text
+        assert "at node 1" in it.engine.problems()[0]
+        it.engine.interrupt()
+        await it.ended(hung)
+
+    studio(path, story)
+
+
+def test_a_second_signal_is_not_kept_waiting_and_costs_no_attempt(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        job = await it.submit("wait")
+        await it.begun()
+        begun = time.monotonic()
+        stopping = asyncio.create_task(it.engine.stop(60))
+        await asyncio.sleep(0.05)
+        assert it.store.require(job).state == "running", "the first one waits for the job"
+        it.engine.hurry()
+        await stopping
+        assert time.monotonic() - begun < 10
+        assert (it.store.require(job).state, it.store.require(job).attempts) == ("pending", 0)
+
+    studio(path, story)
+
+
+def test_a_job_that_ends_while_the_server_stops_is_kept(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        job = await it.submit("wait")
+        await it.begun()
+        stopping = asyncio.create_task(it.engine.stop(60))
+        await asyncio.sleep(0.05)
+        it.engine.interrupt()
+        await stopping
+        assert it.store.require(job).state == "cancelled"
 
     studio(path, story)
 
@@ -401,7 +464,8 @@ def test_ids_numbers_fronts_and_secrets(path: Path) -> None:
         running = await it.submit("wait")
         await it.begun()
         name = str(uuid.uuid4())
-        extra = {"api_key_comfy_org": "s3cret", "extra_pnginfo": {"workflow": {"id": "w"}}}
+        extra = {"api_key_comfy_org": "s3cret", "auth_token_comfy_org": "s3cret", "hf_token": "s3cret", "author": "me"}
+        extra["extra_pnginfo"] = {"workflow": {"id": "w"}, "api_key": "s3cret"}  # type: ignore[assignment]
         assert await it.submit("a", prompt_id=name, extra_data=extra) == name
         assert await it.submit("a", prompt_id=name) == name
         with pytest.raises(Refused) as refused:
@@ -411,6 +475,7 @@ def test_ids_numbers_fronts_and_secrets(path: Path) -> None:
         assert [record.id for record in it.store.queue("pending")] == [front, name]
         stored = it.store.require(name).submission
         assert "s3cret" not in json.dumps(dict(stored.extra))
+        assert stored.extra["author"] == "me"
         assert stored.workflow_id == "w"
         assert isinstance(stored.extra["create_time"], int)
         it.engine.draining = True

@@ -104,3 +104,21 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         studio.server.handle_exit(signal.SIGTERM, None)
         studio.thread.join(5)
         assert not studio.thread.is_alive()
+
+
+def test_a_closed_terminal_asks_to_stop_but_under_nohup_does_not(tmp_path: Path) -> None:
+    settings = Settings(folders=Folders.below(tmp_path), user=tmp_path / "user")
+    store = JobStore(tmp_path / "jobs.sqlite")
+    engine = Engine(store, Sockets(features(settings)), f"{HERE}:worker", f"{HERE}:catalogue")
+    server = DrainingServer(uvicorn.Config(create_app(engine, settings), log_config=None), engine)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        server.hear_hang_up()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        server.hear_hang_up()
+        signal.raise_signal(signal.SIGHUP)
+        assert server._asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        store.close()

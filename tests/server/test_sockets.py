@@ -158,11 +158,44 @@ def test_a_client_that_never_reads_is_dropped(times: int, size: int) -> None:
         await settle()
         for i in range(times):
             sockets.send(Message("executed", {"output": "x" * size}), "a")
-            assert socket._size <= module.MOST_BYTES, i
+            assert socket._waiting <= module.MOST_BYTES, i
         wire.gate.set()
         await settle()
         assert wire.closed == (1013, "too slow; reconnect to catch up")
         assert task.done()
+
+    asyncio.run(story())
+
+
+def test_what_waits_for_a_client_is_bounded_in_bytes(monkeypatch: Any) -> None:
+    async def story() -> None:
+        monkeypatch.setattr(module, "MOST_BYTES", 100_000)
+        sockets, wire = Sockets({}), Wire()
+        wire.gate.clear()
+        socket = sockets.join("a", wire, 0)
+        task = asyncio.create_task(socket.pump())
+        for i in range(1000):
+            sockets.send(preview(b"x" * 1000, str(i)), "a")
+            assert sum(map(len, socket._previews.values())) <= 100_000
+        for _ in range(200):
+            sockets.send(Message("progress_state", {"nodes": "x" * 10_000}), "a")
+            assert socket._waiting <= 100_000
+        wire.gate.set()
+        await settle()
+        assert wire.closed == (1013, "too slow; reconnect to catch up")
+        assert task.done()
+
+    asyncio.run(story())
+
+
+def test_a_client_that_reads_nothing_is_given_up(monkeypatch: Any) -> None:
+    async def story() -> None:
+        monkeypatch.setattr(module, "READ_WITHIN", 0.05)
+        sockets, wire = Sockets({}), Wire()
+        wire.gate.clear()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(sockets.join("a", wire, 0).pump(), 5)
+        assert wire.got == []
 
     asyncio.run(story())
 

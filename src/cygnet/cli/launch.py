@@ -230,10 +230,11 @@ def _bound(listen: str, port: int) -> socket.socket:
     try:
         bound.bind((listen, port))
         bound.listen(2048)  # from here on a browser waits until the server is up, and is not refused
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the second for what cannot be a name
         bound.close()
+        why = getattr(error, "strerror", None) or "no such address"
         raise RequestError(
-            f"cannot listen on {listen}, port {port} ({error.strerror}); stop what uses it, or choose another --port",
+            f"cannot listen on {listen[:100]}, port {port} ({why}); stop what uses it, or choose another --port",
             field="port",
         ) from error
     return bound
@@ -244,6 +245,7 @@ def _serve(settings: Settings, options: dict[str, object], bound: list[socket.so
 
     from cygnet.server.app import create_app, features
     from cygnet.server.engine import Engine
+    from cygnet.server.patience import PatientProtocol
     from cygnet.server.serving import DrainingServer
     from cygnet.server.sockets import Sockets
     from cygnet.server.store import JobStore, sole_owner
@@ -257,10 +259,14 @@ def _serve(settings: Settings, options: dict[str, object], bound: list[socket.so
         settings = replace(settings, pack_socket=Path(private) / "packs")
         options = {**options, "pack_socket": str(settings.pack_socket)}
         _empty(settings.folders.temp)
+        _sweep(settings)
         _lay_out(settings.folders.input)
         store = JobStore(settings.user / "jobs.sqlite")
         here = "cygnet.cli.studio"
-        engine = Engine(store, Sockets(features(settings)), f"{here}:worker", f"{here}:catalogue", options)
+        places = (settings.user, settings.folders.output)
+        engine = Engine(
+            store, Sockets(features(settings)), f"{here}:worker", f"{here}:catalogue", options, places=places
+        )
         wanted: list[bool] = []
 
         def restart() -> None:
@@ -268,9 +274,16 @@ def _serve(settings: Settings, options: dict[str, object], bound: list[socket.so
             server.should_exit = True
 
         config = uvicorn.Config(
-            create_app(engine, settings, restart), log_config=None, ws_max_size=2**20, timeout_graceful_shutdown=5
+            create_app(engine, settings, restart),
+            log_config=None,
+            http=PatientProtocol,
+            ws_max_size=2**20,
+            timeout_graceful_shutdown=5,
+            proxy_headers=False,  # whoever connects could write them
+            server_header=False,
         )
         server = DrainingServer(config, engine)
+        server.hear_hang_up()
         Voice().note(f"To see the page go to: {url}")
         if auto_launch:
             import webbrowser
@@ -306,6 +319,15 @@ def _become_new(port: int) -> None:
 def _empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def _sweep(settings: Settings) -> None:
+    """Remove what killed processes left half written. Others than the studio write into the output folder too."""
+    from cygnet.media.files import remove_stale_parts
+
+    for root, age in ((settings.folders.input, 0.0), (settings.user, 0.0), (settings.folders.output, 3600.0)):
+        for folder, _, _ in os.walk(root):
+            remove_stale_parts(Path(folder), older_than=age)
 
 
 def _lay_out(folder: Path) -> None:

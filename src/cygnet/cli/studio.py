@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,6 +171,11 @@ def read_token(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
+        if os.name == "posix" and path.stat().st_mode & 0o022:
+            raise RequestError(
+                f"others may write the token file {path.name}, and so choose the token; run: chmod 600 {path.name}",
+                field="token_file",
+            )
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"the token file {path.name} cannot be read ({error})", field="token_file") from error

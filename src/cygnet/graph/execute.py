@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +29,7 @@ from cygnet.graph.events import (
 )
 from cygnet.graph.results import ExecutionBlocker, Result, parse_result, slices
 from cygnet.graph.schema import AUTOGROW, DYNAMIC_COMBO, NodeType
+from cygnet.graph.traces import trace_of
 from cygnet.graph.validate import is_link, unwrapped
 from cygnet.types import CancelToken
 
@@ -371,7 +371,7 @@ class _Run:
             node.place,
             f"{str(error) or name}{_OUT_OF_MEMORY if self.exhausted else ''}",
             name if module == "builtins" else f"{module}.{name}",
-            tuple(traceback.format_exception(error)),
+            tuple(trace_of(error)),
             {key: [_shortened(value) for value in column] for key, column in arguments.items()},
             tuple(self.executed),
         )

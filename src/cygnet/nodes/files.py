@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cygnet.errors import MediaError, RequestError
-from cygnet.graph.folders import FolderKind, Saved
+from cygnet.graph.folders import FolderKind, Saved, can_be_named
 from cygnet.media.frames import Frames
 from cygnet.media.image import load_image
 from cygnet.media.sound import Sound
@@ -305,7 +305,8 @@ def input_files(shop: Workshop, suffixes: tuple[str, ...]) -> list[str]:
     root = shop.folders.input
     if not root.is_dir():
         return []
-    return sorted(it.name for it in os.scandir(root) if it.is_file() and it.name.lower().endswith(suffixes))
+    found = (it.name for it in os.scandir(root) if it.is_file() and it.name.lower().endswith(suffixes))
+    return sorted(filter(can_be_named, found))
 
 
 def animated(saved: Saved, moves: bool = True) -> dict[str, Any]:

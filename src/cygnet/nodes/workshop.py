@@ -27,7 +27,7 @@ from cygnet.assembly import (
     round_matrices,
 )
 from cygnet.errors import ModelNotFoundError, WeightFileError
-from cygnet.graph.folders import Folders, inside
+from cygnet.graph.folders import Folders, can_be_named, inside
 from cygnet.models.dit.model import DiT
 from cygnet.models.taehv.model import PreviewDecoder
 from cygnet.models.vae.model import WanVAE
@@ -96,8 +96,9 @@ class Workshop:
         found: dict[str, None] = {}
         for root in self.models.get(kind, ()):
             for path in sorted(root.rglob("*")) if root.is_dir() else ():
-                if path.suffix.lower() in WEIGHT_SUFFIXES and path.is_file():
-                    found[path.relative_to(root).as_posix()] = None
+                name = path.relative_to(root).as_posix()
+                if path.suffix.lower() in WEIGHT_SUFFIXES and path.is_file() and can_be_named(name):
+                    found[name] = None
         return [*found, *(name for name in self.embedded.get(kind, {}) if name not in found)]
 
     def path(self, kind: str, name: str) -> Path:

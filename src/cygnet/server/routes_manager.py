@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cygnet.errors import CygnetError
-from cygnet.server.body import read_json
+from cygnet.server.body import names, read_json
 from cygnet.server.engine import Engine
 from cygnet.server.installer import Installed, Installer
 from cygnet.server.wire import Message
@@ -141,7 +141,7 @@ def perform(installer: Installer, kind: str, params: Mapping[str, Any]) -> tuple
         case "install" if "/" in name or ":" in name:
             return "error", "only packs of the registry are installed here; use: cygnet nodes install ADDRESS"
         case "install" if there is None:
-            return "success", f"installed {installer.install(name, chosen).name}"
+            return "success", f"installed {installer.install(name, chosen, registry_only=True).name}"
         case "install" | "update" | "fix":
             it = installer.update(name, chosen)
             return "success", f"{it.name} is now {it.version or 'updated'}"
@@ -200,10 +200,10 @@ def manager_router(engine: Engine, installer: Installer, restart: Callable[[], N
         order = await read_json(request)
         if not isinstance(order, dict):
             raise HTTPException(400, "the body must be a JSON object")
-        wanted = [str(it) for key in ("cnr_ids", "urls") for it in order.get(key) or ()]
+        wanted = [it for key in ("cnr_ids", "urls") for it in names(order, key) or ()]
         failed = {it["name"]: it for it in await engine.know("packs") if it["error"]}
-        names = {it.address: it.name for it in installer.installed()}
-        found = {it: failed.get(names.get(it, it)) for it in wanted}
+        folders = {it.address: it.name for it in installer.installed()}
+        found = {it: failed.get(folders.get(it, it)) for it in wanted}
         return {
             it: None if one is None else {"error": one["error"], "traceback": one["traceback"]}
             for it, one in found.items()

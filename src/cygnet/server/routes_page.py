@@ -19,6 +19,7 @@ from cygnet.graph.folders import inside
 from cygnet.server import templates
 from cygnet.server.body import read_json
 from cygnet.server.engine import Engine
+from cygnet.server.guard import FRAMES
 from cygnet.server.logs import LogLines
 from cygnet.server.metrics import CONTENT_TYPE, Metrics
 from cygnet.server.pack_routes import PackRoutes
@@ -39,8 +40,8 @@ _TYPES = {
     ".webp": "image/webp",
     ".md": "text/markdown; charset=utf-8",
 }
-POLICY = "frame-ancestors 'self' vscode-webview:; object-src 'none'; base-uri 'self'"
-"""The page may be framed by itself and by an editor's simple browser, and loads no plugins."""
+POLICY = f"{FRAMES}; object-src 'none'; base-uri 'self'"
+"""The page loads no plugins besides."""
 
 
 def is_page(path: str) -> bool:
@@ -156,7 +157,9 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines, packs: PackR
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        return JSONResponse({"status": "draining" if engine.draining else "ok", "queue": engine.store.remaining()})
+        problems = engine.problems()
+        status = "draining" if engine.draining else "degraded" if problems else "ok"
+        return JSONResponse({"status": status, "queue": engine.store.remaining(), "problems": problems})
 
     numbers = Metrics(engine)
 
@@ -171,7 +174,9 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines, packs: PackR
             return PlainTextResponse("This server has no web page; install it with: pip install 'cygnet[studio]'\n")
         found = _static(settings.page, name or "index.html") if reads and settings.page is not None else None
         if found is None:
-            if (answer := await packs.answer(request)) is not None:
+            # A page's paths may be visited from other sites, so that no program answers there.
+            answer = None if is_page(request.url.path) else await packs.answer(request)
+            if answer is not None:
                 return answer
             raise HTTPException(404 if reads else 405, "not found" if reads else "no route takes this method")
         if not name or name == "index.html":

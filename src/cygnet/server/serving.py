@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from types import FrameType
 
 import uvicorn
@@ -27,6 +28,12 @@ class DrainingServer(uvicorn.Server):
             self._asked, self.should_exit = True, False
         else:
             self._engine.hurry()
+
+    def hear_hang_up(self) -> None:
+        """Take the closing of the terminal for a signal to stop, unless it is to be ignored, as under nohup."""
+        hang_up = getattr(signal, "SIGHUP", None)
+        if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
+            signal.signal(hang_up, lambda number, frame: self.handle_exit(signal.SIGTERM, frame))
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; whether to stop now."""

@@ -143,6 +143,11 @@ class JobMessages:
         state = Message("progress_state", {"prompt_id": self.job, "nodes": dict(self.nodes)})
         return [state, Message("executing", data)]
 
+    def where(self) -> str:
+        """The node that was begun last and is not done, in words."""
+        begun = [it["real_node_id"] for it in self.nodes.values() if it["state"] == "running"]
+        return f"node {begun[-1]}" if begun else "no node"
+
     def ending(self) -> Ending:
         """What to store once :class:`JobEnded` has passed."""
         return Ending(state=self.state, outputs=self.outputs, meta=self.meta, messages=self.history, error=self.error)
