@@ -184,6 +184,7 @@ def test_only_a_named_origin_can_be_let_in(origin: str) -> None:
 
 def test_names_are_the_same_in_any_case() -> None:
     assert judge(scope(host="studio.lan:8188"), names=frozenset({"Studio.LAN"})) == 200
+    assert judge(scope(origin="https://tool.test"), origins=frozenset({"https://Tool.test"})) == 200
 
 
 def test_a_page_with_an_old_token_is_led_to_the_login_and_counts_as_no_guess() -> None:

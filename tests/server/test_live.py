@@ -146,9 +146,10 @@ def test_a_second_server_on_the_same_folder_is_refused_and_harms_nothing(studio:
     kept = studio.base / "temp" / "kept.txt"
     kept.write_text("in use")
     command = [sys.executable, "-m", "cygnet", "launch", "--port", "0", "--base-directory", str(studio.base)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    assert f"process {studio.process.pid}" in done.stderr
+    for more in ([], ["--user-directory", str(studio.base / "another user")]):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert f"process {studio.process.pid}" in done.stderr
     assert kept.read_text() == "in use"
     assert ask(studio, "health")[1]["status"] == "ok"
 

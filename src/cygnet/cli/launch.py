@@ -254,6 +254,10 @@ def _serve(settings: Settings, options: dict[str, object], bound: list[socket.so
     url = f"http://{f'[{address}]' if ':' in address else address}:{port}/"
     with (
         sole_owner(settings.user, url, settings.folders.output),
+        # The temporary folder is emptied, also where --user-directory lets two servers share the rest.
+        sole_owner(
+            settings.folders.temp.with_name(f".{settings.folders.temp.name}-owner"), url, settings.folders.output
+        ),
         tempfile.TemporaryDirectory(prefix="cygnet-") as private,  # nobody else may enter it
     ):
         settings = replace(settings, pack_socket=Path(private) / "packs")

@@ -58,7 +58,8 @@ class Access:
     token: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", frozenset(it.lower() for it in self.names))  # as browsers send them
+        for name in ("names", "origins"):  # in lower case, as browsers send them
+            object.__setattr__(self, name, frozenset(it.lower() for it in getattr(self, name)))
         for origin in self.origins:
             if not _ORIGIN.fullmatch(origin):
                 raise RequestError(
