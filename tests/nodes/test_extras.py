@@ -113,3 +113,9 @@ def test_an_animated_webp_takes_the_time_that_it_is_given_and_keeps_transparency
         sizes[method] = path.stat().st_size
         assert np.asarray(Image.open(path).convert("RGBA"))[..., :24, 3].max() == 0
     assert sizes["fastest"] > sizes["default"] >= sizes["slowest"]
+
+
+def test_each_picture_of_a_batch_can_have_its_number_in_its_name(shop: Workshop) -> None:
+    saver = node_classes(shop)["SaveImage"]
+    saved = saver.call(saver.instance(), {"images": torch.rand(2, 16, 16, 3), "filename_prefix": "a%batch_num%b"})
+    assert [it["filename"] for it in saved["ui"]["images"]] == ["a0b_00001_.png", "a1b_00001_.png"]

@@ -229,6 +229,12 @@ def test_a_crash_costs_an_attempt_then_the_job_is_set_aside_and_the_queue_moves_
         assert record.ending.error is not None
         assert "SIGSEGV" in record.ending.error["exception_message"]
         assert (record.ending.error["node_id"], record.ending.error["node_type"]) == ("1", "Text")
+        ((kind, told),) = record.ending.messages
+        (sent,) = [message["data"] for message in it.wire.got if message["type"] == "execution_error"]
+        assert kind == "execution_error"
+        assert (
+            set(told) == set(sent) >= {"prompt_id", "node_id", "executed", "traceback", "timestamp", "current_inputs"}
+        )
         assert await it.ended(good) == "completed"
 
     studio(path, story)

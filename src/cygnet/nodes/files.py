@@ -245,7 +245,10 @@ class SaveImage(Node):
 
     def save(self, images: torch.Tensor, prefix: str, prompt: Any, extra_pnginfo: Any) -> list[dict[str, str]]:
         told = described(self.shop, prompt, extra_pnginfo)
-        return [write(self.shop, one[None], 1, prefix, "png", told, folder=self.KIND).json() for one in images]
+        return [
+            write(self.shop, one[None], 1, prefix.replace("%batch_num%", str(i)), "png", told, folder=self.KIND).json()
+            for i, one in enumerate(images)
+        ]
 
 
 class PreviewImage(SaveImage):

@@ -218,7 +218,7 @@ class Engine:
         self.dispatch()
 
     def _tell_failure(self, record: JobRecord, error: Mapping[str, Any]) -> None:
-        data = {**error, "prompt_id": record.id, "executed": [], "current_inputs": {}, "current_outputs": []}
+        data = {**error, "prompt_id": record.id, "timestamp": record.ended_ms}
         self.sockets.send(Message("execution_error", data), record.submission.client_id)
 
     # Submission

@@ -248,13 +248,15 @@ class JobStore:
             running = [row["id"] for row in db.execute("SELECT id FROM jobs WHERE state = 'running'")]
             lost = [it for it in running if only is None or it in set(only)]
             for job_id in lost:
-                error = {
+                error: dict[str, Any] = {
                     "exception_type": "WorkerLost",
                     "exception_message": message,
                     "node_id": node,
                     "node_type": kind,
                 }
-                ending = Ending(state="quarantined", error={**error, "traceback": []})
+                error |= {"traceback": [], "executed": [], "current_inputs": {}, "current_outputs": []}
+                told = ("execution_error", {**error, "prompt_id": job_id, "timestamp": _now()})
+                ending = Ending(state="quarantined", error=error, messages=[told])
                 db.execute(
                     "UPDATE jobs SET state = CASE WHEN attempts < ?1 THEN 'pending' ELSE 'quarantined' END,"
                     " result = CASE WHEN attempts < ?1 THEN NULL ELSE ?2 END,"
