@@ -146,8 +146,8 @@ def test_reading_changes_nothing(client: TestClient, base: Path) -> None:
     assert state() == before
 
 
-# Absolute names lead into the test's own folder and never into the system's: were a guard to fail, the tests below would
-# read, write and delete what they name.
+# Absolute names lead into the test's own folder and never into the system's: were a guard to fail, the tests below
+# would read, write and delete what they name.
 OUT = [
     *("../secret.txt", "../../secret.txt", "..\\..\\secret.txt", "sub/../../../secret.txt", "....//secret.txt"),
     *("%2e%2e/%2e%2e/secret.txt", "%2e%2e%2f%2e%2e%2fsecret.txt", "%252e%252e%252fsecret.txt", "..%2f..%2fsecret.txt"),
