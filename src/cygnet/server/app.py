@@ -24,6 +24,7 @@ from cygnet.server.routes_jobs import jobs_router
 from cygnet.server.routes_manager import manager_router
 from cygnet.server.routes_nodes import nodes_router
 from cygnet.server.routes_page import is_page, page_router, shared_router
+from cygnet.server.routes_registry import SCRIPT, registry_router, registry_script
 from cygnet.server.routes_user import user_router
 from cygnet.server.settings import Settings
 
@@ -84,6 +85,8 @@ def create_app(engine: Engine, settings: Settings, restart: Callable[[], None] =
     if settings.packs is not None:
         registry = os.environ.get("CYGNET_REGISTRY", REGISTRY)
         routers.append(manager_router(engine, Installer(settings.packs, registry=registry), restart))
+        routers.append(registry_router(registry))
+        app.add_api_route(SCRIPT, registry_script, include_in_schema=False)
     for router in routers:
         app.include_router(router, prefix="/api")
         app.include_router(router, include_in_schema=False)

@@ -23,11 +23,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
-from urllib.error import HTTPError
-from urllib.parse import quote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.parse import quote
 
 from cygnet.errors import CygnetError, RequestError
+from cygnet.server.fetch import FetchError, fetch
 
 REGISTRY = "https://api.comfy.org"
 MOST_BYTES = 500 * 2**20
@@ -260,19 +259,10 @@ def _check_module(path: Path) -> None:
 
 
 def _get(address: str, most: int) -> bytes:
-    parts = urlsplit(address)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")):
-        raise InstallError(f"{address[:100]!r} is not fetched; only https is")
     try:
-        with urlopen(Request(address, headers={"User-Agent": "cygnet"}), timeout=60) as answer:
-            data: bytes = answer.read(most + 1)
-    except HTTPError as error:
-        raise InstallError(f"{parts.hostname} answers {error.code} ({error.reason}) for {parts.path}") from error
-    except OSError as error:
-        raise InstallError(f"{parts.hostname} cannot be reached ({error})") from error
-    if len(data) > most:
-        raise InstallError(f"{parts.path} is larger than {most / 2**20:.0f} MB")
-    return data
+        return fetch(address, most=most)
+    except FetchError as error:
+        raise InstallError(str(error)) from error
 
 
 def _unpack(data: bytes, target: Path) -> None:

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from cygnet.errors import RequestError
 from cygnet.graph.folders import inside
@@ -22,6 +22,7 @@ from cygnet.server.engine import Engine
 from cygnet.server.logs import LogLines
 from cygnet.server.metrics import CONTENT_TYPE, Metrics
 from cygnet.server.pack_routes import PackRoutes
+from cygnet.server.routes_registry import with_script
 from cygnet.server.settings import Settings
 
 _DAY, _HOUR = "public, max-age=86400", "public, max-age=3600"
@@ -175,6 +176,9 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines, packs: PackR
                 return answer
             raise HTTPException(404 if reads else 405, "not found" if reads else "no route takes this method")
         if not name or name == "index.html":
+            if settings.page is not None and settings.packs is not None:
+                document = (settings.page / "index.html").read_text(encoding="utf-8")
+                found = HTMLResponse(with_script(document), headers={"Cache-Control": "no-cache"})
             found.headers["Content-Security-Policy"] = POLICY
         return found
 
