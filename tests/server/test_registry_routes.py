@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
 from cygnet.graph.folders import Folders
@@ -15,7 +14,7 @@ from cygnet.server import routes_registry
 from cygnet.server.app import create_app, features
 from cygnet.server.engine import Engine
 from cygnet.server.installer import REGISTRY
-from cygnet.server.routes_registry import SCRIPT, with_script
+from cygnet.server.page_script import SCRIPT, with_script
 from cygnet.server.settings import Settings
 from cygnet.server.sockets import Sockets
 from cygnet.server.store import JobStore
@@ -102,19 +101,24 @@ def test_a_registry_that_is_away_or_sends_too_much_is_said(client: TestClient, m
     assert (answer.status_code, "cannot be read" in answer.text) == (502, True)
 
 
-def test_the_page_gets_the_script_before_its_own(client: TestClient) -> None:
+@pytest.mark.parametrize("manager", [True, False])
+def test_the_page_gets_the_script_before_its_own(tmp_path: Path, manager: bool) -> None:
+    client = served(tmp_path, manager=manager)
     document = client.get("/")
-    assert document.text == PAGE.replace("<head>", f'<head><script src=".{SCRIPT}"></script>')
+    assert document.text == PAGE.replace("<script", f'<script src=".{SCRIPT}"></script><script')
     assert document.headers["cache-control"] == "no-cache"
     assert "frame-ancestors" in document.headers["content-security-policy"]
     script = client.get(SCRIPT)
     assert script.headers["content-type"].startswith("application/javascript")
     assert f'"{REGISTRY}"' in script.text
-    with pytest.raises(HTTPException, match="no place"):
-        with_script("<html>")
+    assert with_script("<html>") == "<html>"
 
 
-def test_without_the_manager_there_is_neither_script_nor_route(tmp_path: Path) -> None:
-    client = served(tmp_path, manager=False)
-    assert client.get("/").text == PAGE
-    assert client.get("/api/registry/nodes").status_code == 404
+def test_without_the_manager_nothing_reaches_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stand_in_registry() as url:
+        monkeypatch.setenv("CYGNET_REGISTRY", url)
+        client = served(tmp_path, manager=False)
+        for route in ("nodes?node_id=a", "comfy-nodes/Shout/node"):
+            assert client.get(f"/api/registry/{route}").status_code == 404
+        assert client.post("/api/registry/bulk/nodes/versions", json={"node_versions": []}).status_code in (404, 405)
+        assert Registry.asked == []

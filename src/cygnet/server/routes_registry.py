@@ -1,8 +1,7 @@
-"""What the page's Manager shows of packs, passed on from the registry: the browser asks this server alone.
+"""What the page's Manager shows of packs, passed on from the registry that the server installs from.
 
-The page has the registry's address built in. A script of ours turns those requests to the routes below. So what is
-shown comes from the registry that the server installs from, and no other site learns who looks. Only reading passes, on
-the paths that the dialog uses, and no text of a client is used as an address.
+The page's own requests to the registry come here, see :mod:`cygnet.server.page_script`. Only reading passes, on the
+paths that the dialog uses, and no text of a client is used as an address.
 """
 
 from __future__ import annotations
@@ -21,11 +20,8 @@ from starlette.responses import JSONResponse, Response
 
 from cygnet.server.body import parse_json, read_json
 from cygnet.server.fetch import FetchError, fetch
-from cygnet.server.installer import REGISTRY
+from cygnet.server.page_script import ROUTE
 
-SCRIPT = "/extensions/cygnet/registry.js"
-"""Where the page finds the script. Among the extensions it would come too late: the page asks before it loads them."""
-ROUTE = "/registry"
 _MOST = 8 * 2**20
 _SECONDS = 20.0
 _AT_ONCE = 4  # each holds a thread
@@ -36,37 +32,6 @@ _PARAMETERS = frozenset(
 ) | {"include_status_reason", "include_banned", "supported_os", "supported_accelerator", "timestamp", "latest"}
 _PICTURES = frozenset(("icon", "banner_url", "logo", "author_image"))
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
-
-_TEXT = """\
-// The page asks the registry of packs by its own address; here those requests go to this server, which passes them on.
-// It also asks a search service, whose paths begin with /1/indexes/; without an answer it searches in the registry.
-(() => {
-  const registry = %s;
-  const route = new URL("../../api%s", document.currentScript.src).href;
-  const open = XMLHttpRequest.prototype.open;
-  XMLHttpRequest.prototype.open = function (method, url, ...more) {
-    const asked = new URL(url, document.baseURI);
-    let target = url;
-    if (asked.origin === registry) target = route + asked.pathname + asked.search;
-    else if (asked.origin !== location.origin && asked.pathname.startsWith("/1/indexes/")) target = route + "/search";
-    return open.call(this, method, target, ...more);
-  };
-})();
-"""
-
-
-def registry_script() -> Response:
-    """The script for the page."""
-    text = _TEXT % (json.dumps(REGISTRY), ROUTE)
-    return Response(text, media_type="application/javascript", headers={"Cache-Control": "no-cache"})
-
-
-def with_script(page: str) -> str:
-    """The page's document, with the script before all others."""
-    before, head, after = page.partition("<head>")
-    if not head:
-        raise HTTPException(500, "this web page has no place for the Manager's script; start without --enable-manager")
-    return f'{before}{head}<script src=".{SCRIPT}"></script>{after}'
 
 
 def registry_router(address: str) -> APIRouter:
