@@ -17,7 +17,7 @@
 Kinds that only one place raises stand beside it: DiskSpaceError (a DownloadError) in checkpoints.hub; StoreError in
 server.tables; BusyError and DuplicateJobError (a RequestError) in server.store; ChildLost and ChildFailed in
 server.child; OutOfMemory in cli.main; ServerFailed in cli.jobs; WorkflowFailed in cli.run; InstallError in
-server.installer.
+server.installer; FetchError in server.fetch.
 
 A message says what was given, what is allowed and what to do next. It never holds a secret.
 """

@@ -157,7 +157,7 @@ def test_a_download_without_end_is_given_up(
     cygnet: Command, registry: dict[str, tuple[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry["p"] = ("1", zipped(**{"__init__.py": INIT}))
-    monkeypatch.setattr("cygnet.server.installer.LONGEST_FETCH", -1.0)
+    monkeypatch.setattr("cygnet.server.fetch.LONGEST", -1.0)
     assert "took more than" in cygnet("nodes", "install", "p").err
 
 

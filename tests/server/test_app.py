@@ -15,6 +15,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from tests.server.conftest import PROMPT, submit, until_running, wait
 
+from cygnet.server import packs
 from cygnet.server.engine import Engine
 
 # Start
@@ -429,4 +430,4 @@ def test_the_scripts_and_examples_of_packs_are_served(
     assert listed == {"source": "custom_node", "name": "part", "info": {"node_pack": "custom_nodes.my pack"}}
     assert client.get(f"/api/global_subgraphs/{key}").json() == {**listed, "data": '{"nodes": []}'}
     assert client.get("/api/global_subgraphs/none").status_code == 404
-    assert client.get("/api/i18n").json() == {}
+    assert client.get("/api/i18n").json() == packs.OWN_WORDS

@@ -27,6 +27,11 @@ _WHERE = Group.create_ordered("Where things are")
 _MB = 2**20
 WILDCARDS = frozenset(("0.0.0.0", "::"))
 PreviewMethod = Literal["auto", "latent2rgb", "taesd", "none"]
+_TEMPLATES = (
+    "comfyui_workflow_templates_json",
+    "comfyui_workflow_templates_media_video",  # these two hold pictures alone, and are large: users may install them
+    "comfyui_workflow_templates_media_image",
+)
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
@@ -159,7 +164,7 @@ def launch(
         folders=folders,
         user=(user_directory or base / "user").expanduser().absolute(),
         page=_page(front_end_root),
-        templates=tuple(filter(None, (STARTERS, _installed("comfyui_workflow_templates_json", "templates")))),
+        templates=(STARTERS, *filter(None, (_installed(it, "templates") for it in _TEMPLATES))),
         docs=_installed("comfyui_embedded_docs", "docs"),
         models={kind: tuple(Path(it) for it in paths) for kind, paths in roots.items() if kind != "custom_nodes"},
         access=access,

@@ -9,6 +9,7 @@ Legend: ``T H W`` frames, height, width.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import numbers
 import os
@@ -48,6 +49,7 @@ MAX_FPS_GIF = 50.0  # players slow a GIF down when a frame lasts less than 2/100
 MAX_SIDE: Mapping[VideoFormat, int] = {"mp4": 16384, "webm": 16384, "webp": 16383, "gif": 65535, "png": 65535}
 MAX_METADATA_BYTES = 16 * 2**20
 _TRANSPARENT: tuple[VideoFormat, ...] = ("webp", "png")
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _CODECS: Mapping[VideoFormat, str] = {"mp4": "libx264", "webm": "libvpx-vp9"}
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _FRAME_NAME = re.compile(r"\d{5,}\.png")
@@ -340,6 +342,16 @@ def _drop_reservation(target: Path) -> None:
         target.unlink(missing_ok=True)
 
 
+def braces_escaped(text: str) -> str:
+    """JSON that means the same and has no brace in a string, which the web page needs: in WebM it counts braces to find
+    where a workflow ends. Any other text is returned as it is."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return text
+    return _JSON_STRING.sub(lambda it: it[0].replace("{", "\\u007b").replace("}", "\\u007d"), text)
+
+
 def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str], sound: Sound | None) -> Encoder:
     size = (plan.width, plan.height)
     if plan.format not in _CODECS:  # these have no exact rate, or none at all
@@ -360,6 +372,7 @@ def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str], soun
             effort=plan.effort,
         )
     if plan.format == "webm":
+        metadata = {key: braces_escaped(value) for key, value in metadata.items()}
         codec_options = {"crf": _crf(plan.quality, 63), "b": "0", "cpu-used": "2", "row-mt": "1", "threads": _THREADS}
         container_options = {"fflags": "+bitexact"}  # otherwise every file gets a random identity
     else:

@@ -20,12 +20,14 @@ from cygnet.server.installer import REGISTRY, Installer
 from cygnet.server.login import login_router
 from cygnet.server.logs import LogLines
 from cygnet.server.pack_routes import PackRoutes
+from cygnet.server.page_script import SCRIPT, page_script
 from cygnet.server.patience import Patience
 from cygnet.server.routes_files import files_router, internal_files_router
 from cygnet.server.routes_jobs import jobs_router
 from cygnet.server.routes_manager import manager_router
 from cygnet.server.routes_nodes import nodes_router
 from cygnet.server.routes_page import is_page, page_router, shared_router
+from cygnet.server.routes_registry import registry_router
 from cygnet.server.routes_user import user_router
 from cygnet.server.settings import Settings
 from cygnet.server.sockets import Socket
@@ -90,9 +92,11 @@ def create_app(engine: Engine, settings: Settings, restart: Callable[[], None] =
     if settings.packs is not None:
         registry = os.environ.get("CYGNET_REGISTRY", REGISTRY)
         routers.append(manager_router(engine, Installer(settings.packs, registry=registry), restart))
+        routers.append(registry_router(registry))
     for router in routers:
         app.include_router(router, prefix="/api")
         app.include_router(router, include_in_schema=False)
+    app.add_api_route(SCRIPT, page_script, include_in_schema=False)
     app.include_router(internal_files_router(settings), include_in_schema=False)
     _add_socket(app, engine)
     app.include_router(page_router(engine, settings, logs, packs), include_in_schema=False)

@@ -15,26 +15,22 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from http.client import HTTPMessage
 from importlib.metadata import distributions
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
-from urllib.error import HTTPError
-from urllib.parse import quote, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from typing import Any, Literal
+from urllib.parse import quote
 
 from cygnet.errors import CygnetError, RequestError
+from cygnet.server.fetch import FetchError, fetch
 
 REGISTRY = "https://api.comfy.org"
 MOST_BYTES = 500 * 2**20
 MOST_FILES = 20_000
-LONGEST_FETCH = 1800.0  # seconds
 RECORD = ".cygnet.json"
 OFF = ".disabled"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -267,45 +263,10 @@ def _check_module(path: Path) -> None:
 
 
 def _get(address: str, most: int) -> bytes:
-    """What is at an address, within limits of size and time; a redirection is judged like the address itself."""
-    _judge(address)
-    parts = urlsplit(address)
-    begun = time.monotonic()
-    data = b""
     try:
-        with _OPENER.open(Request(address, headers={"User-Agent": "cygnet"}), timeout=60) as answer:
-            while piece := answer.read1(2**20):
-                data += piece
-                if len(data) > most:
-                    raise InstallError(f"{parts.path} is larger than {most / 2**20:.0f} MB")
-                if time.monotonic() - begun > LONGEST_FETCH:
-                    raise InstallError(
-                        f"{parts.hostname} took more than {LONGEST_FETCH / 60:.0f} minutes for {parts.path}"
-                    )
-    except HTTPError as error:
-        raise InstallError(f"{parts.hostname} answers {error.code} ({error.reason}) for {parts.path}") from error
-    except OSError as error:
-        raise InstallError(f"{parts.hostname} cannot be reached ({error})") from error
-    return data
-
-
-def _judge(address: str) -> None:
-    parts = urlsplit(address)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")):
-        raise InstallError(f"{address[:100]!r} is not fetched; only https is")
-
-
-class _Redirections(HTTPRedirectHandler):
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> Request | None:
-        _judge(newurl)
-        if urlsplit(req.full_url).scheme == "https" and urlsplit(newurl).scheme != "https":
-            raise InstallError(f"{urlsplit(req.full_url).hostname} leads to {newurl[:100]!r}, which is not fetched")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-_OPENER = build_opener(_Redirections)
+        return fetch(address, most=most)
+    except FetchError as error:
+        raise InstallError(str(error)) from error
 
 
 def _unpack(data: bytes, target: Path) -> None:

@@ -123,7 +123,7 @@ class TaskQueue:
             return await asyncio.to_thread(perform, self.installer, task.kind, task.params)
         except CygnetError as error:
             _log.error("%s: %s", task.kind, error)
-            return "error", str(error)
+            return "error", f"{pack_of(task.params) or task.kind}: {error}"  # a notice shows it away from the pack
         except Exception as error:  # the dialog waits for an end
             _log.exception("%s failed", task.kind)
             return "error", f"{type(error).__name__}: {error}"
@@ -131,7 +131,7 @@ class TaskQueue:
 
 def perform(installer: Installer, kind: str, params: Mapping[str, Any]) -> tuple[str, str]:
     """Do one task; how it went and in words. Raises what the installer raises."""
-    name = str(params.get("id") or params.get("node_name") or params.get("cnr_id") or "")
+    name = pack_of(params)
     version = params.get("selected_version") or params.get("version") or params.get("node_ver")
     chosen = None if version in (None, "latest", "") else str(version)
     there = next((it for it in installer.installed() if name in (it.name, it.address)), None)
@@ -154,6 +154,11 @@ def perform(installer: Installer, kind: str, params: Mapping[str, Any]) -> tuple
         case "install-model":
             return "skip", "models are fetched with: cygnet pull"
     return "error", f"there is no task {kind[:50]!r}"
+
+
+def pack_of(params: Mapping[str, Any]) -> str:
+    """The pack that a task is about, or nothing."""
+    return str(params.get("id") or params.get("node_name") or params.get("cnr_id") or "")[:100]
 
 
 def installed_packs(installer: Installer) -> dict[str, Any]:

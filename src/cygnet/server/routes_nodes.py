@@ -84,7 +84,7 @@ def nodes_router(engine: Engine, settings: Settings) -> APIRouter:
 
     @router.get("/i18n")
     async def translations() -> dict[str, Any]:
-        return await run_in_threadpool(packs.translations, await engine.know("packs"))
+        return await run_in_threadpool(packs.words, await engine.know("packs"))
 
     @router.get("/global_subgraphs")
     async def subgraphs() -> dict[str, Any]:

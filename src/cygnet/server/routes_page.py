@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from cygnet.errors import RequestError
 from cygnet.graph.folders import inside
@@ -23,11 +23,14 @@ from cygnet.server.guard import FRAMES
 from cygnet.server.logs import LogLines
 from cygnet.server.metrics import CONTENT_TYPE, Metrics
 from cygnet.server.pack_routes import PackRoutes
+from cygnet.server.page_script import with_script
 from cygnet.server.settings import Settings
 
 _DAY, _HOUR = "public, max-age=86400", "public, max-age=3600"
 _INDEX = re.compile(r"index(\.[A-Za-z]{2,3}(-[A-Za-z]{2,4})?)?\.json")
 """The browser's index in any language; ours is English."""
+_PICTURE = re.compile(r"[A-Za-z0-9._-]+-[12]\.webp")
+"""Of a template; most are in packages that are not installed."""
 _TYPES = {
     ".js": "application/javascript",
     ".mjs": "application/javascript",
@@ -137,6 +140,9 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines, packs: PackR
         for root in settings.templates:
             if (found := _static(root, name)) is not None:
                 return found
+        if (found := _static(templates.STARTERS, templates.NO_PICTURE)) is not None and _PICTURE.fullmatch(name):
+            found.headers["Cache-Control"] = "no-cache"  # the packages with the pictures may come
+            return found
         raise HTTPException(404, "there is no such template")
 
     @router.get("/docs/{name:path}")
@@ -180,6 +186,9 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines, packs: PackR
                 return answer
             raise HTTPException(404 if reads else 405, "not found" if reads else "no route takes this method")
         if not name or name == "index.html":
+            if settings.page is not None:
+                document = (settings.page / "index.html").read_text(encoding="utf-8")
+                found = HTMLResponse(with_script(document), headers={"Cache-Control": "no-cache"})
             found.headers["Content-Security-Policy"] = POLICY
         return found
 
