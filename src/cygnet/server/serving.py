@@ -22,12 +22,10 @@ class DrainingServer(uvicorn.Server):
         self._asked = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal asks to stop."""
-        super().handle_exit(sig, frame)
-        if not self._asked:
-            self._asked, self.should_exit = True, False
-        else:
+        """A signal asks to stop. It is not raised again afterwards: to stop as one was asked to is no failure."""
+        if self._asked:
             self._engine.hurry()
+        self._asked = True
 
     def hear_hang_up(self) -> None:
         """Take the closing of the terminal for a signal to stop, unless it is to be ignored, as under nohup."""
