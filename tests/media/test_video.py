@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -479,5 +480,50 @@ def test_transparency_where_there_can_be_none_and_other_efforts_are_refused(tmp_
         writer.write(np.zeros((1, 32, 48, 4), np.uint8))
 
 
-def test_every_rate_factor_of_vp9_can_be_asked_for() -> None:
-    assert [video._crf(10 * (1 - crf / 63), 63) for crf in range(1, 64)] == [str(crf) for crf in range(1, 64)]
+@pytest.mark.parametrize(
+    ("codec", "decoded_as", "pixels"),
+    [("vp9", "vp9", "yuv420p"), ("av1", "libdav1d", "yuv420p10le"), (None, "vp9", "yuv420p")],
+)
+def test_webm_is_coded_as_asked(codec: Any, decoded_as: str, pixels: str, tmp_path: Path) -> None:
+    ramp = np.linspace(30, 220, 64, dtype=np.uint8)[None, None, :, None]
+    frames = np.broadcast_to(ramp + np.arange(5, dtype=np.uint8)[:, None, None, None], (5, 48, 64, 3))
+    with open_writer(tmp_path / "x.webm", width=64, height=48, fps=16, codec=codec, rate_factor=20) as writer:
+        writer.write(frames)
+    with av.open(str(tmp_path / "x.webm")) as file:
+        stream = file.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt) == (decoded_as, pixels)
+        found = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
+    assert len(found) == 5
+    assert np.abs(np.stack(found).astype(int) - frames).mean() < 6
+
+
+def test_a_rate_factor_of_0_loses_nothing_but_colour_resolution(tmp_path: Path) -> None:
+    grey = np.repeat(np.random.default_rng(1).integers(16, 235, (3, 48, 64, 1), dtype=np.uint8), 3, axis=3)
+
+    def size_and_error(factor: int) -> tuple[int, int]:
+        path = tmp_path / f"{factor}.webm"
+        with open_writer(path, width=64, height=48, fps=16, rate_factor=factor) as writer:
+            writer.write(grey)
+        with av.open(str(path)) as file:
+            found = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+        return path.stat().st_size, int(np.abs(found.astype(int) - grey).max())
+
+    (exact_size, exact), (small, lossy) = size_and_error(0), size_and_error(30)
+    assert exact <= 1 < lossy
+    assert small < exact_size
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("x.mp4", {"codec": "av1"}, "mp4 takes h264"),
+        ("x.gif", {"codec": "vp9"}, "gif has none"),
+        ("x.webm", {"rate_factor": 64}, "from 0 to 63"),
+        ("x.mp4", {"rate_factor": 20}, "WebM takes one"),
+    ],
+)
+def test_a_codec_or_rate_factor_that_cannot_be_is_refused(
+    name: str, options: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match=words):
+        open_writer(tmp_path / name, width=64, height=48, fps=16, **options)

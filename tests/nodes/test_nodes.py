@@ -37,7 +37,6 @@ FEWER_CHOICES = {
     ("KSamplerSelect", "sampler_name"),
     ("BasicScheduler", "scheduler"),
     ("CLIPLoader", "type"),
-    ("SaveWEBM", "codec"),
 }
 """Combos in which we list only what works."""
 WIDER = {("ImageFromBatch", "batch_index")}

@@ -62,7 +62,7 @@ def frame_end(index: int, fps: Fraction, unit: int) -> int:
 
 
 class AVEncoder:
-    """H.264 in MP4 or VP9 in WebM through FFmpeg, 8-bit 4:2:0 in BT.709 limited range, tagged as exactly that.
+    """H.264 in MP4, VP9 or AV1 in WebM through FFmpeg, 4:2:0 in BT.709 limited range, tagged as exactly that.
 
     The conversion from RGB is asked for explicitly: FFmpeg's implicit one is BT.601, and tagging its result BT.709
     shifts pure colours by up to 40/255. ``chroma_left`` puts the colour samples where players of this codec look for
@@ -75,6 +75,7 @@ class AVEncoder:
         *,
         container: str,
         codec: str,
+        pixel_format: str = "yuv420p",
         chroma_left: bool,
         size: tuple[int, int],
         fps: Fraction,
@@ -97,7 +98,7 @@ class AVEncoder:
             stream = self._container.add_stream(codec, rate=fps, options=dict(codec_options))
             self._stream = cast("VideoStream", stream)  # the codec decides the kind, which its type cannot say
             self._stream.width, self._stream.height = size
-            self._stream.pix_fmt = "yuv420p"
+            self._stream.pix_fmt = pixel_format
             self._tag(self._stream.codec_context)
             self._sound = None if sound is None else SoundTrack(self._container, container, sound)
             self._filter = av.filter.Graph()
@@ -113,7 +114,7 @@ class AVEncoder:
                     out_v_chr_pos="128",
                     flags="bicubic+accurate_rnd+full_chroma_inp",
                 ),
-                self._filter.add("format", "yuv420p"),
+                self._filter.add("format", pixel_format),
                 self._filter.add("buffersink"),
             ).configure()
         except BaseException:

@@ -50,7 +50,10 @@ MAX_SIDE: Mapping[VideoFormat, int] = {"mp4": 16384, "webm": 16384, "webp": 1638
 MAX_METADATA_BYTES = 16 * 2**20
 _TRANSPARENT: tuple[VideoFormat, ...] = ("webp", "png")
 _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
-_CODECS: Mapping[VideoFormat, str] = {"mp4": "libx264", "webm": "libvpx-vp9"}
+Codec = Literal["h264", "vp9", "av1"]
+_CODECS: Mapping[VideoFormat, tuple[Codec, ...]] = {"mp4": ("h264",), "webm": ("vp9", "av1")}
+"""What a format's video may be coded by; the first is the default."""
+_ENCODERS: Mapping[Codec, str] = {"h264": "libx264", "vp9": "libvpx-vp9", "av1": "libsvtav1"}
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _FRAME_NAME = re.compile(r"\d{5,}\.png")
 # A fixed number of threads: x264 divides its work by it, so the bytes would differ between machines.
@@ -96,6 +99,9 @@ class OutputPlan:
     channels: int = 3
     """4: the last says how opaque a pixel is."""
     effort: int = 4
+    codec: Codec = "h264"
+    rate_factor: int | None = None
+    """The codec's own measure of quality, in place of ``quality``."""
 
 
 def open_writer(
@@ -112,6 +118,8 @@ def open_writer(
     sound: Sound | None = None,
     alpha: bool = False,
     effort: int = 4,
+    codec: Codec | None = None,
+    rate_factor: int | None = None,
 ) -> AbstractContextManager[VideoWriter]:
     """Open a video of ``width`` x ``height`` pixels at ``fps`` frames per second for writing, as a context manager.
 
@@ -124,7 +132,8 @@ def open_writer(
     formats have none, which they say in their notes.
 
     With ``alpha`` frames have a fourth channel, 255 where they are opaque; WebP and PNG alone can keep it. ``effort``,
-    from 0 (fast) to 6 (small), is WebP's.
+    from 0 (fast) to 6 (small), is WebP's. WebM is VP9, or AV1 of 10 bits if ``codec`` says so, and takes its codec's
+    ``rate_factor`` in place of ``quality``: 0 (VP9: nothing lost after the conversion to 4:2:0) to 63.
 
     The file appears under its name when the block ends well. On any exception, Ctrl-C included, nothing stays. An
     existing file is replaced only with ``overwrite``; an empty file counts as a name reserved for this writer
@@ -143,12 +152,15 @@ def open_writer(
         quality=quality,
         num_frames=num_frames,
         overwrite=overwrite,
+        codec=codec,
     )
+    if rate_factor is not None and (plan.format != "webm" or rate_factor not in range(64)):
+        raise RequestError(f"rate_factor is {rate_factor}; WebM takes one from 0 to 63", field="rate_factor")
     if alpha and plan.format not in _TRANSPARENT:
         raise RequestError(f"{plan.format} keeps no transparency; use {' or '.join(_TRANSPARENT)}", field="alpha")
     if effort not in range(7):
         raise RequestError(f"effort is {effort}; it must be from 0 (fast) to 6 (small)", field="effort")
-    plan = replace(plan, channels=4 if alpha else 3, effort=effort)
+    plan = replace(plan, channels=4 if alpha else 3, effort=effort, rate_factor=rate_factor)
     if sound is not None and plan.format not in _CODECS:
         plan, sound = replace(plan, notes=(*plan.notes, f"{plan.format} has no sound")), None
     return _writing(plan, check_metadata(metadata or {}), sound)
@@ -164,6 +176,7 @@ def check_output(
     quality: float | None = None,
     num_frames: int | None = None,
     overwrite: bool = False,
+    codec: Codec | None = None,
 ) -> OutputPlan:
     """Check everything about an output that can be known before the work begins; writes nothing.
 
@@ -174,6 +187,7 @@ def check_output(
     kind = _format_of(target, format)
     if "\0" in str(target):
         raise RequestError(f"the output name {shorten(target.name)!r} holds a NUL character", field="path")
+    coder = _codec_of(kind, codec)
     _check_size(kind, width, height)
     if num_frames is not None and num_frames < 1:
         raise RequestError(f"num_frames is {num_frames}; a video has at least 1", field="num_frames")
@@ -199,9 +213,10 @@ def check_output(
         num_frames=num_frames,
         overwrite=overwrite,
         notes=tuple(notes),
+        codec=coder,
     )
     _check_place(plan)
-    _check_encoder(kind)
+    _check_encoder(kind, coder)
     return plan
 
 
@@ -373,7 +388,13 @@ def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str], soun
         )
     if plan.format == "webm":
         metadata = {key: braces_escaped(value) for key, value in metadata.items()}
-        codec_options = {"crf": _crf(plan.quality, 63), "b": "0", "cpu-used": "2", "row-mt": "1", "threads": _THREADS}
+        factor = _crf(plan.quality, 63) if plan.rate_factor is None else str(plan.rate_factor)
+        if plan.codec == "av1":
+            os.environ.setdefault("SVT_LOG", "1")  # else the encoder writes its settings to stderr for every file
+            codec_options = {"crf": factor, "b": "0", "preset": "6"}
+        else:
+            codec_options = {"crf": factor, "b": "0", "cpu-used": "2", "row-mt": "1", "threads": _THREADS}
+            codec_options |= {"lossless": "1"} if factor == "0" else {}
         container_options = {"fflags": "+bitexact"}  # otherwise every file gets a random identity
     else:
         # crf 0 would switch H.264 to a lossless profile that browsers do not play; _crf never gives it.
@@ -391,7 +412,8 @@ def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str], soun
     return AVEncoder(
         part,
         container=plan.format,
-        codec=_CODECS[plan.format],
+        codec=_ENCODERS[plan.codec],
+        pixel_format="yuv420p10le" if plan.codec == "av1" else "yuv420p",
         chroma_left=plan.format == "mp4",
         size=size,
         fps=plan.fps,
@@ -478,7 +500,16 @@ def _refuse_taken_folder(folder: Path, *, overwrite: bool) -> None:
         raise RequestError(f"the folder {name!r} holds frames already; choose another name or overwrite", field="path")
 
 
-def _check_encoder(kind: VideoFormat) -> None:
+def _codec_of(kind: VideoFormat, asked: Codec | None) -> Codec:
+    """The codec that is asked for, or the format's first; of no meaning for pictures in a row."""
+    known = _CODECS.get(kind, ("h264",) if asked is None else ())
+    if asked is not None and asked not in known:
+        allowed = f"{kind} takes {' or '.join(known)}" if known else f"{kind} has none"
+        raise RequestError(f"codec is {asked!r}; {allowed}", field="codec")
+    return known[0] if asked is None else asked
+
+
+def _check_encoder(kind: VideoFormat, codec: Codec | None = None) -> None:
     if kind in _CODECS:
         try:
             import av
@@ -487,9 +518,10 @@ def _check_encoder(kind: VideoFormat) -> None:
                 f"{kind} needs PyAV, which cannot be imported here ({error}); reinstall it with "
                 "'pip install --force-reinstall av', or choose .webp, .gif or .png"
             ) from error
-        if _CODECS[kind] not in av.codecs_available:
+        encoder = _ENCODERS[codec or _CODECS[kind][0]]
+        if encoder not in av.codecs_available:
             raise UnsupportedError(
-                f"the installed PyAV has no encoder {_CODECS[kind]} for {kind}; install the wheel from the package "
+                f"the installed PyAV has no encoder {encoder} for {kind}; install the wheel from the package "
                 "index ('pip install --force-reinstall av'), or choose .webp, .gif or .png"
             )
     elif kind == "webp":

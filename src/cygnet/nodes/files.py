@@ -18,7 +18,7 @@ from cygnet.media.frames import Frames
 from cygnet.media.image import load_image
 from cygnet.media.sound import Sound
 from cygnet.media.sound_read import read_sound
-from cygnet.media.video import VideoFormat, open_writer
+from cygnet.media.video import Codec, VideoFormat, open_writer
 from cygnet.media.video_read import read_video
 from cygnet.nodes.described import described
 from cygnet.nodes.workshop import Node, Workshop, log
@@ -202,7 +202,7 @@ class SaveWEBM(Node):
             "required": {
                 "images": ("IMAGE",),
                 "filename_prefix": ("STRING", {"default": "ComfyUI", "multiline": False}),
-                "codec": (["vp9"],),
+                "codec": (["vp9", "av1"],),
                 "fps": ("FLOAT", {"default": 24.0, "min": 0.01, "max": 1000.0, "step": 0.01}),
                 "crf": ("FLOAT", {"default": 32.0, "min": 0, "max": 63.0, "step": 1}),
             },
@@ -213,14 +213,15 @@ class SaveWEBM(Node):
         self,
         images: torch.Tensor,
         filename_prefix: str,
-        codec: str,
+        codec: Codec,
         fps: float,
         crf: float,
         prompt: Any = None,
         extra_pnginfo: Any = None,
     ) -> dict[str, Any]:
         told = described(self.shop, prompt, extra_pnginfo)
-        return animated(write(self.shop, images, fps, filename_prefix, "webm", told, quality=10 * (1 - crf / 63)))
+        saved = write(self.shop, images, fps, filename_prefix, "webm", told, codec=codec, rate_factor=round(crf))
+        return animated(saved)
 
 
 class SaveImage(Node):
@@ -329,6 +330,8 @@ def write(
     folder: FolderKind = "output",
     sound: Sound | None = None,
     effort: int = 4,
+    codec: Codec | None = None,
+    rate_factor: int | None = None,
 ) -> Saved:
     """Write frames ``[T, H, W, C]`` in 0..1 as one file under the next free name of a prefix.
 
@@ -349,6 +352,8 @@ def write(
         sound=sound,
         alpha=alpha,
         effort=effort,
+        codec=codec,
+        rate_factor=rate_factor,
     )
     with writer as opened:
         for frame in images:
