@@ -39,7 +39,7 @@ def at_server(page: Any, states: str = ALL) -> list[str]:
 
 def open_job_list(page: Any) -> None:
     """Open the list of jobs; the page remembers whether it was open."""
-    if page.get_by_role("button", name="Clear queued").count() == 0:
+    if page.get_by_role("button", name="Filter jobs").count() == 0:
         page.get_by_test_id("queue-overlay-toggle").click()
 
 

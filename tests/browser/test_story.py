@@ -86,7 +86,7 @@ def story(
             install_what_is_missing(page, name, base)
             load_file(page, stock(workflow), "KSampler")
             assert missing(page) == []
-            tiny(page, steps=12, seed=3)
+            tiny(page, steps=8, seed=3)
             show_all(page)
             shot(page, f"{name}-05-workflow-loaded")
             prepare(page)
