@@ -29,9 +29,9 @@ class Studio:
         self.process.wait()
 
 
-def launched(base: Path, *more: str, **environment: str) -> Studio:
-    """Start a studio on a free port and wait until it listens."""
-    command = [sys.executable, "-m", "cygnet", "launch", "--port", "0", "--base-directory", str(base), *more]
+def launched(base: Path, *more: str, port: int = 0, **environment: str) -> Studio:
+    """Start a studio on a port, or on one that is free, and wait until it listens."""
+    command = [sys.executable, "-m", "cygnet", "launch", "--port", str(port), "--base-directory", str(base), *more]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ, **environment}
     )

@@ -23,7 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "solvers": set(),
     "media": set(),
     "models": {"ops"},
-    "checkpoints": {"models"},
+    # Eight-bit files are widened by the function that widens eight-bit layers.
+    "checkpoints": {"models", "ops"},
     "runtime": {"models", "ops"},
     "pipelines": {"models", "solvers"},
     "assembly": {"checkpoints", "runtime", "models", "pipelines", "ops"},
@@ -32,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "graph": set(),
     # Nodes handle the networks themselves: they name their types and the scale of their latents.
     "nodes": {"graph", "assembly", "pipelines", "solvers", "media", "models"},
-    "server": {"graph"},
+    # What clients upload is judged and written by the reader of pictures and the writer of files that all share.
+    "server": {"graph", "media"},
 }
 """What each layer may import besides itself, ``errors`` and ``types``."""
 

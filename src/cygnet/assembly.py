@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
-import psutil
+import platformdirs
 import torch
 
 from cygnet.checkpoints import (
@@ -41,8 +42,14 @@ from cygnet.models.umt5.tokenizer import MAX_TOKENS, Tokenizer
 from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.components import Components
+from cygnet.pipelines.presets import defaults_for
+from cygnet.runtime.eight_bit import keep_in_eight_bits
+from cygnet.runtime.memory import free_memory
 from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
-from cygnet.runtime.residency import Resident, StageResidency, loaded
+from cygnet.runtime.residency import Resident, Stage, StageResidency, loaded
+from cygnet.runtime.residency import release_unused as release_unused
+from cygnet.runtime.streaming import MatrixStream, streamed_names
+from cygnet.runtime.text_memory import DiskTextMemory
 from cygnet.types import ComponentName, Progress, ProgressSink, Residency, ignore_progress
 
 Place = str | os.PathLike[str]
@@ -59,8 +66,15 @@ EMBEDDED_NAMES: Mapping[str, tuple[str, ComponentName]] = {
     "tiny-image-encoder": ("tiny-i2v", "image_encoder"),
 }
 """Names for single networks of the embedded models: name -> model and component."""
+Offload = bool | Literal["stream"] | None
+"""Whether networks come in for their stage alone; "stream": and their matrices for their block alone."""
 SHARE_OF_MEMORY = 0.6
-"""Weights that would take more of the free memory than this are brought in stage by stage."""
+"""Weights that would take more of the free memory than this are brought in stage by stage, and those of one network
+that would, block by block."""
+STACKS = ("blocks", "vace_blocks")
+"""Where the transformer and the text encoder keep their repeated blocks."""
+STREAMED: tuple[ComponentName, ...] = ("dit", "text_encoder")
+"""The networks that can be brought in block by block; the others are small."""
 
 _Module = TypeVar("_Module", WanVAE, DiT, UMT5Encoder, CLIPVision)
 _CONFIGS: Mapping[ComponentName, type[Any]] = {
@@ -94,9 +108,12 @@ def load_dit(
     config: DiTConfig | None = None,
     loras: Sequence[Lora] = (),
     *,
+    eight_bit: bool = False,
     on_coverage: Callable[[Coverage], None] = lambda coverage: None,
 ) -> DiT:
     """The diffusion transformer; its norms, modulation, time embedding and head are float32 whatever ``dtype`` is.
+
+    ``eight_bit`` keeps matrices that are stored so in 8 bits: half the memory, the same results, some time.
 
     Every LoRA of ``loras``, a path or a path and a strength, is merged in; ``on_coverage`` hears how much of each found
     its place. See :func:`cygnet.checkpoints.lora.with_loras` for what is raised.
@@ -106,7 +123,7 @@ def load_dit(
         weights = with_loras(weights, _with_strengths(loras))
         for coverage in weights.coverage:
             on_coverage(coverage)
-    return _build(DiT, weights, _dtype("dit", dtype, device), device)
+    return _build(DiT, weights, _dtype("dit", dtype, device), device, eight_bit=eight_bit)
 
 
 def load_preview_decoder(path: Place, dtype: Dtype = torch.float32, device: Device = "cpu") -> PreviewDecoder:
@@ -165,11 +182,16 @@ def load_text_encoder(
     device: Device = "cpu",
     config: UMT5Config | None = None,
     tokenizer: Place | None = None,
+    *,
+    eight_bit: bool = False,
 ) -> TextEncoder:
-    """The text encoder with its tokenizer: from inside the file, from beside it, or from ``tokenizer`` if given."""
+    """The text encoder with its tokenizer: from inside the file, from beside it, or from ``tokenizer`` if given.
+
+    ``eight_bit`` as for :func:`load_dit`.
+    """
     weights = _weights(path, "text_encoder", config)
     found = TokenizerSource.find(weights, tokenizer)
-    model = _build(UMT5Encoder, weights, _dtype("text_encoder", dtype, device), device)
+    model = _build(UMT5Encoder, weights, _dtype("text_encoder", dtype, device), device, eight_bit=eight_bit)
     return TextEncoder(model, None if found is None else found.read())
 
 
@@ -196,6 +218,34 @@ def load_image_encoder(
     """The image encoder. Of a file that also holds CLIP's text tower, only the visual part is read."""
     weights = _weights(path, "image_encoder", config)
     return ImageEncoder(_build(CLIPVision, weights, _dtype("image_encoder", dtype, device), device))
+
+
+def fits(
+    path: Place, component: ComponentName, dtype: Dtype = "auto", device: Device = "cpu", *, eight_bit: bool = False
+) -> bool:
+    """Whether the memory that is free on ``device`` holds this network and leaves room to work; reads its header."""
+    weights, place = _weights(path, component, None), parse_device(device)
+    return _bytes(weights, _dtype(component, dtype, place), eight_bit) <= SHARE_OF_MEMORY * free_memory(place)
+
+
+def _bytes(weights: ComponentWeights, dtype: torch.dtype, eight_bit: bool) -> int:
+    """What the weights take in ``dtype``, less what is kept in 8 bits."""
+    kept = sum(weights.infos[name].numel for name in _eight_bit_matrices(weights)) if eight_bit else 0
+    return (weights.parameters - kept) * dtype.itemsize + kept
+
+
+def _eight_bit_matrices(weights: ComponentWeights) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
+    """Stored values and scales of those matrices of blocks that lie in the file in 8 bits."""
+    blocks = (name for name in weights.names() if name.split(".", 1)[0] in STACKS and name.endswith(".weight"))
+    found = ((name, weights.eight_bit(name)) for name in blocks if len(weights.infos[name].shape) == 2)
+    return {name: matrix for name, matrix in found if matrix is not None}
+
+
+@torch.no_grad()
+def round_matrices(dit: DiT, kind: torch.dtype) -> None:
+    """Round the blocks' matrices to values of an 8-bit type and keep them in it; they compute as before."""
+    for name in streamed_names(dit, STACKS):
+        keep_in_eight_bits(dit, {name: (dit.get_parameter(name).to(kind), None)}, dit.device)
 
 
 def _weights(path: Place, component: ComponentName, config: ComponentConfig | None) -> ComponentWeights:
@@ -228,11 +278,21 @@ def _dtype(component: ComponentName, dtype: Dtype, device: Device) -> torch.dtyp
     return asked if asked is not None else pick_dtype(component, parse_device(device))
 
 
-def _build(kind: Callable[[Any], _Module], weights: ComponentWeights, dtype: torch.dtype, device: Device) -> _Module:
+def _build(
+    kind: Callable[[Any], _Module],
+    weights: ComponentWeights,
+    dtype: torch.dtype,
+    device: Device,
+    *,
+    eight_bit: bool = False,
+) -> _Module:
     place = parse_device(device)
     with without_weights():
         module = kind(weights.config)
-    return materialise(module, weights, dtype=dtype, device=place).eval().requires_grad_(False)
+    kept = _eight_bit_matrices(weights) if eight_bit else {}
+    materialise(module, weights, dtype=dtype, device=place, leave=kept)
+    keep_in_eight_bits(module, kept, place)
+    return module.eval().requires_grad_(False)
 
 
 # The tokenizer -------------------------------------------------------------------------------------------------------
@@ -322,7 +382,7 @@ def load_components(
     *,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    offload: bool | None = None,
+    offload: Offload = None,
     loras: Sequence[Lora] = (),
     on_progress: ProgressSink = ignore_progress,
 ) -> LoadedModel:
@@ -330,8 +390,11 @@ def load_components(
 
     A mapping may also name a ``tokenizer``. ``dtype`` applies to the transformer and the encoders; see
     :mod:`cygnet.runtime.precision` for "auto" and why the VAE stays in float32. With ``offload`` each network is read
-    when its stage begins and dropped when it ends; None decides by the free memory. ``loras`` are merged into the
-    transformer as it is read; see :func:`cygnet.checkpoints.lora.with_loras`.
+    when its stage begins and dropped when it ends; None decides by the free memory. What is stored in 8 bits is kept so
+    if it does not fit otherwise. A network that still does not fit, or with "stream" each of the large ones, is read
+    block by block at every use: it takes a block's memory, and the time of reading the file once per step. Results are
+    the same bit for bit. ``loras`` are merged into the transformer as it
+    is read; see :func:`cygnet.checkpoints.lora.with_loras`.
 
     Headers are read and the parts compared before any weight is. Raises ``ModelNotFoundError`` if a part is missing,
     ``StateMismatchError`` if parts do not belong together, and as the single loaders.
@@ -350,12 +413,25 @@ def load_components(
     if tokenizer is None:
         raise _no_tokenizer()
     dtypes = {part: pick_dtype(part, place, asked) for part in weights}
-    builders = {part: _builder(part, each, dtypes[part], place) for part, each in weights.items()}
+    room = SHARE_OF_MEMORY * free_memory(place)
+    sizes = {eight: {part: _bytes(it, dtypes[part], eight) for part, it in weights.items()} for eight in (False, True)}
     if offload is None:
-        offload = _is_large(weights, dtypes, place)
+        offload = min(sum(each.values()) for each in sizes.values()) > room
+    # Widened weights are the faster ones, so eight bits are kept only where the others do not fit.
+    if offload:
+        narrow = {part for part, size in sizes[False].items() if size > room}
+    else:
+        narrow = set(weights) if sum(sizes[False].values()) > room else set()
+    builders = {part: _builder(part, it, dtypes[part], place, part in narrow) for part, it in weights.items()}
     residency: Residency
     if offload:
-        residency = StageResidency({part: loaded(build) for part, build in builders.items()})
+        streamed = {part for part in STREAMED if offload == "stream" or sizes[True][part] > room}
+        residency = StageResidency(
+            {
+                part: _streamed(part, weights[part], dtypes[part], place) if part in streamed else loaded(build)
+                for part, build in builders.items()
+            }
+        )
     else:
         modules: dict[ComponentName, torch.nn.Module] = {}
         for part, build in builders.items():
@@ -371,6 +447,7 @@ def load_components(
         vae=vae,
         text_encoder=text,
         image_encoder=eye,
+        text_memory=_text_memory(weights["text_encoder"], tokenizer, dtypes["text_encoder"], place, dit),
     )
     return LoadedModel(
         components=components,
@@ -383,17 +460,64 @@ def load_components(
     )
 
 
+def _text_memory(
+    weights: ComponentWeights, tokenizer: TokenizerSource, dtype: torch.dtype, device: torch.device, dit: DiTConfig
+) -> DiskTextMemory | None:
+    """For the negative prompt that a published model comes with; the embedded ones have an empty one."""
+    text = defaults_for(dit).negative_prompt
+    if not text:
+        return None
+
+    def origin() -> str:
+        data = tokenizer.data if tokenizer.path is None else tokenizer.path.read_bytes()
+        chip = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+        kinds = (dtype, device.type, chip, torch.__version__)
+        return "\0".join((digest(weights.sources), hashlib.sha256(data or b"").hexdigest(), *map(str, kinds)))
+
+    return DiskTextMemory(Path(platformdirs.user_cache_dir("cygnet", appauthor=False)) / "text", {text}, origin)
+
+
+_KINDS: Mapping[ComponentName, Callable[[Any], Any]] = {
+    "dit": DiT,
+    "vae": WanVAE,
+    "text_encoder": UMT5Encoder,
+    "image_encoder": CLIPVision,
+}
+
+
 def _builder(
-    part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device
+    part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device, eight_bit: bool
 ) -> Callable[[], torch.nn.Module]:
-    kinds: Mapping[ComponentName, Callable[[Any], Any]] = {
-        "dit": DiT,
-        "text_encoder": UMT5Encoder,
-        "image_encoder": CLIPVision,
-    }
     if part == "vae":
         return lambda: _build(WanVAE, weights, dtype, device).channels_last()
-    return lambda: _build(kinds[part], weights, dtype, device)
+    return lambda: _build(_KINDS[part], weights, dtype, device, eight_bit=eight_bit)
+
+
+def _streamed(part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device) -> Stage:
+    """A network whose blocks' matrices are read when they are used; for a GPU once only, if the machine holds them."""
+    streams: list[MatrixStream] = []
+    held: dict[str, torch.Tensor] = {}
+    host = free_memory(torch.device("cpu"))
+    holds = device.type == "cuda" and weights.parameters * dtype.itemsize < SHARE_OF_MEMORY * host
+
+    def fetch(name: str) -> torch.Tensor:
+        if not holds:
+            return weights.copied(name, dtype)
+        if name not in held:
+            held[name] = weights.copied(name, dtype).pin_memory()
+        return held[name]
+
+    def bring() -> torch.nn.Module:
+        with without_weights():
+            module: torch.nn.Module = _KINDS[part](weights.config)
+        materialise(module, weights, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
+        streams.append(MatrixStream(module, STACKS, fetch, device=device))
+        return module.eval().requires_grad_(False)
+
+    def send_away(_: torch.nn.Module) -> None:
+        streams.pop().close()
+
+    return Stage(bring, send_away)
 
 
 def _paths(source: Source) -> tuple[str | None, dict[ComponentName, Path], Path | None]:
@@ -470,19 +594,6 @@ def _check_equal(
             f"{shown(weights[part].file.path)} is {weights[part].variant} with {have} {what}, but {model} needs "
             f"{need}; give the {_bare(part)} that belongs to the model"
         )
-
-
-def _is_large(
-    weights: Mapping[ComponentName, ComponentWeights],
-    dtypes: Mapping[ComponentName, torch.dtype],
-    device: torch.device,
-) -> bool:
-    needed = sum(each.parameters * dtypes[part].itemsize for part, each in weights.items())
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = psutil.virtual_memory().available
-    return needed > SHARE_OF_MEMORY * free
 
 
 def _bare(part: ComponentName) -> str:

@@ -14,9 +14,10 @@
     ├── NumericalError              NaN or infinity appeared while sampling or decoding
     └── Cancelled                   the caller asked to stop
 
-Kinds that only one place raises stand beside it: DiskSpaceError (a DownloadError) in checkpoints.hub; StoreError,
-BusyError and DuplicateJobError (a RequestError) in server.store; ChildLost and ChildFailed in server.child; OutOfMemory
-in cli.main; ServerFailed in cli.jobs; WorkflowFailed in cli.run; InstallError in server.installer.
+Kinds that only one place raises stand beside it: DiskSpaceError (a DownloadError) in checkpoints.hub; StoreError in
+server.tables; BusyError and DuplicateJobError (a RequestError) in server.store; ChildLost and ChildFailed in
+server.child; OutOfMemory in cli.main; ServerFailed in cli.jobs; WorkflowFailed in cli.run; InstallError in
+server.installer; FetchError in server.fetch.
 
 A message says what was given, what is allowed and what to do next. It never holds a secret.
 """
@@ -117,3 +118,14 @@ class Cancelled(CygnetError):
 
     code = "cancelled"
     exit_code = 130
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the machine's or the device's memory did not suffice, whichever library raised it."""
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from cygnet.errors import Cancelled
@@ -34,6 +36,45 @@ ProgressSink = Callable[[Progress], None]
 
 def ignore_progress(_: Progress) -> None:
     """The sink for callers who do not watch."""
+
+
+class Estimate:
+    """The time that one phase still needs: the median of its latest steps, times the steps left.
+
+    ``phase`` is any name; another one, or a step back, begins anew.
+    """
+
+    LATEST = 8
+
+    def __init__(self) -> None:
+        self._phase: str | None = None
+        self._step = 0.0
+        self._since = 0.0
+        self._durations: deque[float] = deque(maxlen=self.LATEST)
+
+    def update(self, phase: str, step: float, total: float, now: float) -> float | None:
+        """Seconds left in ``phase`` after ``step`` of ``total``; None as long as it cannot be told."""
+        if phase != self._phase or step < self._step:
+            self._phase, self._step, self._since = phase, step, now
+            self._durations.clear()
+        elif step > self._step:
+            self._durations.append((now - self._since) / (step - self._step))
+            self._step, self._since = step, now
+        # One step tells little: the first one also warms caches and compiles kernels.
+        return median(self._durations) * (total - step) if len(self._durations) >= 2 else None
+
+
+def time_left(seconds: float | None) -> str:
+    """``, about 1:05 left``; nothing as long as it cannot be told."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    clock = (
+        f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+        if whole >= 3600
+        else f"{whole // 60}:{whole % 60:02d}"
+    )
+    return f", about {clock} left"
 
 
 class CancelToken:
@@ -66,6 +107,18 @@ class Residency(Protocol):
 
     def release(self, name: ComponentName) -> None:
         """The component is not needed again in this request."""
+        ...
+
+
+class TextMemory(Protocol):
+    """Features of texts that come again and again, such as a model's own negative prompt."""
+
+    def recall(self, text: str) -> torch.Tensor | None:
+        """Features ``[1, n, D]`` of ``text`` on the CPU, just as the text encoder would give them; None if unknown."""
+        ...
+
+    def keep(self, text: str, features: torch.Tensor) -> None:
+        """Remember them, if this is a text to remember."""
         ...
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -20,17 +21,29 @@ STOCK = {
     "clip_vision/clip_vision_h.safetensors": "image_encoder",
 }
 """The embedded weights under the names that the published workflows use."""
-SHOTS = Path(__file__).parents[2] / "out" / "browser"
-"""Screenshots of every story, to be looked at."""
+
+_WATCH = """
+  // What the page calls an error is told in a notice that goes by itself.
+  new MutationObserver(() => {
+    for (const notice of document.querySelectorAll("[data-testid=toast-viewport] [role=alert]:has(.text-destructive)"))
+      if (!notice.told) { notice.told = true; told(notice.innerText); }
+  }).observe(document, {childList: true, subtree: true});
+"""
 
 
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[Studio]:
+def stocked(base: Path) -> Path:
+    """A base directory with the embedded weights under the stock names."""
     for name, stem in STOCK.items():
-        path = tmp_path / "models" / name
+        path = base / "models" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(EMBEDDED / f"{stem}.safetensors", path)
-    it = launched(tmp_path)
+    return base
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """One server for the tests of a file."""
+    it = launched(stocked(tmp_path_factory.mktemp("studio")))
     yield it
     it.stop()
 
@@ -53,24 +66,46 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(chromium: Any, studio: Studio) -> Iterator[Any]:
-    """An empty tab that may reach this machine alone, and fails the test on an uncaught error."""
-    context = chromium.new_context(viewport={"width": 1500, "height": 950}, accept_downloads=True)
-    context.set_default_timeout(120_000)
-    outside: list[str] = []
+def tab(chromium: Any) -> Iterator[Callable[[Studio], Any]]:
+    """Makes an empty tab for a studio.
 
-    def local_only(route: Any) -> None:
-        if route.request.url.startswith((studio.url, "data:", "blob:")):
-            route.continue_()
-        else:
-            outside.append(route.request.url)
-            route.abort()
+    It may reach that server alone. The test fails if it asked another, on an uncaught error, and on a notice of an
+    error that ``expected`` does not hold a part of.
+    """
+    opened = []
 
-    context.route("**/*", local_only)
-    tab = context.new_page()
-    errors: list[str] = []
-    tab.on("pageerror", lambda error: errors.append(str(error)))
-    tab.outside = outside
-    yield tab
-    context.close()
-    assert not errors, errors
+    def make(studio: Studio) -> Any:
+        context = chromium.new_context(viewport={"width": 1500, "height": 950}, accept_downloads=True)
+        context.set_default_timeout(60_000)
+        page = context.new_page()
+        page.outside, page.errors, page.notices, page.expected = [], [], [], []
+
+        def local_only(route: Any) -> None:
+            if route.request.url.startswith((studio.url, "data:", "blob:")):
+                route.continue_()
+            else:
+                page.outside.append(route.request.url)
+                route.abort()
+
+        context.route("**/*", local_only)
+        context.expose_function("told", lambda words: page.notices.append(words))
+        context.add_init_script(_WATCH)
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        opened.append(page)
+        return page
+
+    yield make
+    for page in opened:
+        page.context.close()
+        assert not page.errors, page.errors
+        assert not page.outside, f"the page asked other machines: {page.outside}"
+        odd = [it for it in page.notices if not any(words in it for words in page.expected)]
+        assert not odd, odd
+
+
+@pytest.fixture
+def page(tab: Callable[[Studio], Any], studio: Studio) -> Any:
+    """An empty tab for the file's studio, which has nothing left to do."""
+    for route, body in (("queue", b'{"clear": true}'), ("interrupt", b"{}")):
+        urlopen(Request(f"{studio.url}api/{route}", body)).close()
+    return tab(studio)

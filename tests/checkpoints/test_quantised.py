@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cygnet.checkpoints import inspect, read_component, verify_finite
-from cygnet.checkpoints.quantised import dequantise
 from cygnet.errors import WeightFileError
+from cygnet.ops.quantised import dequantise
 from support import relative_l2
 from weight_samples import sample_state, save
 

@@ -60,10 +60,24 @@ def test_without_a_studio_the_job_file_itself_is_changed(cygnet: Command, base: 
     assert states(base) == {"aa-1": "pending", "ab-2": "pending", "bb-3": "cancelled"}
 
 
+def test_waiting_jobs_are_moved_one_after_another(cygnet: Command, base: Path) -> None:
+    store = JobStore(base / "user" / "jobs.sqlite")
+    for name in ("cc-4", "dd-5"):
+        store.submit(Submission(id=name, prompt={"1": {}}, outputs=["1"]))
+    done = cygnet("jobs", "move", "dd", "cc", "--base-directory", base)
+    assert (done.code, done.out) == (0, "dd-5: moved\ncc-4: moved\n")
+    assert [it.id for it in store.queue("pending")] == ["dd-5", "cc-4", "bb-3"]
+    assert cygnet("jobs", "move", "dd", "--to", "3", "--base-directory", base).code == 0
+    assert [it.id for it in store.queue("pending")] == ["cc-4", "bb-3", "dd-5"]
+    store.close()
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
         (["show"], "say which job"),
+        (["move", "aa"], "is failed; only a job that waits"),
+        (["move", "bb", "--to", "0"], "--to is 0"),
         (["show", "a"], "2 jobs begin with 'a'"),
         (["show", "zz"], "there is no job 'zz'"),
         (["cancel", "ab"], "is completed"),
@@ -91,10 +105,12 @@ class Studio(BaseHTTPRequestHandler):
     """Stands for a running studio with a token."""
 
     asked: ClassVar[list[str]] = []
+    bodies: ClassVar[list[bytes]] = []
 
     def do_POST(self) -> None:
         known = self.headers.get("Authorization") == "Bearer a-long-enough-token"
         self.asked.append(self.path)
+        self.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
         status = 409 if known and "ab-2" in self.path else 200 if known else 401
         self.send_response(status)
         self.end_headers()
@@ -124,6 +140,8 @@ def test_a_running_studio_is_asked(cygnet: Command, base: Path, running: str, tm
     assert (done.code, done.out) == (0, "bb-3: cancelled\n")
     assert Studio.asked[-1] == "/api/jobs/bb-3/cancel"
     assert states(base)["bb-3"] == "pending", "the studio changes it, not we"
+    done = cygnet("jobs", "move", "bb", "--to", "2", "--base-directory", base, "--token-file", token)
+    assert (done.code, Studio.asked[-1], Studio.bodies[-1]) == (0, "/api/jobs/bb-3/move", b'{"place": 2}')
     done = cygnet("jobs", "retry", "ab", "--base-directory", base, "--token-file", token)
     assert (done.code, "it has ended" in done.err) == (2, True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from cli_process import Command
+from cygnet.errors import CygnetError
+from cygnet.server.installer import Installer
+from cygnet.server.routes_manager import perform
 from stand_in_registry import INIT, Registry, stand_in_registry, zipped
 
 
@@ -129,3 +133,42 @@ def test_an_unknown_pack_and_an_unreachable_registry(
     assert "only https" in cygnet("nodes", "install", "nobody").err
     monkeypatch.setenv("CYGNET_REGISTRY", "http://127.0.0.1:9")
     assert "cannot be reached" in cygnet("nodes", "install", "nobody", "--json").json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    ["http://169.254.169.254/latest/meta-data", "file:///etc/passwd", "http://192.168.0.1/", "ftp://a.test/x"],
+)
+def test_a_redirection_is_judged_like_an_address(
+    cygnet: Command, root: Path, registry: dict[str, tuple[str, bytes]], elsewhere: str
+) -> None:
+    registry["p"] = ("1", zipped(**{"__init__.py": INIT}))
+    Registry.leads["/zip/p"] = elsewhere
+    done = cygnet("nodes", "install", "p")
+    assert done.code == 1
+    assert "is not fetched" in done.err or "answers 302" in done.err
+    assert not (root / "p").exists()
+    Registry.leads["/zip/p"] = "/zip/moved"
+    registry["moved"] = registry["p"]
+    assert cygnet("nodes", "install", "p").code == 0
+
+
+def test_a_download_without_end_is_given_up(
+    cygnet: Command, registry: dict[str, tuple[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry["p"] = ("1", zipped(**{"__init__.py": INIT}))
+    monkeypatch.setattr("cygnet.server.fetch.LONGEST", -1.0)
+    assert "took more than" in cygnet("nodes", "install", "p").err
+
+
+def test_what_the_page_asks_for_is_a_registry_id_and_never_a_folder(
+    tmp_path: Path, registry: dict[str, tuple[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text(INIT)
+    monkeypatch.chdir(tmp_path)
+    installer = Installer(tmp_path / "custom_nodes", registry=os.environ["CYGNET_REGISTRY"])
+    for name in ("mine", "..", ".", "~", "git@host", "", "a b"):
+        with pytest.raises(CygnetError):
+            perform(installer, "install", {"id": name})
+    assert installer.installed() == []

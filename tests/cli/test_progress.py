@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from cygnet.cli.output import Voice
-from cygnet.cli.progress import BarDisplay, Estimate, LineDisplay, Rate, SilentDisplay, open_display
-from cygnet.types import Progress
+from cygnet.cli.progress import BarDisplay, LineDisplay, Rate, SilentDisplay, open_display
+from cygnet.types import Estimate, Progress
 
 
 def test_nothing_is_guessed_before_two_steps_and_then_the_median_counts() -> None:

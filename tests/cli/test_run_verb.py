@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from cli_process import Command
+from cygnet.media.receipt import read_receipt
+from cygnet.media.video_read import read_metadata
 
 PROMPT: dict[str, Any] = {
     "1": {"class_type": "PrimitiveString", "inputs": {"value": "hello"}},
@@ -68,6 +70,60 @@ def test_a_file_that_is_no_workflow_is_refused(cygnet: Command, place: Path, pro
     prompt.write_text(text)
     done = cygnet("run", prompt, "--base-directory", place)
     assert (done.code, done.out) == (2, ""), done.err
+
+
+def test_every_missing_node_type_is_named(cygnet: Command, place: Path, prompt: Path) -> None:
+    nodes = [("1", "Zebra"), ("2", "Ant"), ("3", "Zebra")]
+    prompt.write_text(json.dumps({**PROMPT, **{key: {"class_type": kind, "inputs": {}} for key, kind in nodes}}))
+    done = cygnet("run", prompt, "--base-directory", place)
+    assert done.code == 2
+    assert "not installed: Ant, Zebra;" in done.err
+
+
+@pytest.mark.parametrize("kind", ["SaveImage", "SaveAnimatedWEBP", "SaveWEBM", "SaveVideo"])
+def test_a_result_can_be_made_again_from_itself(cygnet: Command, place: Path, kind: str) -> None:
+    """Whatever is written in it."""
+    label = 'a } "quoted" {{ лебедь 🦢 \\'
+    frames = {"images": ["2", 0], "filename_prefix": "x"}
+    saving = {
+        "SaveImage": {"4": {"class_type": kind, "inputs": frames}},
+        "SaveAnimatedWEBP": {
+            "4": {
+                "class_type": kind,
+                "inputs": {**frames, "fps": 8, "lossless": True, "quality": 80, "method": "default"},
+            }
+        },
+        "SaveWEBM": {"4": {"class_type": kind, "inputs": {**frames, "fps": 8, "crf": 20, "codec": "vp9"}}},
+        "SaveVideo": {
+            "3": {"class_type": "CreateVideo", "inputs": {"images": ["2", 0], "fps": 8}},
+            "4": {
+                "class_type": kind,
+                "inputs": {"video": ["3", 0], "filename_prefix": "x", "format": "auto", "codec": "auto"},
+            },
+        },
+    }[kind]
+    prompt = {
+        "1": {"class_type": "SolidMask", "inputs": {"value": 0.5, "width": 32, "height": 16}},
+        "2": {"class_type": "MaskToImage", "inputs": {"mask": ["1", 0]}, "_meta": {"title": label}},
+        **saving,
+    }
+    (place / "first.json").write_text(json.dumps(prompt))
+    first = Path(cygnet("run", "first.json", "--base-directory", place).out.strip())
+    told = read_metadata(first)
+    assert json.loads(told["prompt"])["2"]["_meta"]["title"] == label
+    assert told["prompt"].isascii()
+    assert read_receipt(first)["made_by"] == "workflow"
+    again = cygnet("run", first, "--base-directory", place)
+    assert again.code == 0, again.err
+    second = Path(again.out.strip())
+    assert second != first
+    assert json.loads(read_metadata(second)["prompt"]) == json.loads(told["prompt"])
+    replayed = cygnet("replay", first)
+    assert (replayed.code, "cygnet run" in replayed.err) == (2, True)
+    bare = Path(cygnet("run", "first.json", "--base-directory", place, "--disable-metadata").out.strip())
+    assert set(read_metadata(bare)) <= {"fps"}
+    refused = cygnet("run", bare, "--base-directory", place)
+    assert (refused.code, "holds no workflow" in refused.err) == (2, True)
 
 
 def test_a_failing_node_is_named(cygnet: Command, place: Path, prompt: Path) -> None:

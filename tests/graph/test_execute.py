@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +67,17 @@ def fail(**_: Any) -> Any:
     raise ValueError("it broke")
 
 
+class OutOfMemoryError(RuntimeError):
+    """As torch names its own."""
+
+
+ERRORS: list[Exception] = []
+
+
+def raise_it(**_: Any) -> Any:
+    raise ERRORS.pop()
+
+
 async def slowly(value: str) -> tuple[str]:
     RUNS.append(f"begin {value}")
     await asyncio.sleep(0.01)
@@ -97,6 +109,7 @@ KINDS: dict[str, type] = {
         {"text": ("*", {})}, (), lambda text: logged(f"Show {text}", {"ui": {"text": [text]}}), OUTPUT_NODE=True
     ),
     "Fail": classic({"text": STRING}, ("STRING",), fail),
+    "Raise": classic({"text": STRING}, ("STRING",), raise_it),
     "Work": classic({"steps": INT}, ("INT",), work),
     "Slow": classic({"value": STRING}, ("STRING",), slowly),
     "Pair": classic({"a": STRING, "b": STRING}, ("STRING",), lambda a, b: logged("Pair", (f"{a}{b}",))),
@@ -123,6 +136,7 @@ KINDS: dict[str, type] = {
         lambda me, everything, page: logged("Who", (f"{me} {len(everything)} {page}",)),
         hidden={"me": "UNIQUE_ID", "everything": "PROMPT", "page": "EXTRA_PNGINFO"},
     ),
+    "Method": classic({}, ("STRING",), lambda: (current().preview_method,)),
     "Wrong": classic({}, ("STRING", "STRING"), lambda: ("one",)),
     "Grown": classic(
         {
@@ -333,9 +347,35 @@ def test_a_failure_ends_the_job_and_says_where() -> None:
     assert failed.exception_type == "ValueError"
     assert failed.executed == ("1",)
     assert "it broke" in "".join(failed.traceback)
+    assert any(f'File "{Path("cygnet/graph/execute.py")}", line' in line for line in failed.traceback)
+    assert str(Path(__file__).parents[2]) not in "".join(failed.traceback), (
+        "folders of this machine are nobody's business"
+    )
     assert len(failed.inputs["text"][0]) < 210
     assert (ended.state, ended.at, events[-1]) == ("error", failed.place, ended)
     assert run({"1": node("Show", text="next")}, executor=executor)[1].state == "success"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory"), OutOfMemoryError("2 GiB")])
+def test_when_memory_runs_out_everything_is_let_go_and_the_next_job_runs(error: Exception) -> None:
+    relieved: list[int] = []
+    executor = Executor(CLASSES, relieve=lambda: relieved.append(len(executor.cache)))
+    ERRORS[:] = [error]
+    prompt = {
+        "1": node("Text", value="a"),
+        "2": node("Show", text=["1", 0]),
+        "3": node("Raise", text=["1", 0]),
+        "4": node("Show", text=["3", 0]),
+    }
+    events, ended = run(prompt, executor=executor)
+    failed = next(it for it in events if isinstance(it, NodeFailed))
+    assert (failed.place.node, ended.state) == ("3", "error")
+    assert "ask for a smaller size" in failed.message
+    assert relieved == [0]
+    RUNS.clear()
+    _, ended = run({key: prompt[key] for key in "12"}, executor=executor)
+    assert (ended.state, RUNS) == ("success", ["Text a", "Show a"])
+    assert relieved == [0]
 
 
 def test_a_wrong_number_of_results_is_a_failure_in_words() -> None:
@@ -369,6 +409,14 @@ def test_progress_and_text_carry_the_node() -> None:
         ("5", 2, 2),
     ]
     assert [(it.place.node, it.text) for it in events if isinstance(it, NodeSpoke)] == [("5", "did 2")]
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, "none"), ("default", "none"), ("latent2rgb", "latent2rgb")])
+def test_previews_are_made_as_the_submission_says_else_as_the_server_does(asked: str | None, used: str) -> None:
+    executor = Executor(CLASSES, preview_method="none")
+    prompt = {"1": node("Method"), "2": node("Show", text=["1", 0])}
+    events, _ = run(prompt, executor=executor, **({} if asked is None else {"preview_method": asked}))
+    assert shown(events) == [used]
 
 
 def test_hidden_inputs_are_filled_in_and_make_equal_nodes_differ() -> None:

@@ -43,6 +43,9 @@ def test_names_lead_to_files_of_their_folder(folders: Folders) -> None:
             "../../secret.txt [output]",
             "..",
             "sub/..",
+            "a" * 256,
+            "é" * 128,
+            "a/" * 1100,
         ),
     ],
 )

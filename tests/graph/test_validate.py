@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from cygnet.graph.contract import Classic, NodeClass
-from cygnet.graph.validate import Verdict, validate
+from cygnet.graph.validate import MOST_TOLD, Verdict, validate
 
 
 class Source:
@@ -62,6 +64,19 @@ class Picky:
     OUTPUT_NODE = True
 
 
+class Raises:
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"name": ("STRING", {})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, name: str) -> bool:
+        raise RuntimeError("it broke")
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+
 class Many:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -75,7 +90,9 @@ class Many:
     OUTPUT_NODE = True
 
 
-CLASSES: dict[str, NodeClass] = {it.__name__: Classic(it.__name__, it) for it in (Source, Join, Save, Picky, Many)}
+CLASSES: dict[str, NodeClass] = {
+    it.__name__: Classic(it.__name__, it) for it in (Source, Join, Save, Picky, Raises, Many)
+}
 GOOD = {"count": 2, "mode": "a", "file": "3.png"}
 
 
@@ -209,9 +226,10 @@ def test_a_hook_judges_what_it_names_and_the_types_of_links() -> None:
     assert only_problem(refused, "2") | {"extra_info": 0} == {
         "type": "custom_validation_failed",
         "message": "The node refuses an input",
-        "details": "no old here",
+        "details": "name: no old here",
         "extra_info": 0,
     }
+    assert only_problem(refused, "2")["extra_info"]["input_name"] == "name"
     broken = judge(n1=source, n2=node("Picky", name="boom", size=3, link=["1", 0]))
     assert only_problem(broken, "2")["extra_info"]["exception_type"] == "RuntimeError"
     assert only_problem(judge(n1=source, n2=node("Picky", name="new", size=9, link=["1", 0])), "2")["type"] == (
@@ -230,6 +248,8 @@ def test_dynamic_inputs_are_judged_by_the_names_that_are_there() -> None:
         ({**images, "mode": "other"}, "value_not_in_list"),
         ({"images.image0": ["1", 0], "mode": "plain"}, "required_input_missing"),
         ({**images, "images.image2": ["1", 1], "mode": "plain"}, "return_type_mismatch"),
+        ({**images, "images.image4": ["1", 0], "mode": "plain"}, "invalid_dynamic_input"),
+        ({**images, "images.other": ["1", 0], "mode": "plain"}, "invalid_dynamic_input"),
     ):
         assert only_problem(judge(n1=source, n2=node("Many", **bad)), "2")["type"] == kind
 
@@ -242,6 +262,18 @@ def test_a_loop_is_named() -> None:
     (problems,) = verdict.nodes.values()
     assert problems.errors[0].type == "dependency_cycle"
     assert problems.errors[0].details in ("1, 2", "2, 1")
+    assert sorted(problems.errors[0].extra_info["node_ids"]) == ["1", "2"]
+
+
+def test_a_check_that_raises_is_told_at_the_input_that_it_feeds() -> None:
+    verdict = judge(n1=node("Raises", name="x"), n2=node("Save", images=["1", 0], quality=1, more=[]))
+    assert only_problem(verdict, "1")["type"] == "exception_during_validation"
+    problem = only_problem(verdict, "2")
+    assert problem["type"] == "exception_during_inner_validation"
+    assert problem["details"] == "it broke"
+    assert problem["extra_info"]["input_name"] == "images"
+    assert problem["extra_info"]["linked_node"] == ["1", 0]
+    assert problem["extra_info"]["exception_type"] == "RuntimeError"
 
 
 def test_a_prompt_of_5000_nodes_in_a_row_is_judged_without_deep_recursion() -> None:
@@ -249,3 +281,44 @@ def test_a_prompt_of_5000_nodes_in_a_row_is_judged_without_deep_recursion() -> N
     prompt |= {str(i): node("Join", image=[str(i - 1), 0]) for i in range(1, 5000)}
     prompt["last"] = node("Save", images=["4999", 0], quality=1)
     assert validate(prompt, CLASSES).outputs == ("last",)
+
+
+def ring(size: int, *also: str) -> dict[str, Any]:
+    """Nodes of which each needs the one before, the first the last, and all of them ``also`` another one."""
+    more = {"either": [also[0], 0]} if also else {}
+    return {str(i): node("Join", image=[str((i - 1) % size), 0], **more) for i in range(size)}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        # Each would take minutes or gigabytes if every output's ancestors, or every loop, were written down.
+        {**{str(i): node("Join", image=[str(i - 1), 0]) for i in range(1, 8000)}, "0": node("Source", **GOOD)}
+        | {f"out {i}": node("Save", images=["7999", 0], quality=1) for i in range(8000)},
+        {**ring(8000, "7999"), "out": node("Save", images=["0", 0], quality=1)},
+        {**ring(8000, "0"), "out": node("Save", images=["0", 0], quality=1)},
+        {"0": node("Source", count=0, mode="c", file="x")}
+        | {str(i): node("Save", images=["0", 0], quality=1000) for i in range(1, 8000)},
+        {"1": node("Save", images=list(range(300_000)), quality=1)},
+    ],
+    ids=["many outputs", "loops to the end", "loops to the beginning", "many problems", "a long link"],
+)
+def test_what_a_large_prompt_is_answered_stays_small(prompt: dict[str, Any]) -> None:
+    begun = time.monotonic()
+    verdict = validate(prompt, CLASSES)
+    assert time.monotonic() - begun < 10
+    told = json.dumps([verdict.error and verdict.error.json(), {k: it.json() for k, it in verdict.nodes.items()}])
+    assert len(told) < 4_000_000
+
+
+def test_every_output_behind_a_problem_that_is_not_told_is_left_out_too() -> None:
+    prompt = {str(i): node("Save", images=["no", 0], quality=1) for i in range(MOST_TOLD + 50)}
+    prompt |= {"source": node("Source", **GOOD), "good": node("Save", images=["source", 0], quality=1)}
+    verdict = validate(prompt, CLASSES)
+    assert verdict.outputs == ("good",)
+    assert len(verdict.nodes) == MOST_TOLD
+
+
+def test_a_loop_that_no_output_needs_does_not_count() -> None:
+    prompt = {**ring(3), "s": node("Source", **GOOD), "out": node("Save", images=["s", 0], quality=1)}
+    assert validate(prompt, CLASSES).outputs == ("out",)

@@ -55,6 +55,15 @@ def test_a_file_without_metadata_answers_with_none(tmp_path: Path, kind: VideoFo
         read_receipt(path)
 
 
+@pytest.mark.parametrize("text", ["a } b", "{{ {", 'he said "}" and \\\\', "黒 } {x|y}"])
+def test_braces_in_a_prompt_do_not_end_the_graph_in_webm(tmp_path: Path, text: str) -> None:
+    graph = {"nodes": [{"widgets_values": [text, {"}": "{"}]}]}
+    stored = read_metadata(film(tmp_path / "x.webm", {"workflow": json.dumps(graph)}))["workflow"]
+    assert json.loads(stored) == graph
+    depth = [stored[: at + 1].count("{") - stored[: at + 1].count("}") for at in range(len(stored))]
+    assert depth.index(0) == len(stored) - 1, "the page counts braces, and stops before the end"
+
+
 def test_webp_and_png_hold_the_graph_where_comfyui_looks(tmp_path: Path) -> None:
     graph = {"prompt": '{"1": {}}', "workflow": '{"nodes": []}'}
     with Image.open(film(tmp_path / "x.webp", graph)) as image:

@@ -79,6 +79,9 @@ def test_what_is_no_sound_is_refused(tmp_path: Path) -> None:
         Sound(np.zeros((2, 4)), 44100)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="rate is 5;"):
         Sound(np.zeros((2, 4), np.float32), 5)
+    for odd in (np.nan, np.inf):
+        with pytest.raises(RequestError, match="NaN or infinity"):
+            Sound(np.full((1, 4), odd, np.float32), 44100)
     written(tmp_path / "x.mp4", tone(2.0))
     with pytest.raises(MediaError, match="more than 1 seconds of sound"):
         read_sound(tmp_path / "x.mp4", max_seconds=1.0)

@@ -10,19 +10,20 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from cygnet.errors import DiskFullError, OutputError, RequestError, UnsupportedError
 from cygnet.media import files, video
 from cygnet.media.names import unused_path
 from cygnet.media.video import FORMATS, VideoFormat, check_output, open_writer, unavailable_formats
-from cygnet.media.video_read import read_video
+from cygnet.media.video_read import read_metadata, read_video
 
 Frames = npt.NDArray[np.uint8]
 PRIMARIES = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (255, 0, 255))
@@ -446,3 +447,83 @@ def test_an_encoder_that_fails_is_reported_and_leaves_nothing(tmp_path: Path, mo
     with pytest.raises(OutputError, match=r"'x\.mp4' was not written"):
         save(tmp_path / "x.mp4", noise(1))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kind", "quality"), [("webp", 10), ("webp", 8), ("png", None)])
+def test_transparency_is_kept(tmp_path: Path, kind: VideoFormat, quality: float | None) -> None:
+    frames = np.full((2, 32, 48, 4), (200, 10, 60, 255), np.uint8)
+    frames[:, :, 24:, 3] = 0
+    frames[1, :16, :, 3] = 128
+    path = tmp_path / f"x.{kind}"
+    with open_writer(
+        path, width=48, height=32, fps=8, alpha=True, quality=quality, metadata={"prompt": "{}"}, effort=0
+    ) as writer:
+        writer.write(frames)
+    pictures = [Image.open(it) for it in sorted((tmp_path / "x").glob("*"))] if kind == "png" else [Image.open(path)]
+    shown = [one.convert("RGBA") for picture in pictures for one in ImageSequence.Iterator(picture)]
+    assert len(shown) == 2
+    for image, frame in zip(shown, frames, strict=True):
+        pixels = np.asarray(image).astype(int)
+        assert np.array_equal(pixels[..., 3], frame[..., 3])
+        assert np.abs(pixels[:, :20, :3] - frame[:, :20, :3]).max() <= (20 if quality == 8 else 0)
+    assert read_metadata(path if kind == "webp" else tmp_path / "x")["prompt"] == "{}"
+
+
+def test_transparency_where_there_can_be_none_and_other_efforts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="mp4 keeps no transparency"):
+        open_writer(tmp_path / "x.mp4", width=48, height=32, fps=8, alpha=True)
+    with pytest.raises(RequestError, match="effort is 7"):
+        open_writer(tmp_path / "x.webp", width=48, height=32, fps=8, effort=7)
+    with open_writer(tmp_path / "x.webp", width=48, height=32, fps=8, alpha=True) as writer:
+        with pytest.raises(RequestError, match=r"takes uint8 \[T, 32, 48, 4\]"):
+            writer.write(noise(1))
+        writer.write(np.zeros((1, 32, 48, 4), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("codec", "decoded_as", "pixels"),
+    [("vp9", "vp9", "yuv420p"), ("av1", "libdav1d", "yuv420p10le"), (None, "vp9", "yuv420p")],
+)
+def test_webm_is_coded_as_asked(codec: Any, decoded_as: str, pixels: str, tmp_path: Path) -> None:
+    ramp = np.linspace(30, 220, 64, dtype=np.uint8)[None, None, :, None]
+    frames = np.broadcast_to(ramp + np.arange(5, dtype=np.uint8)[:, None, None, None], (5, 48, 64, 3))
+    with open_writer(tmp_path / "x.webm", width=64, height=48, fps=16, codec=codec, rate_factor=20) as writer:
+        writer.write(frames)
+    with av.open(str(tmp_path / "x.webm")) as file:
+        stream = file.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt) == (decoded_as, pixels)
+        found = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
+    assert len(found) == 5
+    assert np.abs(np.stack(found).astype(int) - frames).mean() < 6
+
+
+def test_a_rate_factor_of_0_loses_nothing_but_colour_resolution(tmp_path: Path) -> None:
+    grey = np.repeat(np.random.default_rng(1).integers(16, 235, (3, 48, 64, 1), dtype=np.uint8), 3, axis=3)
+
+    def size_and_error(factor: int) -> tuple[int, int]:
+        path = tmp_path / f"{factor}.webm"
+        with open_writer(path, width=64, height=48, fps=16, rate_factor=factor) as writer:
+            writer.write(grey)
+        with av.open(str(path)) as file:
+            found = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+        return path.stat().st_size, int(np.abs(found.astype(int) - grey).max())
+
+    (exact_size, exact), (small, lossy) = size_and_error(0), size_and_error(30)
+    assert exact <= 1 < lossy
+    assert small < exact_size
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("x.mp4", {"codec": "av1"}, "mp4 takes h264"),
+        ("x.gif", {"codec": "vp9"}, "gif has none"),
+        ("x.webm", {"rate_factor": 64}, "from 0 to 63"),
+        ("x.mp4", {"rate_factor": 20}, "WebM takes one"),
+    ],
+)
+def test_a_codec_or_rate_factor_that_cannot_be_is_refused(
+    name: str, options: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match=words):
+        open_writer(tmp_path / name, width=64, height=48, fps=16, **options)

@@ -9,6 +9,7 @@ import torch
 
 from cygnet.models.dit.config import DiTConfig
 from cygnet.models.dit.model import DiT, PreparedContext, initialise
+from cygnet.ops.attention import sdpa
 from support import relative_l2
 
 SMALL = DiTConfig(variant="t2v", dim=256, ffn_dim=128, num_heads=2, num_layers=2, in_channels=16, text_dim=24)
@@ -58,6 +59,27 @@ def test_an_empty_context_is_all_padding() -> None:
 def test_a_prepared_context_gives_the_same_velocity() -> None:
     dit, (x, t, context) = make(), inputs()
     assert torch.equal(dit(x, t, dit.prepare(context)), dit(x, t, context))
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_one_video_is_answered_for_several_prompts_at_once(one_by_one: bool) -> None:
+    dit, (x, t, context) = make(), inputs()
+    prompts = [dit.prepare(context[:, :rows]) for rows in (9, 2, 0)] + [dit.prepare(padded(context, 512))]
+    together = dit(x, t, PreparedContext.joined(prompts), one_by_one=one_by_one)
+    assert relative_l2(together, torch.cat([dit(x, t, each) for each in prompts])) < 2e-6
+
+
+def test_the_first_block_looks_at_one_video_once_for_all_prompts() -> None:
+    rows: list[int] = []
+
+    def attention(q: torch.Tensor, k: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        rows.append(q.shape[0])
+        return sdpa(q, k, *rest)
+
+    dit, (x, t, context) = DiT(SMALL, attention), inputs()
+    both = PreparedContext.joined([dit.prepare(context), dit.prepare(context[:, :3])])
+    dit(x, t, both)
+    assert rows == [1, 2, 2, 2]
 
 
 def test_samples_of_a_batch_do_not_see_each_other() -> None:
@@ -134,7 +156,7 @@ def test_batches_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(ValueError, match="batch of 3"):
         dit(latents, timestep, text, image, condition)
     with pytest.raises(ValueError, match="batch of 3"):
-        dit(latents[:1], timestep[:1], text, image[:1], condition[:1])
+        dit(latents[:1], timestep[:1], text, image, condition[:1])
     with pytest.raises(ValueError, match="image_context"):
         dit(latents, timestep, text[:1], image[:, :0], condition)
     one = dit(latents, timestep, text[:1], image[:1], condition)

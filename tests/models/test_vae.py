@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cygnet.models.vae.config import VAEConfig
-from cygnet.models.vae.layers import Stream
+from cygnet.models.vae.layers import Still, Stream
 from cygnet.models.vae.model import WanVAE
 from support import fill, filled_weights, parameter_shapes, relative_l2
 
@@ -75,6 +75,35 @@ def test_frames_are_clamped_and_latents_are_float32() -> None:
     frames = vae().decode(10 * LATENTS)
     assert float(frames.abs().max()) == 1
     assert frames.dtype == vae().encode(VIDEO).dtype == torch.float32
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize(
+    "video", ["grey after one picture", "and another at the end", "still throughout", "in between"]
+)
+def test_what_does_not_change_is_encoded_once_bit_for_bit(
+    video: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = torch.zeros(1, 3, 121, 16, 16)
+    pixels[:, :, 0] = fill("first", [1, 3, 16, 16])
+    if video == "and another at the end":
+        pixels[:, :, -1] = fill("last", [1, 3, 16, 16])
+    if video == "still throughout":
+        pixels = pixels[:, :, :1].expand(-1, -1, 121, -1, -1)
+    if video == "in between":
+        pixels[:, :, 30:33] = fill("moving", [1, 3, 3, 16, 16])
+    work: list[int] = []
+    hooks = [
+        layer.register_forward_hook(lambda _, args, out: work.append(out.shape[2]))
+        for layer in vae().encoder.downsamples
+    ]
+    latents = vae().encode(pixels, chunk=chunk)
+    saved, work[:] = sum(work), []
+    monkeypatch.setattr(Still, "depth", lambda still, windows: 0)
+    assert torch.equal(latents, vae().encode(pixels, chunk=chunk))
+    assert saved < 0.75 * sum(work)
+    for hook in hooks:
+        hook.remove()
 
 
 def stream_bytes(stream: Stream) -> int:

@@ -15,7 +15,7 @@ from cygnet.checkpoints.catalogue import EMBEDDED
 from cygnet.errors import RequestError
 from cygnet.graph.folders import Folders
 from cygnet.nodes import extras, latents
-from cygnet.nodes.catalogue import embedded_files
+from cygnet.nodes.catalogue import embedded_files, node_classes
 from cygnet.nodes.workshop import FileHandle, Workshop
 
 
@@ -74,6 +74,8 @@ def test_a_channel_becomes_a_mask(shop: Workshop) -> None:
 
 def test_pictures_are_scaled_and_conditioning_emptied(shop: Workshop) -> None:
     assert bound(extras.ImageScaleBy, shop).run(torch.zeros(2, 10, 20, 3), "area", 0.5)[0].shape == (2, 5, 10, 3)
+    total = bound(extras.ImageScaleToTotalPixels, shop)
+    assert total.run(torch.zeros(1, 10, 40, 3), "area", 0.01)[0].shape == (1, 51, 205, 3)
     given = [[torch.ones(1, 3, 4), {"k": 1}]]
     ((tensor, own),) = bound(extras.ConditioningZeroOut, shop).run(given)[0]
     assert (float(tensor.sum()), own) == (0.0, {"k": 1})
@@ -97,3 +99,23 @@ def test_an_animated_png_moves_and_carries_its_workflow(shop: Workshop) -> None:
     assert data.index(b"IDAT") < at
     assert b'comfworkflow\0{"t": "\\u00e9"}' in data
     assert [it.name for it in path.parent.iterdir()] == [path.name]
+
+
+def test_an_animated_webp_takes_the_time_that_it_is_given_and_keeps_transparency(shop: Workshop) -> None:
+    saver = node_classes(shop)["SaveAnimatedWEBP"]
+    frames = torch.rand(2, 32, 48, 4, generator=torch.Generator().manual_seed(0))
+    frames[..., :24, 3] = 0.0
+    sizes = {}
+    for method in ("fastest", "default", "slowest"):
+        given = {"images": frames, "filename_prefix": method, "fps": 8.0, "lossless": False, "quality": 70}
+        (shown,) = saver.call(saver.instance(), {**given, "method": method})["ui"]["images"]
+        path = shop.folders.output / shown["filename"]
+        sizes[method] = path.stat().st_size
+        assert np.asarray(Image.open(path).convert("RGBA"))[..., :24, 3].max() == 0
+    assert sizes["fastest"] > sizes["default"] >= sizes["slowest"]
+
+
+def test_each_picture_of_a_batch_can_have_its_number_in_its_name(shop: Workshop) -> None:
+    saver = node_classes(shop)["SaveImage"]
+    saved = saver.call(saver.instance(), {"images": torch.rand(2, 16, 16, 3), "filename_prefix": "a%batch_num%b"})
+    assert [it["filename"] for it in saved["ui"]["images"]] == ["a0b_00001_.png", "a1b_00001_.png"]

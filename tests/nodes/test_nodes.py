@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from cygnet.checkpoints.catalogue import EMBEDDED
-from cygnet.errors import RequestError
-from cygnet.graph.events import Event, NodeFailed, NodeFinished, NodePreviewed
+from cygnet.errors import Cancelled, RequestError
+from cygnet.graph.context import Context, running
+from cygnet.graph.events import Event, NodeFailed, NodeFinished, NodePreviewed, NodeProgressed, Place
 from cygnet.graph.execute import Executor, Job
 from cygnet.graph.folders import Folders
 from cygnet.graph.schema import COMBO, Input, NodeType
@@ -22,7 +23,8 @@ from cygnet.media.video_read import read_metadata, read_video
 from cygnet.models.vae.config import WAN_LATENTS_MEAN
 from cygnet.nodes import conditioning, latents, sampling
 from cygnet.nodes.catalogue import embedded_files, node_classes
-from cygnet.nodes.workshop import Workshop
+from cygnet.nodes.workshop import FileHandle, Workshop
+from cygnet.types import CancelToken
 
 DUMP = json.loads((Path(__file__).parents[1] / "data" / "object_info.json").read_text())
 """What the reference server declares for these node types (facts, with its texts removed)."""
@@ -35,7 +37,6 @@ FEWER_CHOICES = {
     ("KSamplerSelect", "sampler_name"),
     ("BasicScheduler", "scheduler"),
     ("CLIPLoader", "type"),
-    ("SaveWEBM", "codec"),
 }
 """Combos in which we list only what works."""
 WIDER = {("ImageFromBatch", "batch_index")}
@@ -61,19 +62,103 @@ def shape(it: Input) -> dict[str, Any]:
 NAMES = sorted(node_classes(Workshop(Folders.below(Path("/nowhere")))))
 
 
-NEWER = {
-    *("BatchImagesNode", "ComfyMathExpression", "ComfySwitchNode", "MaskPreview", "ResizeImageMaskNode"),
-    *("GenerateTracks", "WanMoveConcatTrack", "WanMoveTracksFromCoords", "WanMoveTrackToVideo"),
-    "WanMoveVisualizeTracks",
+NEWER: dict[str, tuple[str, str]] = {
+    "BatchImagesNode": ("images: COMFY_AUTOGROW_V3", "IMAGE: IMAGE"),
+    "ComfyMathExpression": (
+        "expression: STRING ='a + b' multiline, values: COMFY_AUTOGROW_V3",
+        "FLOAT: FLOAT, INT: INT, BOOL: BOOLEAN",
+    ),
+    "ComfySwitchNode": (
+        "switch: BOOLEAN =False, on_false?: COMFY_MATCHTYPE_V3 lazy, on_true?: COMFY_MATCHTYPE_V3 lazy",
+        "output: COMFY_MATCHTYPE_V3",
+    ),
+    "GenerateTracks": (
+        "width: INT =832 [16..4096] step 16, height: INT =480 [16..4096] step 16, "
+        "start_x: FLOAT =0.0 [0..1] step 0.01, start_y: FLOAT =0.0 [0..1] step 0.01, "
+        "end_x: FLOAT =1.0 [0..1] step 0.01, end_y: FLOAT =1.0 [0..1] step 0.01, "
+        "num_frames: INT =81 [1..1024], num_tracks: INT =5 [1..100], track_spread: FLOAT =0.025 [0..1] step 0.001, "
+        "bezier: BOOLEAN =False, mid_x: FLOAT =0.5 [0..1] step 0.01, mid_y: FLOAT =0.5 [0..1] step 0.01, "
+        "interpolation: COMBO linear|ease_in|ease_out|ease_in_out|constant, track_mask?: MASK",
+        "TRACKS: TRACKS, track_length: INT",
+    ),
+    "ImageScaleToTotalPixels": (
+        "image: IMAGE, upscale_method: COMBO nearest-exact|bilinear|area|bicubic|lanczos, "
+        "megapixels: FLOAT =1.0 [0.01..16] step 0.01",
+        "IMAGE: IMAGE",
+    ),
+    "MaskPreview": ("mask: MASK", ""),
+    "ResizeImageMaskNode": (
+        "input: COMFY_MATCHTYPE_V3, resize_type: COMFY_DYNAMICCOMBO_V3 scale dimensions|scale by multiplier|"
+        "scale longer dimension|scale shorter dimension|scale width|scale height|scale total pixels|match size|"
+        "scale to multiple, "
+        "scale_method: COMBO ='area' nearest-exact|bilinear|area|bicubic|lanczos",
+        "resized: COMFY_MATCHTYPE_V3",
+    ),
+    "WanMoveConcatTrack": ("tracks_1: TRACKS, tracks_2?: TRACKS", "TRACKS: TRACKS"),
+    "WanMoveTracksFromCoords": (
+        "track_coords?: STRING ='[]' forceInput, track_mask?: MASK",
+        "TRACKS: TRACKS, track_length: INT",
+    ),
+    "WanMoveTrackToVideo": (
+        "positive: CONDITIONING, negative: CONDITIONING, vae: VAE, strength: FLOAT =1.0 [0..100] step 0.01, "
+        "width: INT =832 [16..16384] step 16, height: INT =480 [16..16384] step 16, "
+        "length: INT =81 [1..16384] step 4, batch_size: INT =1 [1..4096], start_image: IMAGE, tracks?: TRACKS, "
+        "clip_vision_output?: CLIP_VISION_OUTPUT",
+        "positive: CONDITIONING, negative: CONDITIONING, latent: LATENT",
+    ),
+    "WanMoveVisualizeTracks": (
+        "images: IMAGE, line_resolution: INT =24 [1..1024], circle_size: INT =12 [1..128], "
+        "opacity: FLOAT =0.75 [0..1] step 0.01, line_width: INT =16 [1..128], tracks?: TRACKS",
+        "IMAGE: IMAGE",
+    ),
 }
-"""Nodes of servers newer than the one that the dump was taken from."""
+"""Nodes of servers newer than the one that the dump was taken from: inputs and outputs, from their published docs."""
+RESIZE = {
+    "scale dimensions": "width: INT =512 [0..16384] step 1, height: INT =512 [0..16384] step 1, "
+    "crop: COMBO ='center' disabled|center",
+    "scale by multiplier": "multiplier: FLOAT =1.0 [0.01..8] step 0.01",
+    "scale longer dimension": "longer_size: INT =512 [0..16384] step 1",
+    "scale shorter dimension": "shorter_size: INT =512 [0..16384] step 1",
+    "scale width": "width: INT =512 [0..16384] step 1",
+    "scale height": "height: INT =512 [0..16384] step 1",
+    "scale total pixels": "megapixels: FLOAT =1.0 [0.01..16] step 0.01, multiple: INT =1 [1..16384] step 1",
+    "match size": "match: IMAGE,MASK, crop: COMBO ='center' disabled|center",
+    "scale to multiple": "multiple: INT =8 [1..16384] step 1",
+}
+
+
+def written(it: Input, prefix: str = "") -> str:
+    """An input on one line."""
+    options = it.options
+    words = [f"{it.name.removeprefix(prefix)}{'?' if it.section == 'optional' else ''}: {it.type}"]
+    words += [f"={options['default']!r}"] if "default" in options else []
+    words += [f"[{options['min']:g}..{options['max']:g}]"] if "max" in options and it.type in ("INT", "FLOAT") else []
+    words += [f"step {options['step']:g}"] if "step" in options else []
+    words += ["|".join(it.choices)] if it.choices else []
+    return " ".join([*words, *(name for name in ("multiline", "lazy", "forceInput") if options.get(name))])
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_a_newer_node_declares_what_its_docs_say(shop: Workshop, name: str) -> None:
+    it = node_classes(shop)[name].describe()
+    inputs, outputs = NEWER[name]
+    assert ", ".join(written(each) for each in it.inputs) == inputs
+    assert ", ".join(f"{each.name}: {each.type}" for each in it.outputs) == outputs
+    assert it.is_output == (name == "MaskPreview")
+
+
+def test_each_rule_of_resizing_has_the_inputs_that_its_docs_say(shop: Workshop) -> None:
+    rule = node_classes(shop)["ResizeImageMaskNode"].describe().input("resize_type")
+    assert rule is not None
+    for key, inputs in RESIZE.items():
+        assert ", ".join(written(each, "resize_type.") for each in rule.chosen(key)) == inputs
 
 
 def test_every_node_is_one_that_the_reference_has() -> None:
-    assert set(NAMES) - set(DUMP) == NEWER
+    assert set(NAMES) - set(DUMP) == set(NEWER)
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - NEWER))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(NEWER)))
 def test_a_node_declares_what_the_reference_declares(shop: Workshop, name: str) -> None:
     ours, theirs = node_classes(shop)[name].describe(), NodeType.parse(name, DUMP[name])
     assert [it.name for it in ours.inputs] == [it.name for it in theirs.inputs]
@@ -90,6 +175,24 @@ def test_a_node_declares_what_the_reference_declares(shop: Workshop, name: str) 
     ]
     assert ours.is_output == theirs.is_output
     assert set(ours.hidden) == set(theirs.hidden)
+
+
+def test_a_file_that_is_put_into_its_folder_is_among_the_choices_at_once(tmp_path: Path) -> None:
+    shop = Workshop(Folders.below(tmp_path), models={"vae": (tmp_path / "vae",)}, device="cpu")
+    classes = node_classes(shop)
+
+    def choices(node: str, name: str) -> list[Any]:
+        it = classes[node].describe().input(name)
+        assert it is not None
+        return list(it.choices)
+
+    assert choices("LoadImage", "image") == choices("VAELoader", "vae_name") == []
+    (tmp_path / "vae" / "sub").mkdir(parents=True)
+    (tmp_path / "vae" / "sub" / "new.safetensors").write_bytes(b"")
+    shop.folders.input.mkdir()
+    (shop.folders.input / "new.png").write_bytes(b"")
+    assert choices("LoadImage", "image") == ["new.png"]
+    assert choices("VAELoader", "vae_name") == ["sub/new.safetensors"]
 
 
 def run(shop: Workshop, prompt: dict[str, Any]) -> list[Event]:
@@ -243,6 +346,20 @@ def test_raw_latents_and_the_transformers_are_two_scales() -> None:
     mean = torch.tensor(WAN_LATENTS_MEAN).view(1, 16, 1, 1, 1).expand(1, 16, 2, 3, 3)
     assert float(sampling.normalised(mean).abs().max()) < 1e-6
     assert float(latents.empty(64, 32, 5).abs().max()) == 0
+
+
+def test_a_stop_is_heard_between_the_frames_that_are_encoded(shop: Workshop) -> None:
+    token, told = CancelToken(), []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, NodeProgressed):
+            told.append((event.value, event.total))
+            token.cancel()
+
+    network = shop.vae(FileHandle(shop.path("vae", shop.names("vae")[-1])))
+    with running(Context(Place(node="1", display="1", real="1"), watch, token)), pytest.raises(Cancelled):
+        latents.encode(network, torch.zeros(17, 16, 16, 3))
+    assert told == [(1, 5)]
 
 
 def test_two_prompts_at_once_are_refused_in_words() -> None:

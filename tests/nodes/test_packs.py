@@ -110,6 +110,12 @@ def test_packs_that_fail_hide_nothing_and_are_remembered(shop: Workshop, root: P
     json.dumps([it.json() for it in found.values()])
 
 
+def test_only_the_packs_that_are_named_are_imported(shop: Workshop, root: Path) -> None:
+    pack(root, "other", __init__="raise ValueError('imported')", prestartup_script="raise OSError('early')")
+    assert [it.name for it in packs.load(shop, [root], set(), only=["good-pack", "none"])] == ["good-pack"]
+    assert packs.load(shop, [root], set(), only=[]) == []
+
+
 def test_a_web_folder_outside_the_pack_is_not_served(shop: Workshop, root: Path) -> None:
     pack(root, "p", __init__="NODE_CLASS_MAPPINGS = {}; WEB_DIRECTORY = '../..'")
     project = pack(root, "q", __init__="NODE_CLASS_MAPPINGS = {}")

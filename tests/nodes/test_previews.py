@@ -41,6 +41,12 @@ def test_other_networks_have_the_published_colours_and_bad_values_do_no_harm() -
     assert np.abs(np.asarray(picture)[20, 400].astype(int) - [104, 116, 84]).max() <= 3
 
 
+def test_previews_are_as_large_as_the_server_is_told(tmp_path: Path) -> None:
+    shown = previews(Workshop(Folders.below(tmp_path), preview_side=40), T2V_1_3B)(torch.zeros(1, 16, 2, 6, 100))
+    assert shown is not None
+    assert Image.open(io.BytesIO(shown)).size == (40, 2)
+
+
 def test_taehv_shows_what_comes_where_its_weights_are(tmp_path: Path) -> None:
     shop = Workshop(Folders.below(tmp_path), {"vae_approx": (tmp_path,)})
     latents = torch.zeros(1, 16, 3, 8, 8)

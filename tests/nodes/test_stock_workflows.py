@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cygnet.checkpoints import save_official
+from cygnet.cli.main import run
 from cygnet.graph.contract import describe_all
 from cygnet.graph.convert import to_prompt
 from cygnet.graph.events import Event, NodeFailed, NodeFinished
@@ -26,7 +27,7 @@ from cygnet.graph.execute import Executor, Job
 from cygnet.graph.folders import Folders
 from cygnet.graph.validate import validate
 from cygnet.media.video import open_writer
-from cygnet.media.video_read import read_video
+from cygnet.media.video_read import read_metadata, read_video
 from cygnet.models.dit.config import Variant
 from cygnet.nodes.catalogue import node_classes
 from cygnet.nodes.workshop import Workshop
@@ -50,6 +51,16 @@ TIER_A: dict[str, Variant] = {
     "video_wan2.1_alpha_t2v_14B": "t2v",
 }
 """Workflow and the kind of transformer that it needs; the last of VACE and Wan-Move are of tier B."""
+MISSING = {
+    "video_wan_vace_inpainting": {"CheckpointLoaderSimple", "SAM3_Detect"},
+    "video_wan2_1_infinitetalk": {"AudioEncoderLoader", "WanInfiniteTalkToVideo"},
+    "video_wan21_scail2_character_replacement": {"SAM3_VideoTrack", "WanSCAILToVideo"},
+    "video_wan21_scail2_character_replacement_int8": {"SAM3_VideoTrack", "WanSCAILToVideo"},
+    "video_causal_forcing_i2v": {"ARVideoI2V", "SamplerARVideo"},
+    "image_chrono_edit_14B": {"ScaleROPE"},
+    "video_humo": {"AudioEncoderLoader", "WanHuMoImageToVideo"},
+}
+"""The other published workflows, and node types that they need and we have not."""
 WIDTH, HEIGHT, FRAMES = 64, 32, 5
 SMALL = {
     "width": WIDTH,
@@ -127,12 +138,56 @@ def made_small(prompt: dict[str, Any]) -> dict[str, Any]:
     return prompt
 
 
-@pytest.mark.parametrize("name", TIER_A)
-def test_a_published_workflow_makes_its_video(tmp_path: Path, name: str) -> None:
+def workflow_of(name: str) -> Any:
     root = templates()
     if root is None:
         pytest.skip("the package comfyui-workflow-templates-json is not installed")
-    workflow = json.loads((root / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((root / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["text_to_video_wan", "image_to_video_wan", "video_wan_vace_14B_t2v"])
+def test_a_published_file_runs_from_the_command_line(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file itself, in the stock folders under a base directory; sizes and steps are set by the command."""
+    monkeypatch.setenv("CYGNET_HOME", str(tmp_path / "home"))
+    workflow = workflow_of(name)
+    kinds = describe_all(node_classes(Workshop(Folders.below(tmp_path / "none"))), lambda name, error: None)
+    prompt = to_prompt(workflow, kinds)
+    prepared(tmp_path, prompt, TIER_A[name])
+    changes = [
+        f"--set={key}.{field}={SMALL[field]}"
+        for key, it in prompt.items()
+        for field, value in it["inputs"].items()
+        if field in SMALL and not isinstance(value, list)
+    ]
+    (tmp_path / "published.json").write_text(json.dumps(workflow))
+    code = run(
+        ["run", str(tmp_path / "published.json"), "--base-directory", str(tmp_path), "--device", "cpu", *changes]
+    )
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    path = Path(told.out.strip())
+    assert read_video(path).frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
+    assert json.loads(read_metadata(path)["workflow"]) == workflow
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_what_a_published_workflow_lacks_here_is_named(tmp_path: Path, name: str) -> None:
+    classes = node_classes(Workshop(Folders.below(tmp_path)))
+    prompt = to_prompt(workflow_of(name), describe_all(classes, lambda name, error: None))
+    missing = {it["class_type"] for it in prompt.values()} - set(classes)
+    assert missing >= MISSING[name]
+    error = validate(prompt, classes).error
+    assert error is not None
+    assert error.type == "missing_node_type"
+    assert error.extra_info["class_type"] in missing
+    assert prompt[error.extra_info["node_id"]]["class_type"] == error.extra_info["class_type"]
+
+
+@pytest.mark.parametrize("name", TIER_A)
+def test_a_published_workflow_makes_its_video(tmp_path: Path, name: str) -> None:
+    workflow = workflow_of(name)
     kinds = describe_all(node_classes(Workshop(Folders.below(tmp_path / "none"))), lambda name, error: None)
     prompt = made_small(to_prompt(workflow, kinds))
     shop = prepared(tmp_path, prompt, TIER_A[name])
@@ -154,6 +209,7 @@ def test_a_published_workflow_makes_its_video(tmp_path: Path, name: str) -> None
     videos = [path for path in files if path.suffix in (".mp4", ".webp", ".webm")]
     assert videos, files
     for path in videos:
-        frames = read_video(path).frames
-        assert len(frames) >= FRAMES
-        assert frames.shape[-1] == 3
+        made = read_video(path)
+        assert (made.frames.shape, made.fps) == ((FRAMES, HEIGHT, WIDTH, 3), 16)
+        with_alpha = path.suffix == ".webp" and Image.open(path).mode == "RGBA"
+        assert with_alpha == (name == "video_wan2.1_alpha_t2v_14B")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from cygnet.errors import Cancelled, NumericalError, RequestError
 from cygnet.models.dit.model import DiT
+from cygnet.ops.attention import sdpa
 from cygnet.pipelines.conditioning import Conditioning
 from cygnet.pipelines.denoise import Guidance, Sampling, denoise, make_noise
 from cygnet.types import CancelToken, Progress
@@ -19,6 +21,7 @@ class CountingDiT(DiT):
 
     forwards = 0
     prepared = 0
+    batches: Sequence[int] = ()
     before: Any = None
 
     def prepare(self, *args: Any, **kwargs: Any) -> Any:
@@ -27,6 +30,7 @@ class CountingDiT(DiT):
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.forwards += 1
+        self.batches = [*self.batches, len(args[2].blocks[0].k)]
         if self.before is not None:
             self.before(self.forwards)
         return super().forward(*args, **kwargs)
@@ -47,10 +51,28 @@ def run(dit: DiT, steps: int = 4, scale: float = 5.0, until: float = 1.0, **opti
     return denoise(dit, NOISE, CONDITIONING, sampling, Guidance(scale=scale, until=until), **options)
 
 
-def test_prompts_are_prepared_once_and_the_network_asked_twice_per_step() -> None:
+def test_prompts_are_prepared_once_and_both_are_answered_by_one_evaluation_per_step() -> None:
     dit = network()
     run(dit)
-    assert (dit.prepared, dit.forwards) == (2, 8)
+    assert (dit.prepared, dit.forwards) == (2, 4)
+
+
+def test_many_tokens_are_worked_on_one_prompt_at_a_time_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest: list[int] = []
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> torch.Tensor:
+        largest.append(max(q.shape[0], k.shape[0]))
+        return sdpa(q, k, v, *rest)
+
+    dit = DiT(dit_config("t2v"), attention)
+    dit.load_state_dict(state_of(dit_config("t2v")))
+    dit.requires_grad_(False)
+    together = run(dit)
+    assert max(largest) == 2
+    largest.clear()
+    monkeypatch.setattr("cygnet.pipelines.denoise.TOKENS_AT_ONCE", 0)
+    assert relative_l2(run(dit), together) < 1e-5
+    assert max(largest) == 1
 
 
 def test_guidance_of_one_asks_once_per_step_and_needs_no_negative_prompt() -> None:
@@ -63,7 +85,8 @@ def test_guidance_of_one_asks_once_per_step_and_needs_no_negative_prompt() -> No
 def test_guidance_stops_after_its_share_of_the_steps() -> None:
     dit = network()
     run(dit, until=0.5)
-    assert dit.forwards == 6
+    assert dit.forwards == 4
+    assert dit.batches == [2, 2, 1, 1]
 
 
 def test_guidance_leads_from_the_negative_prompt_through_the_prompt() -> None:
@@ -89,12 +112,16 @@ def test_progress_is_reported_before_the_first_and_after_each_step() -> None:
     assert [(p.phase, p.step, p.total) for p in seen] == [("denoise", step, 4) for step in range(5)]
 
 
-def test_a_cancelled_run_stops_before_the_next_evaluation() -> None:
+def test_a_cancelled_run_stops_inside_the_evaluation_before_the_next_block() -> None:
     dit, token = network(), CancelToken()
-    dit.before = lambda count: token.cancel() if count == 3 else None
+    reached: list[tuple[int, int]] = []
+    for number, block in enumerate(dit.blocks):
+        block.register_forward_hook(lambda *_, number=number: reached.append((dit.forwards, number)))
+    dit.blocks[0].register_forward_hook(lambda *_: token.cancel() if dit.forwards == 3 else None)
     with pytest.raises(Cancelled):
         run(dit, cancel=token)
-    assert dit.forwards == 3
+    assert reached[-1] == (3, 0), "the second block of the third evaluation was not begun"
+    assert not any(module._forward_pre_hooks for module in dit.modules())
 
 
 @pytest.mark.parametrize(
@@ -136,7 +163,7 @@ def test_nan_at_a_later_step_names_that_step() -> None:
     dit = network()
 
     def damage(count: int) -> None:
-        if count == 5:
+        if count == 3:
             dit.get_parameter("blocks.0.ffn.0.bias")[0] = torch.nan
 
     dit.before = damage
@@ -149,7 +176,7 @@ def test_no_hook_stays_on_the_network_after_a_failure() -> None:
     dit.get_parameter("head.head.weight").fill_(torch.nan)
     with pytest.raises(NumericalError):
         run(dit)
-    assert not any(module._forward_hooks for module in dit.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in dit.modules())
 
 
 def test_a_seed_means_the_same_noise_and_another_seed_other_noise() -> None:

@@ -32,8 +32,15 @@ def echo(channel: Channel, options: Mapping[str, Any]) -> None:
     channel.send({"goodbye": True})
 
 
+FREED: list[bool] = []
+
+
 class Text:
-    """A source; the text "crash" takes the process down, "fail" raises, "wait" waits to be stopped."""
+    """A source; the text "crash" takes the process down, "fail" and "memory" raise, "wait" waits to be stopped, and
+    "short" takes a moment.
+
+    A text that begins with "freed" becomes the number of times that models were unloaded.
+    """
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -47,10 +54,17 @@ class Text:
             os.kill(os.getpid(), signal.SIGSEGV)
         if text == "fail":
             raise ValueError("it broke")
-        if text == "wait":
-            for i in range(10_000):
-                current().progress(i, 10_000)
+        if text == "memory":
+            raise MemoryError
+        if text.startswith("freed"):
+            return (str(len(FREED)),)
+        if text in ("wait", "short"):
+            steps = 10_000 if text == "wait" else 60
+            for i in range(steps):
+                current().progress(i, steps)
                 time.sleep(0.005)
+        if text == "hang":
+            time.sleep(1000)
         if text == "preview":
             current().preview(b"picture", "image/jpeg")
         return (text,)
@@ -76,7 +90,7 @@ CLASSES = {"Text": Classic("Text", Text), "Show": Classic("Show", Show)}
 
 
 def worker(channel: Channel, options: Mapping[str, Any]) -> None:
-    serve_jobs(channel, CLASSES)
+    serve_jobs(channel, CLASSES, free=lambda: FREED.append(True))
 
 
 def catalogue(channel: Channel, options: Mapping[str, Any]) -> None:

@@ -63,6 +63,16 @@ def submit(client: TestClient, **more: Any) -> str:
     return str(answer.json()["prompt_id"])
 
 
+def until_running(client: TestClient, job: str) -> None:
+    """Wait until a node of the job has begun."""
+    for _ in range(2000):
+        found = client.get("/queue").json()["queue_running"]
+        if found and found[0][1] == job:
+            return
+        time.sleep(0.01)
+    raise AssertionError("the job was not begun")
+
+
 def wait(client: TestClient, job: str) -> Any:
     for _ in range(2000):
         if found := client.get(f"/history/{job}").json():

@@ -6,15 +6,16 @@ import io
 import json
 import logging
 import re
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
-from tests.server.conftest import PROMPT, submit, wait
+from tests.server.conftest import PROMPT, submit, until_running, wait
 
+from cygnet.server import packs
 from cygnet.server.engine import Engine
 
 # Start
@@ -122,10 +123,7 @@ def test_a_bad_submission_is_refused_in_the_protocols_shape(client: TestClient) 
 def test_a_running_job_can_be_stopped_and_the_queue_cleared(client: TestClient) -> None:
     slow = {**PROMPT, "1": {"class_type": "Text", "inputs": {"text": "wait"}}}
     running = client.post("/prompt", json={"prompt": slow}).json()["prompt_id"]
-    for _ in range(2000):
-        if client.get("/queue").json()["queue_running"]:
-            break
-        time.sleep(0.01)
+    until_running(client, running)
     waiting = submit(client)
     other = submit(client)
     assert [it[1] for it in client.get("/queue").json()["queue_pending"]] == [waiting, other]
@@ -139,6 +137,23 @@ def test_a_running_job_can_be_stopped_and_the_queue_cleared(client: TestClient) 
     assert client.get(f"/api/jobs/{running}").json()["status"] == "cancelled"
     assert client.post("/api/jobs/cancel", json={"job_ids": [running]}).json() == {"cancelled": False}
     assert client.post("/free", json={"unload_models": True, "free_memory": True}).status_code == 200
+
+
+def test_waiting_jobs_can_be_moved(client: TestClient) -> None:
+    slow = {**PROMPT, "1": {"class_type": "Text", "inputs": {"text": "wait"}}}
+    running = submit(client, prompt=slow)
+    until_running(client, running)
+    jobs = [submit(client) for _ in range(3)]
+    for body, place in ({"place": 1}, 0), ({"place": 3}, 2), ({}, 0):
+        assert client.post(f"/api/jobs/{jobs[1]}/move", json=body).json()["id"] == jobs[1]
+        assert [it[1] for it in client.get("/queue").json()["queue_pending"]].index(jobs[1]) == place
+    for body in ({"place": 0}, {"place": "1"}, {"place": True}):
+        assert client.post(f"/api/jobs/{jobs[1]}/move", json=body).status_code == 400
+    assert client.post("/api/jobs/nobody/move").status_code == 404
+    assert client.post(f"/api/jobs/{running}/move").status_code == 409
+    client.post("/queue", json={"clear": True})
+    client.post("/interrupt")
+    wait(client, running)
 
 
 def test_the_socket_greets_answers_and_tells_of_jobs(client: TestClient) -> None:
@@ -157,6 +172,23 @@ def test_the_socket_greets_answers_and_tells_of_jobs(client: TestClient) -> None
         assert names.index("execution_start") < names.index("execution_success")
 
 
+def test_noise_on_the_socket_is_ignored(client: TestClient) -> None:
+    with client.websocket_connect("ws://127.0.0.1:8188/ws?clientId=noise") as socket:
+        socket.receive_json()
+        socket.send_bytes(b"\xff\x00")
+        for noise in (
+            "",
+            "NaN",
+            "[" * 500_000,
+            "5",
+            '{"type": ["feature_flags"]}',
+            '{"type": "feature_flags", "data": 5}',
+        ):
+            socket.send_text(noise)
+        socket.send_json({"type": "feature_flags", "data": {}})
+        assert [socket.receive_json()["type"] for _ in range(2)] == ["feature_flags"] * 2
+
+
 def test_the_log_panel_gets_new_lines(client: TestClient) -> None:
     with client.websocket_connect("ws://127.0.0.1:8188/ws?clientId=log") as socket:
         socket.receive_json()
@@ -168,6 +200,14 @@ def test_the_log_panel_gets_new_lines(client: TestClient) -> None:
         assert "two\\nlines\n" in message["data"]["entries"][0]["m"]
         assert "two" in client.get("/internal/logs").json()
         assert client.get("/internal/logs/raw").json()["entries"]
+        assert client.patch("/internal/logs/subscribe", json={**order, "enabled": False}).status_code == 200
+        logging.getLogger("cygnet.test").warning("unheard")
+        wait(client, submit(client, client_id="log"))
+        heard = []
+        while not heard or heard[-1] != ("executing", None):
+            message = socket.receive_json()
+            heard.append((message["type"], message["data"].get("node")))
+        assert "logs" not in {kind for kind, _ in heard}
 
 
 # Files
@@ -262,12 +302,48 @@ def test_view_stays_inside(client: TestClient, base: Path, query: str, status: i
     assert client.get(f"/view?{query}").status_code == status
 
 
+def test_nothing_in_a_file_that_was_sent_or_made_can_run(client: TestClient, base: Path) -> None:
+    for name in ("a.png", "a.mp4", "a.json", "a.txt", "a.html"):
+        (base / "output" / name).write_text("<html><script>")
+        headers = client.get(f"/view?filename={name}").headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "form-action 'none'" in policy
+        assert "script" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "html" not in headers["content-type"]
+
+
 def test_files_that_a_browser_would_run_are_attachments(client: TestClient, base: Path) -> None:
     for name in ("a.html", "a.svg", "a.js", "a.xml"):
         (base / "output" / name).write_text("<script>")
         answer = client.get(f"/view?filename={name}")
         assert answer.headers["content-type"] == "application/octet-stream"
         assert answer.headers["content-disposition"].startswith("attachment")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no file names that are no text")
+def test_a_file_whose_name_is_no_text_hides_no_other(client: TestClient, base: Path) -> None:
+    for folder, suffix in (("input", ".png"), ("models/vae", ".safetensors"), ("user/default/workflows", ".json")):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+        (base / folder / f"fine{suffix}").write_bytes(b"{}")
+        (base / folder / f"broken\udcff{suffix}").write_bytes(b"{}")
+    for route in ("internal/files/input", "models/vae", "experiment/models/vae", "userdata?dir=workflows"):
+        answer = client.get(f"/{route}")
+        assert (answer.status_code, "fine" in answer.text, "broken" in answer.text) == (200, True, False), route
+    assert client.get("/v2/userdata?path=workflows").status_code == 200
+    for found in (*base.rglob("broken*"), *base.rglob("fine*")):
+        found.unlink()
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 60_000, "b/" * 1500, "a%00b", "%ff%fe", "%ed%a0%80"])
+def test_no_name_makes_the_server_stumble(client: TestClient, name: str) -> None:
+    asked = ("view?filename=", "view?filename=x.png&subfolder=", "userdata?dir=", "v2/userdata?path=", "userdata/")
+    for route in (*asked, "templates/", "docs/", "extensions/a/", "view_metadata/vae?filename=", "jobs/", ""):
+        assert client.get(f"/{route}{name}").status_code < 500, route
+    for route in ("userdata/f.json%2F", "userdata/", "userdata/f.json/move/"):
+        client.post("/userdata/f.json", content=b"{}")
+        assert client.post(f"/{route}{name}", content=b"{}").status_code < 500, route
 
 
 # The user's files
@@ -354,4 +430,4 @@ def test_the_scripts_and_examples_of_packs_are_served(
     assert listed == {"source": "custom_node", "name": "part", "info": {"node_pack": "custom_nodes.my pack"}}
     assert client.get(f"/api/global_subgraphs/{key}").json() == {**listed, "data": '{"nodes": []}'}
     assert client.get("/api/global_subgraphs/none").status_code == 404
-    assert client.get("/api/i18n").json() == {}
+    assert client.get("/api/i18n").json() == packs.OWN_WORDS

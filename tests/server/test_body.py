@@ -15,7 +15,13 @@ from starlette.testclient import TestClient
 from cygnet.server.body import DEEPEST_JSON, parse_json, read_json
 
 
-@pytest.mark.parametrize("text", ['{"a": [1, "x\\"]", null]}', "3", '"[[["', "[" * DEEPEST_JSON + "]" * DEEPEST_JSON])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('{"a": [1, "x\\"]", null]}', "3", "1e-999", '"\\ud83d\\ude00"', '"[[["'),
+        "[" * DEEPEST_JSON + "]" * DEEPEST_JSON,
+    ],
+)
 def test_json_is_taken(text: str) -> None:
     assert parse_json(text) == json.loads(text)
 
@@ -25,6 +31,8 @@ def test_json_is_taken(text: str) -> None:
     [
         *(("{", ""), ("", ""), ('{"a": 1,}', ""), ("{'a': 1}", ""), (b"\xff", ""), ("[NaN]", "no number")),
         *(('{"a": 1, "a": 2}', "twice"), ("[" * 100_000, "deep"), ("[-Infinity]", "no number")),
+        *(("[1e999]", "larger than any number"), ("[-1e999]", "larger than any number"), ("1" * 5000, "")),
+        *(('["\\ud800"]', "half of a surrogate"), ('{"\\uDfff": 1}', "half of a surrogate")),
     ],
 )
 def test_other_bodies_are_refused_in_words(text: Any, why: str) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from cygnet.server.child import Child, ChildFailed, ChildLost, how_it_ended
+from cygnet.server import child as module
+from cygnet.server.child import Child, ChildFailed, ChildLost, _whole, how_it_ended
 
 
 def with_child(story: Callable[[Child, list[Any], list[str]], Awaitable[None]]) -> None:
@@ -93,5 +96,43 @@ def test_a_full_pipe_does_not_hold_up_the_event_loop() -> None:
         child.tell("hang")
         child.tell("echo", text="x" * 10_000_000)  # nobody reads it; this line was never passed before
         assert child.pid is not None
+
+    with_child(story)
+
+
+@pytest.mark.parametrize("text", ["a\ud800b", "\udcff", "\ud800\ud800", "\\ud800", "\\\ud800", '😀"\n'])
+def test_what_a_child_says_can_always_be_sent_on(text: str) -> None:
+    heard = json.loads(_whole(json.dumps({text: text}).encode()))
+    expected = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert all(len(it) == len(text) for it in heard)
+    json.dumps(heard, ensure_ascii=False).encode()
+    if expected == text:
+        assert heard == {text: text}
+
+
+def test_a_frozen_process_is_ended_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.02)
+
+    async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
+        assert await child.ask("echo", text="alive") == "alive"
+        await asyncio.sleep(1.5)
+        assert ended == [], "one that lives is left alone"
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGSTOP)
+        await until(lambda: ended)
+        assert "gave no sign of life for" in ended[0]
+
+    with_child(story)
+
+
+def test_a_machine_that_sleeps_loses_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stand still together, and the server's clock has gone on: what counts is how often it has looked."""
+    monkeypatch.setattr(module, "BEAT", 0.02)
+
+    async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
+        assert await child.ask("echo", text="before") == "before"
+        time.sleep(2)  # the loop hears nothing, and all its timers are overdue
+        assert await child.ask("echo", text="after") == "after"
+        assert ended == []
 
     with_child(story)

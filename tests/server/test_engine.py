@@ -6,14 +6,17 @@ import asyncio
 import json
 import os
 import signal
+import time
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cygnet.errors import OutputError
+from cygnet.server import engine as module
 from cygnet.server.engine import Engine, Refused
 from cygnet.server.sockets import Sockets
 from cygnet.server.store import MOST_ATTEMPTS, JobStore
@@ -26,14 +29,26 @@ class Wire:
         self.got: list[dict[str, Any]] = []
         self.frames: list[bytes] = []
 
+    def on_status(self) -> None:
+        """Called with each ``status``."""
+
     async def send_text(self, text: str) -> None:
         self.got.append(json.loads(text))
+        if self.got[-1]["type"] == "status":
+            self.on_status()
+
+    def types(self) -> list[str]:
+        return [it["type"] for it in self.got]
 
     async def send_bytes(self, data: bytes) -> None:
         self.frames.append(data)
 
     async def close(self, code: int, reason: str) -> None:
         return None
+
+    def over(self) -> list[str]:
+        """The jobs that were said to be over."""
+        return [it["data"]["prompt_id"] for it in self.got if it["type"] == "executing" and it["data"]["node"] is None]
 
     def of_job(self) -> list[str]:
         return [it["type"] for it in self.got if "prompt_id" in it["data"]]
@@ -90,28 +105,91 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "jobs.sqlite"
 
 
-def test_a_job_runs_and_its_messages_come_in_the_recorded_order(path: Path) -> None:
+@dataclass(frozen=True)
+class Recorded:
+    """What one run says, from its first message on: its own messages, and ``status`` where the queue moved on."""
+
+    text: str
+    expected: tuple[str, ...]
+    state: str
+
+
+BEGUN = ("execution_start", "execution_cached")
+NODE = ("progress_state", "executing")
+OVER = ("status", "executing")
+RUNS = {
+    "success": Recorded(
+        "hello",
+        (*BEGUN, *NODE, "progress_state", *NODE, "executed", "progress_state", "execution_success", *OVER),
+        "completed",
+    ),
+    "cached": Recorded("hello", (*BEGUN, "executed", "execution_success", *OVER), "completed"),
+    "error": Recorded("fail", (*BEGUN, *NODE, "progress_state", "execution_error", *OVER), "failed"),
+    "interruption": Recorded("wait", (*BEGUN, *NODE, "execution_interrupted", *OVER), "cancelled"),
+}
+
+
+def without_steps(kinds: list[str]) -> tuple[str, ...]:
+    """The kinds of messages but for the pairs that tell of steps inside a node."""
+    kept: list[str] = []
+    for kind in kinds:
+        if kind == "progress":
+            assert kept.pop() == "progress_state"
+        else:
+            kept.append(kind)
+    return tuple(kept)
+
+
+def test_every_ending_has_the_recorded_order_and_its_history_before_the_queue_moves_on(path: Path) -> None:
     async def story(it: Studio) -> None:
-        job = await it.submit("hello")
-        assert await it.ended(job) == "completed"
-        record = it.store.require(job)
-        assert record.ending is not None
-        assert record.ending.outputs == {"2": {"text": ["hello"]}}
-        assert it.wire.of_job() == [
-            *("execution_start", "execution_cached"),
-            *("progress_state", "executing", "progress_state"),
-            *("progress_state", "executing", "executed", "progress_state"),
-            *("execution_success", "executing"),
-        ]
-        assert [e["type"] for e in it.wire.got[-2:]] == ["status", "executing"]
-        assert it.wire.got[-1]["data"] == {"node": None, "prompt_id": job}
-        assert it.wire.got[-2]["data"]["status"]["exec_info"]["queue_remaining"] == 0
-        again = await it.submit("hello")
-        assert await it.ended(again) == "completed"
-        assert it.store.require(again).ending is not None
-        preview = await it.submit("preview")
-        await it.ended(preview)
+        states: list[str] = []
+        it.wire.on_status = lambda: states.append(it.store.require(job).state)
+        for name, run in RUNS.items():
+            it.wire.got.clear()
+            states.clear()
+            job = str(uuid.uuid4())
+            await it.submit(run.text, prompt_id=job)
+            if name == "interruption":
+                await it.begun()
+                it.engine.interrupt(job)
+            assert await it.ended(job) == run.state
+            begun = it.wire.types().index("execution_start")
+            assert without_steps(it.wire.types()[begun:]) == run.expected, name
+            assert it.wire.got[-1]["data"] == {"node": None, "prompt_id": job}
+            assert it.wire.got[-2]["data"]["status"]["exec_info"]["queue_remaining"] == 0
+            assert states[-1] == run.state
+            assert {message["data"].get("prompt_id", job) for message in it.wire.got} == {job}
+
+    studio(path, story)
+
+
+def test_previews_reach_the_client_of_the_job(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        await it.ended(await it.submit("preview"))
         assert [it[8:] for it in it.wire.frames] == [b"picture"]
+
+    studio(path, story)
+
+
+def test_a_client_that_comes_back_is_told_which_node_of_its_job_runs(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        job = await it.submit("wait")
+        await it.begun()
+        told = {}
+        for name in ("me", "other"):
+            again = Wire()
+            socket = it.sockets.join(name, again, 1)
+            it.engine.catch_up(socket)
+            pump = asyncio.create_task(socket.pump())
+            await asyncio.sleep(0)
+            told[name] = again.got
+            pump.cancel()
+        assert [message["type"] for message in told["me"][:3]] == ["status", "progress_state", "executing"]
+        assert told["me"][1]["data"]["nodes"]["1"]["state"] == "running"
+        assert told["me"][2]["data"] == {"node": "1", "display_node": "1", "prompt_id": job}
+        assert [message["type"] for message in told["other"]] == ["status"]
+        it.engine.interrupt()
+        await it.ended(job)
 
     studio(path, story)
 
@@ -129,6 +207,18 @@ def test_a_failing_node_fails_its_job_alone(path: Path) -> None:
     studio(path, story)
 
 
+def test_when_memory_runs_out_the_models_are_unloaded_and_the_next_job_runs(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        bad, good = await it.submit("memory"), await it.submit("freed")
+        assert await it.ended(bad) == "failed"
+        assert await it.ended(good) == "completed"
+        ending = it.store.require(good).ending
+        assert ending is not None
+        assert ending.outputs == {"2": {"text": ["1"]}}
+
+    studio(path, story)
+
+
 def test_a_crash_costs_an_attempt_then_the_job_is_set_aside_and_the_queue_moves_on(path: Path) -> None:
     async def story(it: Studio) -> None:
         poison, good = await it.submit("crash"), await it.submit("fine")
@@ -138,6 +228,13 @@ def test_a_crash_costs_an_attempt_then_the_job_is_set_aside_and_the_queue_moves_
         assert record.ending is not None
         assert record.ending.error is not None
         assert "SIGSEGV" in record.ending.error["exception_message"]
+        assert (record.ending.error["node_id"], record.ending.error["node_type"]) == ("1", "Text")
+        ((kind, told),) = record.ending.messages
+        (sent,) = [message["data"] for message in it.wire.got if message["type"] == "execution_error"]
+        assert kind == "execution_error"
+        assert (
+            set(told) == set(sent) >= {"prompt_id", "node_id", "executed", "traceback", "timestamp", "current_inputs"}
+        )
         assert await it.ended(good) == "completed"
 
     studio(path, story)
@@ -150,6 +247,28 @@ def test_a_killed_worker_is_replaced_and_its_job_starts_again(path: Path) -> Non
         assert it.engine._worker is not None
         assert it.engine._worker.pid is not None
         os.kill(it.engine._worker.pid, signal.SIGKILL)
+        while it.store.require(job).attempts < 2:
+            await asyncio.sleep(0.01)
+        assert it.wire.over() == [], "a client would take it for the end"
+        assert it.engine.interrupt(job)
+        assert await it.ended(job) == "cancelled"
+        assert it.wire.over() == [job]
+
+    studio(path, story)
+
+
+def test_the_job_of_a_worker_that_gives_no_sign_of_life_starts_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cygnet.server.child.BEAT", 0.2)
+
+    async def story(it: Studio) -> None:
+        job = await it.submit("wait")
+        await it.begun()
+        worker = it.engine._worker
+        assert worker is not None
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGSTOP)  # it is there, and does nothing
         while it.store.require(job).attempts < 2:
             await asyncio.sleep(0.01)
         assert it.engine.interrupt(job)
@@ -169,6 +288,70 @@ def test_a_stop_is_heard_inside_a_node_and_only_by_the_named_job(path: Path) -> 
         assert "execution_interrupted" in it.wire.of_job()
         assert await it.ended(second) == "completed"
         assert not it.engine.interrupt()
+
+    studio(path, story)
+
+
+def test_a_job_that_does_not_stop_is_ended_with_its_worker(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STOPS_WITHIN", 0.2)
+
+    async def story(it: Studio) -> None:
+        hung, good = await it.submit("hang"), await it.submit("fine")
+        while "executing" not in it.wire.of_job():
+            await asyncio.sleep(0.01)
+        assert it.engine.interrupt(hung)
+        assert await it.ended(hung) == "cancelled"
+        assert it.wire.of_job().count("execution_interrupted") == 1
+        assert await it.ended(good) == "completed"
+        assert it.store.require(hung).attempts == 1
+
+    studio(path, story)
+
+
+def test_a_job_that_says_nothing_is_said_to(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "QUIET", 0.1)
+    monkeypatch.setattr(module, "STOPS_WITHIN", 0.2)
+
+    async def story(it: Studio) -> None:
+        hung = await it.submit("hang")
+        while "has said nothing" not in caplog.text:
+            await asyncio.sleep(0.01)
+        assert f"job {hung}" in caplog.text
+        assert "at node 1" in caplog.text
+        assert "at node 1" in it.engine.problems()[0]
+        it.engine.interrupt()
+        await it.ended(hung)
+
+    studio(path, story)
+
+
+def test_a_second_signal_is_not_kept_waiting_and_costs_no_attempt(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        job = await it.submit("wait")
+        await it.begun()
+        begun = time.monotonic()
+        stopping = asyncio.create_task(it.engine.stop(60))
+        await asyncio.sleep(0.05)
+        assert it.store.require(job).state == "running", "the first one waits for the job"
+        it.engine.hurry()
+        await stopping
+        assert time.monotonic() - begun < 10
+        assert (it.store.require(job).state, it.store.require(job).attempts) == ("pending", 0)
+
+    studio(path, story)
+
+
+def test_a_job_that_ends_while_the_server_stops_is_kept(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        job = await it.submit("wait")
+        await it.begun()
+        stopping = asyncio.create_task(it.engine.stop(60))
+        await asyncio.sleep(0.05)
+        it.engine.interrupt()
+        await stopping
+        assert it.store.require(job).state == "cancelled"
 
     studio(path, story)
 
@@ -209,6 +392,19 @@ def test_another_server_goes_on_where_one_stopped(path: Path) -> None:
     assert [store.require(job).state for job in jobs] == ["completed", "pending", "pending"]
     store.close()
     studio(path, second)
+
+
+def test_a_stop_lets_the_running_job_end_and_begins_no_other(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        running, waiting = await it.submit("short"), await it.submit("fine")
+        await it.begun()
+        await it.engine.stop(30)
+        assert [it.store.require(job).state for job in (running, waiting)] == ["completed", "pending"]
+        with pytest.raises(Refused) as refused:
+            await it.submit("late")
+        assert refused.value.http_status == 503
+
+    studio(path, story)
 
 
 def test_an_end_that_cannot_be_stored_is_stored_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +470,8 @@ def test_ids_numbers_fronts_and_secrets(path: Path) -> None:
         running = await it.submit("wait")
         await it.begun()
         name = str(uuid.uuid4())
-        extra = {"api_key_comfy_org": "s3cret", "extra_pnginfo": {"workflow": {"id": "w"}}}
+        extra = {"api_key_comfy_org": "s3cret", "auth_token_comfy_org": "s3cret", "hf_token": "s3cret", "author": "me"}
+        extra["extra_pnginfo"] = {"workflow": {"id": "w"}, "api_key": "s3cret"}  # type: ignore[assignment]
         assert await it.submit("a", prompt_id=name, extra_data=extra) == name
         assert await it.submit("a", prompt_id=name) == name
         with pytest.raises(Refused) as refused:
@@ -284,6 +481,7 @@ def test_ids_numbers_fronts_and_secrets(path: Path) -> None:
         assert [record.id for record in it.store.queue("pending")] == [front, name]
         stored = it.store.require(name).submission
         assert "s3cret" not in json.dumps(dict(stored.extra))
+        assert stored.extra["author"] == "me"
         assert stored.workflow_id == "w"
         assert isinstance(stored.extra["create_time"], int)
         it.engine.draining = True

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cygnet.errors import RequestError
-from cygnet.server.guard import Access, Guard, Refusal, WrongTokens, is_loopback
+from cygnet.server.guard import Access, Guard, Refusal, WrongTokens, is_loopback, without_token
 
 TOKEN = "a-long-and-random-token"
 
@@ -131,7 +131,7 @@ def test_a_token_is_taken_from_header_cookie_or_a_sockets_query() -> None:
     assert status(scope("/health", "GET")) == 200
 
 
-def test_guessing_is_slowed_down() -> None:
+def test_guessing_is_slowed_down_and_the_right_token_never(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
     guard = Guard(nothing, Access(token=TOKEN), is_page, WrongTokens(clock=lambda: now[0]))
 
@@ -139,12 +139,15 @@ def test_guessing_is_slowed_down() -> None:
         refusal = guard.refusal({**scope(authorization=f"Bearer {token}"), "client": (address, 1)})
         return 200 if refusal is None else refusal.status
 
-    statuses = [status(f"guess {i}") for i in range(25)]
+    with caplog.at_level("WARNING", "cygnet"):
+        statuses = [status(f"guess {i}") for i in range(25)]
     assert statuses == [401] * 20 + [429] * 5
-    assert status(TOKEN) == 429
-    assert status(TOKEN, "10.0.0.2") == 200, "a guesser keeps itself out and nobody else"
+    assert "20 wrong tokens from 10.0.0.1" in caplog.text
+    assert "guess" not in caplog.text
+    assert status("guess", "10.0.0.2") == 401, "a guesser slows down itself and nobody else"
+    assert status(TOKEN) == 200, "nor does it keep out who has the token, at the same address"
     now[0] = 61
-    assert status(TOKEN) == 200
+    assert status("guess") == 401
 
 
 def test_a_visitor_without_a_token_is_led_to_the_login_page() -> None:
@@ -171,6 +174,55 @@ def test_an_allowed_site_may_ask_first_but_gets_nothing_without_the_token() -> N
 def test_a_token_that_no_header_can_carry_is_refused() -> None:
     with pytest.raises(RequestError, match="no header can carry"):
         Access(token="lang und zufällig genug")
+
+
+@pytest.mark.parametrize("origin", ["*", "null", "tool.test", "https://tool.test/", "https://a b", "https://x@y", ""])
+def test_only_a_named_origin_can_be_let_in(origin: str) -> None:
+    with pytest.raises(RequestError, match="is no origin"):
+        Access(origins=frozenset({origin}))
+
+
+def test_names_are_the_same_in_any_case() -> None:
+    assert judge(scope(host="studio.lan:8188"), names=frozenset({"Studio.LAN"})) == 200
+    assert judge(scope(origin="https://tool.test"), origins=frozenset({"https://Tool.test"})) == 200
+
+
+def test_a_page_with_an_old_token_is_led_to_the_login_and_counts_as_no_guess() -> None:
+    guard = Guard(nothing, Access(token=TOKEN), is_page)
+    visit = scope("/", "GET", accept="text/html", cookie="cygnet_token=of-yesterday")
+    refusals = [guard.refusal(visit) for _ in range(30)]
+    assert {it.status for it in refusals if it} == {303}
+
+
+def test_packs_are_not_told_the_token() -> None:
+    given = [("cookie", f"a=1; cygnet_token={TOKEN}; b=2"), ("authorization", f"Bearer {TOKEN}"), ("x", "y")]
+    assert without_token(given, TOKEN) == [("cookie", "a=1; b=2"), ("x", "y")]
+    assert without_token([("cookie", f"cygnet_token={TOKEN}"), ("authorization", "Basic z")], TOKEN) == [
+        ("authorization", "Basic z")
+    ]
+    assert without_token(given, None) == given
+
+
+def test_every_answer_tells_browsers_to_keep_it_from_other_sites() -> None:
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"Content-Security-Policy", b"own")]})
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.request"}
+
+    for request in (scope(), scope(host="evil.test")):
+        asyncio.run(Guard(app, Access(), is_page)(request, receive, send))
+    ours, refusal = (dict(it["headers"]) for it in sent if it["type"] == "http.response.start")
+    for headers in (ours, refusal):
+        assert headers[b"x-content-type-options"] == b"nosniff"
+        assert headers[b"cross-origin-resource-policy"] == b"same-origin"
+    assert ours[b"Content-Security-Policy"] == b"own"
+    assert refusal[b"content-security-policy"] == b"frame-ancestors 'self' vscode-webview:"
 
 
 def test_only_so_many_guessers_are_remembered() -> None:

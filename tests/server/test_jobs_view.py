@@ -33,7 +33,8 @@ def ended(store: JobStore, ending: Ending) -> JobRecord:
 
 def test_a_waiting_job(store: JobStore) -> None:
     it = store.submit(Submission(id="j", prompt=PROMPT, outputs=("1",), extra={"x": 1}))
-    assert queue_item(it) == [1.0, "j", PROMPT, {"x": 1}, ["1"]]
+    assert queue_item(it) == [1, "j", PROMPT, {"x": 1}, ["1"]]
+    assert isinstance(queue_item(it)[0], int), "clients in stricter languages read no 1.0 as a whole number"
     row = job_row(it)
     assert (row["status"], row["priority"], row["outputs_count"], row["preview_output"]) == ("pending", 1, 0, None)
     assert row["execution_error"] is None

@@ -60,7 +60,14 @@ def test_a_wrong_token_is_refused_and_guessing_slowed_down(client: TestClient) -
     assert (long.status_code, "That is not the token" in long.text) == (401, True)
     statuses = [client.post("/login", data={"token": f"guess {i}"}).status_code for i in range(21)]
     assert statuses == [401] * 19 + [429] * 2
-    assert client.post("/login", data={"token": TOKEN}).status_code == 429
+    assert client.post("/login", data={"token": TOKEN}).status_code == 303, "who has it gets in"
+    assert client.get("/api/queue").status_code == 200
+
+
+def test_the_cookie_of_an_encrypted_page_stays_on_encrypted_ways(client: TestClient) -> None:
+    for origin, secure in (("http://127.0.0.1:8188", False), ("https://127.0.0.1:8188", True)):
+        entered = client.post("/login", data={"token": TOKEN}, headers={"origin": origin})
+        assert ("secure" in entered.headers["set-cookie"].lower()) is secure
 
 
 def test_a_form_from_another_site_is_refused(client: TestClient) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
-from tests.server.test_app import base, client, submit, wait  # noqa: F401 (fixtures)
+from tests.server.conftest import submit, wait
 
-from cygnet.server.logs import JsonLines, log_to_stderr
+from cygnet.server.logs import JsonLines, LogLines, TextLines, log_to_stderr
 
 
-def values(client: TestClient) -> dict[tuple[str, str], float]:  # noqa: F811
+def values(client: TestClient) -> dict[tuple[str, str], float]:
     answer = client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -25,7 +26,7 @@ def values(client: TestClient) -> dict[tuple[str, str], float]:  # noqa: F811
     }
 
 
-def test_jobs_the_worker_and_clients_are_counted(client: TestClient) -> None:  # noqa: F811
+def test_jobs_the_worker_and_clients_are_counted(client: TestClient) -> None:
     before = values(client)
     wait(client, submit(client))
     after = values(client)
@@ -68,3 +69,19 @@ def test_the_level_is_heeded(capsys: pytest.CaptureFixture[str]) -> None:
             it.setLevel(level)
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["message"] == "loud"
+
+
+def test_no_message_begins_a_line_of_its_own_or_steers_a_terminal() -> None:
+    message = "a\nERROR forged\r\x1b[2J\x9b31m\u2028 \udcff é"
+    record = logging.LogRecord("cygnet.x", logging.INFO, "f", 1, "%s", (message,), None)
+    told: list[Any] = []
+    kept = LogLines(told.append)
+    kept.emit(record)
+    for line in (TextLines().format(record), kept.text().removesuffix("\n"), told[0].data["entries"][0]["m"][:-1]):
+        assert len(line.splitlines()) == 1
+        assert line.endswith("a\\nERROR forged\\r\\x1b[2J\\x9b31m\\u2028 \\udcff é")
+    try:
+        raise ValueError("odd")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    assert "\nTraceback" in TextLines().format(record)

@@ -51,6 +51,10 @@ def host_with_routes(host: Host, files: str) -> Host:
     async def never(request: web.Request) -> web.Response:
         return web.Response(text="a pack cannot replace our routes")
 
+    @host.routes.get("/scripts/run")
+    async def tempting(request: web.Request) -> web.Response:
+        return web.Response(text="other sites may visit this path, so that nothing runs there")
+
     host.app.add_routes([web.static("/mine-files", files)])
     host.close_table()
     return host
@@ -104,6 +108,7 @@ def test_a_pack_replaces_none_of_our_routes_and_its_failure_is_its_own(client: T
     assert client.get("/mine/fails/now").status_code == 500
     assert client.get("/mine-files/..%2fs").status_code in (403, 404)
     assert client.get("/mine").status_code == 404
+    assert client.get("/scripts/run").status_code == 404
     assert client.post("/mine/a").status_code == 405
     assert client.get("/mine/a").status_code == 200
 

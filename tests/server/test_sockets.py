@@ -6,6 +6,8 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
+
 from cygnet.graph.events import Place
 from cygnet.server import sockets as module
 from cygnet.server.sockets import Socket, Sockets
@@ -146,19 +148,54 @@ def test_a_client_that_does_not_read_keeps_only_the_newest_preview_of_each_node(
     asyncio.run(story())
 
 
-def test_a_client_that_never_reads_is_dropped() -> None:
+@pytest.mark.parametrize(("times", "size"), [(module.MOST_WAITING + 1, 10), (70, 2**20)])
+def test_a_client_that_never_reads_is_dropped(times: int, size: int) -> None:
     async def story() -> None:
         sockets, wire = Sockets({}), Wire()
         wire.gate.clear()
         socket = sockets.join("a", wire, 0)
         task = asyncio.create_task(socket.pump())
         await settle()
-        for _ in range(module.MOST_WAITING + 1):
-            sockets.send(over("j"), "a")
+        for i in range(times):
+            sockets.send(Message("executed", {"output": "x" * size}), "a")
+            assert socket._waiting <= module.MOST_BYTES, i
         wire.gate.set()
         await settle()
         assert wire.closed == (1013, "too slow; reconnect to catch up")
         assert task.done()
+
+    asyncio.run(story())
+
+
+def test_what_waits_for_a_client_is_bounded_in_bytes(monkeypatch: Any) -> None:
+    async def story() -> None:
+        monkeypatch.setattr(module, "MOST_BYTES", 100_000)
+        sockets, wire = Sockets({}), Wire()
+        wire.gate.clear()
+        socket = sockets.join("a", wire, 0)
+        task = asyncio.create_task(socket.pump())
+        for i in range(1000):
+            sockets.send(preview(b"x" * 1000, str(i)), "a")
+            assert sum(map(len, socket._previews.values())) <= 100_000
+        for _ in range(200):
+            sockets.send(Message("progress_state", {"nodes": "x" * 10_000}), "a")
+            assert socket._waiting <= 100_000
+        wire.gate.set()
+        await settle()
+        assert wire.closed == (1013, "too slow; reconnect to catch up")
+        assert task.done()
+
+    asyncio.run(story())
+
+
+def test_a_client_that_reads_nothing_is_given_up(monkeypatch: Any) -> None:
+    async def story() -> None:
+        monkeypatch.setattr(module, "READ_WITHIN", 0.05)
+        sockets, wire = Sockets({}), Wire()
+        wire.gate.clear()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(sockets.join("a", wire, 0).pump(), 5)
+        assert wire.got == []
 
     asyncio.run(story())
 

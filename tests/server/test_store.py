@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from cygnet.errors import RequestError
+from cygnet.server import store as module
+from cygnet.server import tables
 from cygnet.server.store import (
     MOST_ATTEMPTS,
     DuplicateJobError,
@@ -120,6 +122,32 @@ def test_cancelling_takes_pending_jobs_only(store: JobStore) -> None:
     assert store.cancel() == ["c"]
     assert store.cancel() == []
     assert [store.require(name).state for name in "abc"] == ["running", "cancelled", "cancelled"]
+
+
+def test_a_waiting_job_can_be_given_another_turn(store: JobStore) -> None:
+    for name in "abcd":
+        store.submit(job(name))
+    store.submit(job("equal"), number=2)
+
+    def order() -> str:
+        return " ".join(it.id for it in store.queue("pending"))
+
+    assert order() == "a b equal c d"
+    store.move("d", 1)
+    assert order() == "d a b equal c"
+    store.move("b", 3)
+    assert order() == "d a b equal c", "it was there already"
+    store.move("a", 99)
+    assert order() == "d b equal c a"
+    store.move("equal", 2)
+    assert order() == "d equal b c a"
+    store.submit(job("late"))
+    assert order() == "d equal b c a late"
+    store.claim()
+    with pytest.raises(RequestError, match="is running; only a job that waits"):
+        store.move("d", 1)
+    with pytest.raises(RequestError, match="no job nobody"):
+        store.move("nobody", 1)
 
 
 def test_the_history_is_paged_and_forgotten_on_request(store: JobStore) -> None:
@@ -258,3 +286,81 @@ def test_one_data_directory_has_one_server(tmp_path: Path) -> None:
     with sole_owner(tmp_path):
         assert f"process {os.getpid()}" in other()
     assert other() == "mine\n"
+
+
+def test_a_clock_that_jumps_changes_no_order(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    day = 86_400_000
+    times = iter([10 * day, 9 * day, 11 * day, 9 * day, 8 * day, 12 * day, 7 * day, 10 * day, 6 * day])
+    monkeypatch.setattr(module, "_now", lambda: next(times))
+    for name in "abc":
+        store.submit(job(name))
+    for name in "abc":
+        record = store.claim()
+        assert record is not None
+        assert record.id == name
+        assert store.finish(name, record.fence, Ending(state="completed"))
+    assert [it.id for it in store.history()] == ["a", "b", "c"]
+    assert [it.id for it in store.history(1)] == ["c"]
+    assert [it.id for it in store.page(["completed"])[0]] == ["c", "b", "a"]
+    assert store.totals()["completed"][1] >= 0
+
+
+def old_file(path: Path) -> None:
+    """A job file as the first version wrote it."""
+    with sqlite3.connect(path) as db:
+        db.executescript(
+            """
+            CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+            CREATE TABLE jobs (id TEXT PRIMARY KEY, place REAL NOT NULL, sequence INTEGER NOT NULL, state TEXT NOT NULL,
+              body TEXT NOT NULL, digest TEXT NOT NULL, workflow_id TEXT, attempts INTEGER NOT NULL DEFAULT 0,
+              fence INTEGER NOT NULL DEFAULT 0, created_ms INTEGER NOT NULL, started_ms INTEGER, ended_ms INTEGER,
+              result TEXT) STRICT;
+            CREATE INDEX jobs_by_place ON jobs (state, place, sequence);
+            CREATE INDEX jobs_by_time ON jobs (state, ended_ms);
+            INSERT INTO facts VALUES ('sequence', '4');
+            PRAGMA user_version = 1;
+            """
+        )
+        body = '{"prompt":{},"outputs":["1"],"extra":{},"client_id":null}'
+        result = '{"outputs":{},"meta":{},"messages":[],"error":null}'
+        for number, (state, ended) in enumerate(
+            [("completed", 30), ("failed", 20), ("pending", None), ("running", None)]
+        ):
+            db.execute(
+                "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, 'd', NULL, 1, 1, 5, 10, ?, ?)",
+                (f"j{number}", number, number, state, body, ended, result if ended else None),
+            )
+    db.close()
+
+
+def test_an_earlier_file_is_brought_up_to_date_and_kept_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite"
+    old_file(path)
+    for _ in range(2):
+        store = JobStore(path)
+        assert [it.id for it in store.history()] == ["j1", "j0"]
+        assert [it.id for it in store.queue("pending")] == ["j2"]
+        assert store.require("j3").state == "running"
+        store.close()
+    store = JobStore(path)
+    assert store.submit(job("new")).number == 5
+    store.close()
+    with sqlite3.connect(tmp_path / "jobs.sqlite.format-1") as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("SELECT COUNT(*) FROM jobs").fetchone() == (4,)
+    db.close()
+
+
+def test_an_upgrade_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "jobs.sqlite"
+    old_file(path)
+    monkeypatch.setitem(tables.STEPS, 1, tables.STEPS[1] + "INSERT INTO nowhere VALUES (1);")
+    with pytest.raises(StoreError, match="left as it is"):
+        JobStore(path)
+    monkeypatch.undo()
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+    db.close()
+    store = JobStore(path)
+    assert len(store.history()) == 2
+    store.close()

@@ -58,6 +58,7 @@ def test_the_starters_can_be_run_as_they_are(tmp_path: Path, name: str) -> None:
         (shop.folders.input / picture.name).write_bytes(picture.read_bytes())
     classes = node_classes(shop)
     assert name in names(index([STARTERS], classes))
+    assert (STARTERS / f"{name}-1.webp").stat().st_size < 50_000, "the browser shows it by this picture"
     workflow = json.loads((STARTERS / f"{name}.json").read_text(encoding="utf-8"))
     prompt = to_prompt(workflow, describe_all(classes, lambda name, error: None))
     verdict = validate(prompt, classes)

@@ -19,6 +19,7 @@ from cygnet.graph.events import (
 from cygnet.graph.execute import Executor, Job
 from cygnet.server.wire import JobMessages, Line, Message, Preview, over, status
 
+OTHER = Place(node="2", display="2", real="2")
 PLACE = Place(node="1:2", display="1", real="1", parent="1")
 
 
@@ -111,6 +112,26 @@ def test_progress_lists_every_node_that_was_begun() -> None:
     (done,) = messages.of(NodeFinished(PLACE, None))
     assert isinstance(done, Message)
     assert done.data["nodes"]["1:2"]["state"] == "finished"
+
+
+def test_a_node_tells_now_and_then_how_long_it_will_take() -> None:
+    seconds = iter(range(0, 1000, 3))
+    messages = JobMessages("j", clock=lambda: float(next(seconds)))
+    messages.of(NodeStarted(PLACE))
+    said = [
+        [it.text for it in messages.of(NodeProgressed(PLACE, step, 40)) if isinstance(it, Line)]
+        for step in (1, 2, 3, 40)
+    ]
+    assert said == [[], [], ["3 of 40, about 1:51 left"], []]
+    messages.of(NodeStarted(OTHER))
+    assert [it for it in messages.of(NodeProgressed(OTHER, 1, 40)) if isinstance(it, Line)] == []
+
+
+def test_the_time_left_is_not_told_with_every_step() -> None:
+    seconds = iter(i / 10 for i in range(1000))
+    messages = JobMessages("j", clock=lambda: next(seconds))
+    told = [it for step in range(30) for it in messages.of(NodeProgressed(PLACE, step, 40)) if isinstance(it, Line)]
+    assert len(told) == 3
 
 
 def test_previews_for_new_and_old_clients() -> None:

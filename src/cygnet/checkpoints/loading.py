@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,17 +88,34 @@ class ComponentWeights:
         source = self.sources_of[name]
         return _rearranged([self._part(stored, dtype) for stored in source.names], source.how)
 
-    def _part(self, stored: str, dtype: torch.dtype | None) -> torch.Tensor:
+    def copied(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """As :meth:`tensor`, in memory of its own: no page of the file stays in memory."""
+        source = self.sources_of[name]
+        return _rearranged([self._part(stored, dtype, copy=True) for stored in source.names], source.how)
+
+    def eight_bit(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Stored values and scale of a tensor that lies in the file in 8 bits and as it is; None for any other."""
+        source = self.sources_of[name]
+        if source.how != "same" or not quantised.is_eight_bit(self.file.tensors[source.names[0]].dtype):
+            return None
+        stored = source.names[0]
+        return self.file.tensor(stored), self._scale(stored)
+
+    def _scale(self, stored: str) -> torch.Tensor | None:
+        return self.file.tensor(self.scales[stored]) if stored in self.scales else None
+
+    def _part(self, stored: str, dtype: torch.dtype | None, *, copy: bool = False) -> torch.Tensor:
         import torch
+
+        from cygnet.ops.quantised import dequantise
 
         kind = self.file.tensors[stored].dtype
         if quantised.is_eight_bit(kind):
-            scale = self.file.tensor(self.scales[stored]) if stored in self.scales else None
             with self.file.borrowed(stored) as values:
-                return quantised.dequantise(values, scale, dtype or torch.bfloat16)
-        if dtype is not None and str(dtype) != f"torch.{kind}":
+                return dequantise(values, self._scale(stored), dtype or torch.bfloat16)
+        if copy or (dtype is not None and str(dtype) != f"torch.{kind}"):
             with self.file.borrowed(stored) as values:
-                return values.to(dtype)
+                return values.to(dtype or values.dtype, copy=True)
         return self.file.tensor(stored)
 
 
@@ -287,21 +304,29 @@ def _likely_cause(
 
 
 def materialise(
-    module: Module, weights: ComponentWeights, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    module: Module,
+    weights: ComponentWeights,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    leave: Collection[str] = (),
 ) -> Module:
     """Give ``module``, built :func:`without_weights`, the tensors of ``weights``; returns it.
 
     Names and shapes are checked first (:func:`check_state`). Then each tensor is read, dequantised, cast and assigned
     before the next is touched, so the peak is about one copy of the weights; a tensor that needs no cast stays mapped
     from the file. ``dtype`` None keeps stored types (bfloat16 for 8-bit ones). Parameters whose name contains an entry
-    of ``module.fp32_parameters`` become float32 in any case.
+    of ``module.fp32_parameters`` become float32 in any case. Those named in ``leave`` stay without memory.
     """
     import torch
 
     check_state(module, weights)
     keep: tuple[str, ...] = getattr(module, "fp32_parameters", ())
     slots = {name: (owner, leaf) for name, owner, leaf in _slots(module)}
+    left_out = frozenset(leave)
     for name in weights.names():
+        if name in left_out:
+            continue
         wanted = torch.float32 if any(part in name for part in keep) else dtype
         value = weights.tensor(name, wanted).to(device)
         owner, leaf = slots[name]
@@ -310,7 +335,7 @@ def materialise(
             trainable = old.requires_grad and value.is_floating_point()
             value = torch.nn.Parameter(value, requires_grad=trainable)
         setattr(owner, leaf, value)
-    left = [name for name, value in _everything(module) if value.is_meta]
+    left = [name for name, value in _everything(module) if value.is_meta and name not in left_out]
     assert not left, f"{type(module).__name__} has tensors that no checkpoint fills: {left[:5]}"
     return module
 

@@ -285,6 +285,14 @@ class PatchedWeights(ComponentWeights):
             value = _changed(name, value, change)
         return value.to(kept)
 
+    def eight_bit(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """As for :class:`ComponentWeights`; a changed tensor is not in the file."""
+        return None if self.changes.get(name) else super().eight_bit(name)
+
+    def copied(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """As for :class:`ComponentWeights`."""
+        return self.tensor(name, dtype) if self.changes.get(name) else super().copied(name, dtype)
+
 
 def with_loras(
     weights: ComponentWeights, loras: Sequence[tuple[Path | str, float]], *, least_coverage: float = LEAST_COVERAGE

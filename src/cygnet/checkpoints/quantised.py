@@ -1,22 +1,19 @@
-"""8-bit weights: which scale belongs to which weight, and back to full precision.
+"""8-bit weights in files: which scale belongs to which weight, and whether it can.
 
 Layouts: plain fp8 (values as they are); ComfyUI's scaled fp8, older (``X.scale_weight`` and a top-level ``scaled_fp8``
 marker) and newer (``X.weight_scale`` and ``X.comfy_quant``, JSON with the format); musubi-tuner's per-row and per-block
-``scale_weight``; LightX2V's per-row ``weight_scale`` on fp8 or int8. In each, weight = stored value * scale.
+``scale_weight``; LightX2V's per-row ``weight_scale`` on fp8 or int8. :mod:`cygnet.ops.quantised` widens them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cygnet.checkpoints.json_text import parse_object
 from cygnet.checkpoints.layouts import Part
 from cygnet.checkpoints.weight_file import TensorInfo, WeightFile, printable
 from cygnet.errors import WeightFileError
-
-if TYPE_CHECKING:
-    import torch
 
 Quantisation = Literal["none", "fp8", "scaled fp8", "scaled int8"]
 
@@ -109,24 +106,6 @@ def check_scale_values(scales: Mapping[str, str], weights: WeightFile) -> None:
                 f"the scale {printable(scale)!r} of {printable(weight)!r} holds a value that is not a positive number; "
                 "download the file again"
             )
-
-
-def dequantise(stored: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """``stored`` in ``dtype``, times ``scale``: one number, ``[rows]``, ``[rows, 1…]`` or ``[rows, blocks, 1]``.
-
-    The product is formed in float32 and rounded once. The result shares no memory with ``stored``.
-    """
-    import torch
-
-    if scale is None:
-        return stored.to(dtype, copy=True)
-    values, factor = stored.to(torch.float32), scale.to(torch.float32)
-    if factor.numel() == 1:
-        return values.mul_(factor.reshape(())).to(dtype)
-    if factor.ndim == 3 and values.ndim == 2:
-        rows, blocks, _ = factor.shape
-        return values.view(rows, blocks, -1).mul_(factor).view(stored.shape).to(dtype)
-    return values.mul_(factor.reshape(-1, *(1,) * (values.ndim - 1))).to(dtype)
 
 
 def describe(part: Part, tensors: Mapping[str, TensorInfo]) -> Quantisation:

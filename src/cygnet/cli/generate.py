@@ -65,6 +65,7 @@ def generate(
     model_paths: Annotated[Places, Parameter(group=_WITH)] = (),
     device: Annotated[str, Parameter(group=_WITH, metavar="NAME")] = "auto",
     dtype: Annotated[str, Parameter(group=_WITH, metavar="NAME")] = "auto",
+    stream: Annotated[Switch, Parameter(group=_WITH)] = False,
     out: Annotated[str | None, Parameter(group=_WHERE, metavar="FILE|FOLDER|PATTERN")] = None,
     overwrite: Annotated[Switch, Parameter(group=_WHERE)] = False,
     json: Annotated[Json, Parameter(group=_WHERE)] = False,
@@ -129,6 +130,8 @@ def generate(
         auto, cpu, cuda or cuda:N.
     dtype
         auto, float32, bfloat16 or float16, for the transformer and the encoders.
+    stream
+        Read the large networks block by block, in a few GB of memory; without it, if they do not fit. Takes longer.
     out
         A file name (.mp4, .webm, .webp, .gif, .png), a folder, or a pattern with {prompt}, {seed}, {index}, {model}.
         Default: a name from prompt and seed in the current folder. Nothing is overwritten.
@@ -167,6 +170,7 @@ def generate(
             with_image=image is not None,
         ),
         place={"device": device, "dtype": dtype, "loras": parse_loras(lora)},
+        stream=stream,
         out=out,
         overwrite=overwrite,
     )  # fmt: skip
@@ -193,6 +197,7 @@ class Wish:
     seeds: Sequence[int]
     source: Any
     place: Mapping[str, Any]
+    stream: bool
     out: str | None
     overwrite: bool
 
@@ -307,7 +312,7 @@ def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) ->
     import cygnet
 
     # Weights come in when their stage begins, so a request that cannot be is refused before any is read.
-    wan = cygnet.load(wish.source, offload=True, on_progress=display.report, **wish.place)
+    wan = cygnet.load(wish.source, offload="stream" if wish.stream else True, on_progress=display.report, **wish.place)
     options = {name: value for name, value in wish.options.items() if value is not None}
     if wish.seconds is not None:
         options["num_frames"] = frames_for(wish, wan, voice)
@@ -333,7 +338,7 @@ def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) ->
         )
     for note in notes:
         voice.note(f"note: {note}")
-    if len(targets) > 1:  # now weights may stay in memory between videos
+    if len(targets) > 1 and not wish.stream:  # now weights may stay in memory between videos
         wan = cygnet.load(wish.source, on_progress=display.report, **wish.place)
     results: list[Result] = []
     for number, (seed, target) in enumerate(zip(wish.seeds, targets, strict=True), start=1):

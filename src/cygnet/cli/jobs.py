@@ -18,7 +18,8 @@ from cygnet.errors import CygnetError, RequestError, UnsupportedError
 if TYPE_CHECKING:
     from cygnet.server.store import JobRecord, JobStore
 
-Action = Literal["list", "show", "cancel", "retry"]
+Action = Literal["list", "show", "cancel", "move", "retry"]
+_DONE = {"cancel": "cancelled", "move": "moved", "retry": "in the queue again"}
 
 
 class ServerFailed(CygnetError):
@@ -33,26 +34,29 @@ def jobs(
     *ids: Annotated[str, Parameter(name="ID")],
     state: Annotated[tuple[str, ...], Parameter(metavar="STATE")] = (),
     limit: Whole = 20,
+    to: Whole = 1,
     base_directory: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     user_directory: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     token_file: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """List the studio's jobs, newest first; show one whole; cancel those that wait or run; retry those that ended.
+    """List the studio's jobs, newest first; show one whole; cancel or move those that wait; retry those that ended.
 
-    Reads the job file, so that it works while no studio runs. A running studio is asked to cancel and to retry.
+    Reads the job file, so that it works while no studio runs. A running studio is asked to change them.
 
     Parameters
     ----------
     action
-        list, show, cancel or retry.
+        list, show, cancel, move or retry. A job that runs can be cancelled too.
     ids
         Jobs, by id or by its beginning.
     state
         List only these: pending, in_progress, completed, failed, cancelled. May be given again.
     limit
         List at most so many.
+    to
+        Move to this place among the jobs that wait; 1 is next.
     base_directory
         The studio's base folder. Default: cygnet's own folder of this user.
     user_directory
@@ -71,6 +75,8 @@ def jobs(
         raise RequestError(f"say which job to {action}: cygnet jobs {action} ID", field="ids")
     if action == "list" and ids:
         raise RequestError("cygnet jobs list takes no ids; use cygnet jobs show ID", field="ids")
+    if to is None or to < 1:
+        raise RequestError(f"--to is {to}; it must be 1, for next, or more", field="to")
     if not (folder / "jobs.sqlite").exists():
         if ids:
             raise RequestError(f"there are no jobs in {folder}; give the studio's --base-directory", field="ids")
@@ -86,7 +92,7 @@ def jobs(
         if action == "show":
             _show(records, voice)
         else:
-            _change(store, voice, folder, action, records, read_token(token_file))
+            _change(store, voice, folder, action, records, to, read_token(token_file))
     finally:
         store.close()
     return 0
@@ -117,33 +123,41 @@ def _show(records: list[JobRecord], voice: Voice) -> None:
 
 
 def _change(
-    store: JobStore, voice: Voice, folder: Path, action: Action, records: list[JobRecord], token: str | None
+    store: JobStore, voice: Voice, folder: Path, action: Action, records: list[JobRecord], to: int, token: str | None
 ) -> None:
     from cygnet.server.store import BusyError, sole_owner
 
     changed = []
-    for record in records:
+    for place, record in enumerate(records, to):
+        done = True
         try:
             with sole_owner(folder):
-                done = bool(store.cancel([record.id])) if action == "cancel" else bool(store.retry(record.id))
+                if action == "cancel":
+                    done = bool(store.cancel([record.id]))
+                elif action == "move":
+                    store.move(record.id, place)
+                else:
+                    store.retry(record.id)
         except BusyError as busy:
-            answer = _ask(busy.url, f"/api/jobs/{quote(record.id, safe='')}/{action}", token)
-            done = bool(answer.get("cancelled", action == "retry"))
+            route = f"/api/jobs/{quote(record.id, safe='')}/{action}"
+            answer = _ask(busy.url, route, {"place": place} if action == "move" else {}, token)
+            done = bool(answer.get("cancelled", action != "cancel"))
         if not done:
             raise RequestError(f"job {record.id} is {record.state}; only one that waits or runs can be cancelled")
         changed.append(record.id)
-    word = "cancelled" if action == "cancel" else "in the queue again"
-    voice.result({"jobs": changed}, [f"{it}: {word}" for it in changed])
+    voice.result({"jobs": changed}, [f"{it}: {_DONE[action]}" for it in changed])
 
 
-def _ask(url: str, route: str, token: str | None) -> dict[str, Any]:
+def _ask(url: str, route: str, order: dict[str, int], token: str | None) -> dict[str, Any]:
     """POST to the running studio."""
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        with urlopen(Request(url.rstrip("/") + route, b"", headers), timeout=30) as answer:
+        with urlopen(
+            Request(url.rstrip("/") + route, json_module.dumps(order).encode(), headers), timeout=30
+        ) as answer:
             found: dict[str, Any] = json_module.load(answer)
             return found
     except HTTPError as error:

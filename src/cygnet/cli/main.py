@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from cygnet.cli.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, terminated_by_signal
 from cygnet.cli.options import DASH
-from cygnet.cli.output import error_line, print_error
-from cygnet.errors import CygnetError, OutputError, RequestError
+from cygnet.cli.output import Voice, error_line, print_error
+from cygnet.errors import CygnetError, OutputError, RequestError, out_of_memory
 
 if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
@@ -26,7 +26,7 @@ VERBS = {
     "generate": "Make a video from a prompt, or from a picture and a prompt.",
     "run": "Run a workflow file without a browser.",
     "launch": "Start the studio: ComfyUI's web page and protocol, with cygnet doing the work.",
-    "jobs": "List, show, cancel or retry the studio's jobs.",
+    "jobs": "List, show, cancel, move or retry the studio's jobs.",
     "nodes": "List, install, remove and update packs of custom nodes.",
     "mcp": "Give a language model tools that make videos, by the Model Context Protocol.",
     "replay": "Make a video again from its receipt, and compare.",
@@ -95,6 +95,10 @@ def _dispatch(given: list[str]) -> int:
     from cyclopts import CycloptsError
 
     verb = given[0] if given and given[0] in VERBS else None
+    if verb == "launch":
+        from cygnet.cli.comfy_flags import understood
+
+        given = [verb, *understood(given[1:], Voice().note)]
     app = build_app(verb)
     words = [DASH if word == "-" else word for word in given] if verb == "generate" else given
     try:
@@ -165,7 +169,7 @@ def _stopped(as_json: bool, word: str, code: int) -> int:
 def _unexpected(error: Exception, *, debug: bool) -> CygnetError:
     """What a person is told about an error that nobody foresaw."""
     text = error_line(str(error)) or "no message"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+    if out_of_memory(error):
         return OutOfMemory(
             f"out of memory ({text[:200]}); ask for a smaller --size or fewer --frames, a model with fewer parameters, "
             "or --dtype bfloat16"

@@ -12,11 +12,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import median
 from typing import TYPE_CHECKING, Protocol
 
 from cygnet.cli.output import Voice, gigabytes
-from cygnet.types import Phase, Progress
+from cygnet.types import Estimate, Phase, Progress, time_left
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -31,28 +30,6 @@ PHASE_WORDS: dict[Phase, str] = {
     "write": "writing",
 }
 SECONDS_BETWEEN_LINES = 10.0
-_LATEST = 8
-
-
-class Estimate:
-    """The time that one phase still needs: the median of its latest steps, times the steps left."""
-
-    def __init__(self) -> None:
-        self._phase: str | None = None
-        self._step = 0
-        self._since = 0.0
-        self._durations: deque[float] = deque(maxlen=_LATEST)
-
-    def update(self, phase: str, step: int, total: int, now: float) -> float | None:
-        """Seconds left in ``phase`` after ``step`` of ``total``; None as long as it cannot be told."""
-        if phase != self._phase or step < self._step:
-            self._phase, self._step, self._since = phase, step, now
-            self._durations.clear()
-        elif step > self._step:
-            self._durations.append((now - self._since) / (step - self._step))
-            self._step, self._since = step, now
-        # One step tells little: the first one also warms caches and compiles kernels.
-        return median(self._durations) * (total - step) if len(self._durations) >= 2 else None
 
 
 class Rate:
@@ -122,14 +99,14 @@ class LineDisplay:
             self._line(f"{words} ({progress.total} steps)" if progress.phase == "denoise" else words, now)
             self._phase = progress.phase
         elif now - self._last_line >= SECONDS_BETWEEN_LINES and progress.step < progress.total:
-            self._line(f"{words} {progress.step}/{progress.total}{_left(left)}", now)
+            self._line(f"{words} {progress.step}/{progress.total}{time_left(left)}", now)
 
     def bytes(self, what: str, done: int, total: int) -> None:
         now = self._clock()
         left = self._rate.update(done, total, now)
         if what != self._phase or now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._phase = what
-            self._line(f"{what}: {gigabytes(done)} of {gigabytes(total)}{_left(left)}", now)
+            self._line(f"{what}: {gigabytes(done)} of {gigabytes(total)}{time_left(left)}", now)
 
     def title(self, text: str) -> None:
         self._phase = None
@@ -163,22 +140,14 @@ class BarDisplay:
     def _show(self, what: str, done: int, total: int, left: float | None) -> None:
         try:
             self._bars.update(
-                self._task, description=what, completed=done, total=max(total, 1), left=_left(left).removeprefix(", ")
+                self._task,
+                description=what,
+                completed=done,
+                total=max(total, 1),
+                left=time_left(left).removeprefix(", "),
             )
         except OSError:  # the terminal is gone; the work goes on
             return
-
-
-def _left(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    clock = (
-        f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-        if whole >= 3600
-        else f"{whole // 60}:{whole % 60:02d}"
-    )
-    return f", about {clock} left"
 
 
 @contextmanager

@@ -71,10 +71,12 @@ def replay(
     device
         Where to run; by default where the video was made, if this machine has that.
     """
-    from cygnet.media.receipt import read_receipt
+    from cygnet.media.receipt import MADE_BY_WORKFLOW, read_receipt
 
     voice = Voice(as_json=json, quiet=quiet)
     receipt = read_receipt(file)
+    if receipt.get("made_by") == MADE_BY_WORKFLOW:
+        raise RequestError(f"a workflow made {file.name}; make it again with: cygnet run {file}", field="file")
     request = _part(receipt, "request")
     given = {"image": image, "last_image": last_image, "video": video}
     images = {name: _find_input(name, described, given, file) for name, described in _part(receipt, "inputs").items()}

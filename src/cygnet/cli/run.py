@@ -6,6 +6,7 @@ import json as json_module
 import random
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,9 @@ from cygnet.cli.options import Debug, Json, Places, Quiet, Switch
 from cygnet.cli.output import Voice
 from cygnet.cli.studio import base_folder, child_options, folders_of, known_nodes, model_roots, pack_folders, workshop
 from cygnet.errors import Cancelled, CygnetError, RequestError
+from cygnet.types import Estimate, time_left
+
+_MEDIA = (".mp4", ".webm", ".webp", ".png")
 
 
 class WorkflowFailed(CygnetError):
@@ -47,7 +51,7 @@ def run(
     Parameters
     ----------
     workflow
-        A .json file.
+        A .json file, or a picture or video that a workflow made.
     set
         Change an input of a node, as in 6.text="a red ball"; the value is JSON, or text. May be given again.
     image
@@ -63,13 +67,13 @@ def run(
     disable_metadata
         Do not store prompt and workflow in results.
     disable_all_custom_nodes
-        Load no packs from custom_nodes folders.
+        Load no packs of custom nodes.
     """
     from cygnet.graph.contract import describe_all
     from cygnet.graph.convert import is_prompt, is_workflow, to_prompt
 
     voice = Voice(as_json=json, quiet=quiet)
-    document = _read(workflow)
+    document, kept = _read(workflow)
     base = base_folder(base_directory)
     folders = folders_of(base, {"input": None, "output": output_directory, "temp": None})
     roots = model_roots(base, model_paths)
@@ -78,7 +82,8 @@ def run(
         roots,
         device=device,
         metadata=not disable_metadata,
-        packs=[] if disable_all_custom_nodes else pack_folders(base, roots),
+        packs=pack_folders(base, roots),
+        only_packs=() if disable_all_custom_nodes else None,
     )
     classes, packs = known_nodes(workshop(options), options, "run")
     for pack in packs:
@@ -99,19 +104,38 @@ def run(
     if print_prompt:
         sys.stdout.write(json_module.dumps(prompt, indent=1, ensure_ascii=True) + "\n")
         return 0
-    extra = {"extra_pnginfo": {"workflow": document}} if is_workflow(document) else {}
+    extra = {"extra_pnginfo": {"workflow": kept}} if kept is not None else {}
     files = _execute(prompt, classes, extra, voice)
     paths = [str(folders.root(it["type"]) / it["subfolder"] / it["filename"]) for it in files]
     voice.result({"files": paths}, paths)
     return 0
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> tuple[Any, Any]:
+    """A workflow or a prompt, and the workflow to store in results if there is one.
+
+    A picture or video gives the prompt that it holds, which is what it was made from.
+    """
+    from cygnet.graph.convert import is_workflow
+
     if not path.is_file():
         raise RequestError(f"there is no file {path.name}; give a workflow saved by the page", field="workflow")
+    if path.suffix.lower() not in _MEDIA:
+        document = _parsed(path.read_bytes(), path)
+        return document, document if is_workflow(document) else None
+    from cygnet.media.video_read import read_metadata
+
+    told = read_metadata(path)
+    prompt, workflow = (_parsed(told[name], path) if name in told else None for name in ("prompt", "workflow"))
+    if prompt is None and workflow is None:
+        raise RequestError(f"{path.name} holds no workflow; give a file that ComfyUI or cygnet made", field="workflow")
+    return workflow if prompt is None else prompt, workflow
+
+
+def _parsed(text: str | bytes, path: Path) -> Any:
     try:
-        return json_module.loads(path.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
+        return json_module.loads(text)
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{path.name} is not JSON that can be read ({error})", field="workflow") from error
 
 
@@ -183,6 +207,13 @@ def _execute(
     from cygnet.graph.execute import Executor, Job
     from cygnet.graph.validate import validate
 
+    missing = sorted({str(it["class_type"]) for it in prompt.values() if it["class_type"] not in classes})
+    if missing:
+        raise RequestError(
+            f"the workflow cannot run: it has nodes that are not installed: {', '.join(missing)}; see cygnet nodes "
+            "install",
+            field="workflow",
+        )
     verdict = validate(prompt, classes)
     problems = [
         f"node {key} ({node.class_type}): {it.message}: {it.details}"
@@ -190,21 +221,23 @@ def _execute(
         for it in node.errors
     ]
     if verdict.error is not None:
-        missing = verdict.error.type == "missing_node_type"
-        reason = verdict.error.message if missing or not problems else "; ".join(problems[:5])
+        reason = "; ".join(problems[:5]) if problems else verdict.error.message
         raise RequestError(f"the workflow cannot run: {reason}", field="workflow")
     for problem in problems:
         voice.note(f"left out: {problem}")
     saved: list[Mapping[str, Any]] = []
     failures: list[NodeFailed] = []
+    estimate = Estimate()
 
     def watch(event: Event) -> None:
         match event:
             case NodeStarted(place):
                 voice.note(f"{place.class_type} ({place.node})")
             case NodeProgressed(place, value, total):
+                left = estimate.update(place.node, value, total, time.monotonic())
                 if value == total or value == 1 or value % 5 == 0:
-                    voice.note(f"{place.class_type} ({place.node}): {value:g} of {total:g}")
+                    told = time_left(left) if value < total else ""
+                    voice.note(f"{place.class_type} ({place.node}): {value:g} of {total:g}{told}")
             case NodeFinished(ui=ui) if ui:
                 saved.extend(it for it in ui.get("images", ()) if isinstance(it, Mapping))
             case NodeFailed() as failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,11 +71,16 @@ def child_options(
     device: str,
     metadata: bool,
     packs: Sequence[Path] = (),
+    only_packs: Sequence[str] | None = None,
     notebooks: Path | None = None,
+    previews: tuple[str, int] = ("auto", 512),
+    results_kept: int | None = 0,
 ) -> dict[str, Any]:
     """What both child processes are started with, as JSON values.
 
-    ``packs`` are the folders of custom nodes; each process keeps a file in ``notebooks`` on what it imports.
+    ``packs`` are the folders of custom nodes, of which ``only_packs`` are loaded unless it is None; each process keeps
+    a file in ``notebooks`` on what it imports. ``previews`` are the usual method and the longest side, ``results_kept``
+    says of how many nodes besides the last graph's results are kept, None that none are.
     The server adds ``pack_socket``, on which the worker answers the web routes of packs.
     """
     return {
@@ -83,8 +89,12 @@ def child_options(
         "device": device,
         "metadata": metadata,
         "packs": [str(it) for it in packs],
+        "only_packs": None if only_packs is None else list(only_packs),
         "notebooks": None if notebooks is None else str(notebooks),
         "pack_socket": None,
+        "preview_method": previews[0],
+        "preview_side": previews[1],
+        "results_kept": results_kept,
     }
 
 
@@ -101,6 +111,7 @@ def workshop(options: Mapping[str, Any]) -> Workshop:
         embedded=embedded_files(EMBEDDED),
         device=options["device"],
         metadata=options["metadata"],
+        preview_side=options["preview_side"],
     )
 
 
@@ -116,12 +127,13 @@ def known_nodes(
 
     classes = node_classes(shop)
     notes = None if options["notebooks"] is None else Path(options["notebooks"]) / f"importing-{process}.json"
-    found = packs.load(shop, [Path(it) for it in options["packs"]], classes, notes, host)
+    found = packs.load(shop, [Path(it) for it in options["packs"]], classes, notes, host, options["only_packs"])
     return {**classes, **{name: node for pack in found for name, node in pack.nodes.items()}}, found
 
 
 def worker(channel: Channel, options: Mapping[str, Any]) -> None:
     """The process that runs jobs."""
+    from cygnet.graph.cache import Cache
     from cygnet.nodes.host import Host
     from cygnet.runtime.memory import device_memory
     from cygnet.runtime.precision import parse_device
@@ -133,7 +145,15 @@ def worker(channel: Channel, options: Mapping[str, Any]) -> None:
     if options["pack_socket"] is not None:
         host.serve(Path(options["pack_socket"]))
     device = parse_device(shop.device)
-    serve_jobs(channel, classes, free=shop.unload, devices=lambda: [device_memory(device)])
+    kept = options["results_kept"]
+    serve_jobs(
+        channel,
+        classes,
+        cache=Cache(kept or 0, enabled=kept is not None),
+        preview_method=options["preview_method"],
+        free=shop.unload,
+        devices=lambda: [device_memory(device)],
+    )
 
 
 def catalogue(channel: Channel, options: Mapping[str, Any]) -> None:
@@ -151,6 +171,11 @@ def read_token(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
+        if os.name == "posix" and path.stat().st_mode & 0o022:
+            raise RequestError(
+                f"others may write the token file {path.name}, and so choose the token; run: chmod 600 {path.name}",
+                field="token_file",
+            )
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"the token file {path.name} cannot be read ({error})", field="token_file") from error

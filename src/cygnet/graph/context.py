@@ -20,7 +20,7 @@ class Context:
     sink: Sink
     cancel: CancelToken
     preview_method: str = "auto"
-    """How the submission wants previews: ``auto`` (or ``default``, ``taesd``), ``latent2rgb`` or ``none``."""
+    """How previews are made: ``auto`` (or ``taesd``), ``latent2rgb`` or ``none``."""
 
     def progress(self, value: float, total: float) -> None:
         """Report that ``value`` of ``total`` units are done. Raises :class:`~cygnet.errors.Cancelled` on a stop."""

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import traceback
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cygnet.errors import Cancelled
+from cygnet.errors import Cancelled, out_of_memory
 from cygnet.graph.cache import Cache, Kept, key_of
 from cygnet.graph.context import Context, running
 from cygnet.graph.contract import NodeClass
@@ -30,6 +29,7 @@ from cygnet.graph.events import (
 )
 from cygnet.graph.results import ExecutionBlocker, Result, parse_result, slices
 from cygnet.graph.schema import AUTOGROW, DYNAMIC_COMBO, NodeType
+from cygnet.graph.traces import trace_of
 from cygnet.graph.validate import is_link, unwrapped
 from cygnet.types import CancelToken
 
@@ -47,12 +47,29 @@ class Job:
     """``extra_data`` of the submission; nodes may ask for its ``extra_pnginfo``."""
 
 
+_OUT_OF_MEMORY = (
+    "\nMemory did not suffice. All models and kept results were let go; ask for a smaller size or fewer frames, or "
+    "load a model with fewer parameters or a smaller weight_dtype."
+)
+
+
 class Executor:
     """Runs jobs one after another, keeping results and node objects between them. Not for several threads at once."""
 
-    def __init__(self, classes: Mapping[str, NodeClass], cache: Cache | None = None) -> None:
+    def __init__(
+        self,
+        classes: Mapping[str, NodeClass],
+        cache: Cache | None = None,
+        *,
+        preview_method: str = "auto",
+        relieve: Callable[[], None] = lambda: None,
+    ) -> None:
         self.classes = classes
         self.cache = cache if cache is not None else Cache()
+        self.preview_method = preview_method
+        """How previews are made for a submission that does not say."""
+        self.relieve = relieve
+        """Called after a job that ran out of memory, when nothing of it is held here any more."""
         self._instances: dict[str, tuple[str, Any]] = {}
 
     def run(self, job: Job, sink: Sink, cancel: CancelToken | None = None) -> JobEnded:
@@ -60,9 +77,16 @@ class Executor:
         self._instances = {
             key: it for key, it in self._instances.items() if job.prompt.get(key, {}).get("class_type") == it[0]
         }
-        run = _Run(job, self.classes, self.cache, self._instances, sink, cancel or CancelToken())
+        asked = job.extra.get("preview_method")
+        method = self.preview_method if asked in (None, "", "default") else str(asked)
+        run = _Run(job, self.classes, self.cache, self._instances, sink, cancel or CancelToken(), method)
         ended = asyncio.run(run.to_the_end())
         self.cache.trim(run.keys.values())
+        exhausted = run.exhausted
+        del run  # and with it what its nodes gave
+        if exhausted:
+            self.cache.clear()
+            self.relieve()
         return ended
 
 
@@ -119,6 +143,7 @@ class _Run:
     instances: dict[str, tuple[str, Any]]
     sink: Sink
     cancel: CancelToken
+    preview_method: str
     nodes: dict[str, _Node] = field(default_factory=dict)
     keys: dict[str, str | None] = field(default_factory=dict)
     values: dict[str, Values] = field(default_factory=dict)
@@ -127,6 +152,8 @@ class _Run:
     executed: list[str] = field(default_factory=list)
     now: Place | None = None
     """The node that was last set to work."""
+    exhausted: bool = False
+    """Whether memory did not suffice."""
 
     async def to_the_end(self) -> JobEnded:
         self.sink(JobStarted())
@@ -308,8 +335,7 @@ class _Run:
         calls = [arguments] if node.node_class.input_is_list else list(slices(arguments))
         count = len(node.kind.outputs)
         returned: list[Any] = []
-        method = str(self.job.extra.get("preview_method") or "auto")
-        with running(Context(node.place, self.sink, self.cancel, method)):
+        with running(Context(node.place, self.sink, self.cancel, self.preview_method)):
             for values in calls:
                 blocker = _blocker(values)
                 if blocker is not None:
@@ -340,11 +366,12 @@ class _Run:
     def _fail(self, node: _Node, error: Exception, arguments: Mapping[str, list[Any]]) -> None:
         name = type(error).__name__
         module = type(error).__module__
+        self.exhausted = out_of_memory(error)
         failed = NodeFailed(
             node.place,
-            str(error) or name,
+            f"{str(error) or name}{_OUT_OF_MEMORY if self.exhausted else ''}",
             name if module == "builtins" else f"{module}.{name}",
-            tuple(traceback.format_exception(error)),
+            tuple(trace_of(error)),
             {key: [_shortened(value) for value in column] for key, column in arguments.items()},
             tuple(self.executed),
         )

@@ -21,6 +21,7 @@ FOLDER_KINDS: tuple[FolderKind, ...] = get_args(FolderKind)
 
 _ANNOTATION = re.compile(r"^(?P<name>.*) \[(?P<kind>input|output|temp)\]$", re.DOTALL)
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and a counter and a suffix are added
+_LONGEST_PART, _LONGEST_PATH = 255, 2000  # bytes that a file system takes; of the second, the root needs a share
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,30 @@ def annotated(name: str, kind: FolderKind) -> tuple[str, FolderKind]:
     return found["name"], next(it for it in FOLDER_KINDS if it == found["kind"])
 
 
+def relative_name(given: str) -> str:
+    """A client's text as a path below some folder, with ``/`` between its parts; raises RequestError for any other."""
+    text = given.replace("\\", "/")
+    if not can_be_named(text):
+        raise RequestError(f"the name {given[:100]!r} holds control characters; rename the file")
+    if len(text.encode()) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_PART for part in text.split("/")):
+        raise RequestError(f"the name {given[:100]!r}... is longer than file systems take; shorten it")
+    if text.startswith(("/", "~")) or re.match(r"^[A-Za-z]:", text) or ".." in text.split("/"):
+        raise RequestError(f"{given[:100]!r} leads out of its folder; give a name inside it")
+    return text
+
+
 def inside(root: Path, relative: str) -> Path:
     """``root / relative`` with all links followed; raises RequestError if that is not inside ``root``."""
-    text = relative.replace("\\", "/")
-    if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in text):
-        raise RequestError(f"the name {relative[:100]!r} holds control characters; rename the file")
-    if text.startswith(("/", "~")) or re.match(r"^[A-Za-z]:", text) or ".." in text.split("/"):
-        raise RequestError(f"{relative[:100]!r} leads out of its folder; give a name inside it")
     real_root = os.path.realpath(root)
-    path = os.path.realpath(os.path.join(real_root, text))
+    path = os.path.realpath(os.path.join(real_root, relative_name(relative)))
     if path != real_root and not path.startswith(real_root.rstrip(os.sep) + os.sep):
         raise RequestError(f"{relative[:100]!r} leads out of its folder; give a name inside it")
     return Path(path)
+
+
+def can_be_named(name: str) -> bool:
+    """Whether a client can name this file; one whose name is no text (bytes that are no UTF-8) is left out of lists."""
+    return not any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in name)
 
 
 def expand_tokens(prefix: str, values: Mapping[str, object] | None = None) -> str:

@@ -5,8 +5,8 @@ Each node is looked at once. An output node is valid when everything that it nee
 
 from __future__ import annotations
 
+import itertools
 import math
-import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +14,13 @@ from typing import Any
 from cygnet.graph.contract import NodeClass
 from cygnet.graph.convert import Prompt
 from cygnet.graph.schema import AUTOGROW, COMBO, DYNAMIC_COMBO, MATCH, Input, NodeType, fits
+from cygnet.graph.traces import trace_of
 
 _CONVERSIONS: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 _LONG_LIST = 20
+_LONGEST_RING = 50
+MOST_TOLD = 100
+"""Nodes whose problems are told; a prompt of many thousands could else be answered with many times its size."""
 _WRAPPED = "__value__"
 
 
@@ -91,32 +95,56 @@ def _judge(
     prompt: Prompt, classes: Mapping[str, NodeClass], types: Mapping[str, NodeType], wanted: list[str]
 ) -> Verdict:
     needs = {key: links_of(node["inputs"]) for key, node in prompt.items()}
-    ancestors = {output: _upstream(output, needs) for output in wanted}
+    needed = _reached(wanted, needs)
     found: dict[str, NodeProblems] = {}
-    for key in dict.fromkeys(it for output in wanted for it in ancestors[output]):
+    for key in needed:
         node = prompt[key]
         kind = types[node["class_type"]]
         problems = _Node(key, node["inputs"], kind, classes[node["class_type"]], prompt, types).problems()
         if problems:
             found[key] = NodeProblems(kind.name, problems)
-    for ring in _rings(needs):
-        first = ring[0]
+    for first, ring in _rings(needed, needs).items():
+        info = {"node_ids": ring}
         found.setdefault(first, NodeProblems(prompt[first]["class_type"])).errors.append(
-            Problem("dependency_cycle", "Nodes need one another's results", ", ".join(ring))
+            Problem("dependency_cycle", "Nodes need one another's results", ", ".join(ring), info)
         )
-    valid = []
-    for output in wanted:
-        broken = [key for key in ancestors[output] if key in found]
-        for key in broken:
-            found[key].dependent_outputs.append(output)
-        if not broken:
-            valid.append(output)
-    found = {key: it for key, it in found.items() if it.dependent_outputs}
+    _tell_consumers({key: prompt[key] for key in needed}, types, found)
+    feeds: dict[str, list[str]] = {key: [] for key in prompt}
+    for key in needed:
+        for source in needs[key]:
+            if source in feeds:
+                feeds[source].append(key)
+    broken = _reached(found, feeds)
+    valid = tuple(output for output in wanted if output not in broken)
+    told = dict(itertools.islice(found.items(), MOST_TOLD))
+    for key, it in told.items():
+        spoilt = _reached([key], feeds)
+        it.dependent_outputs += [output for output in wanted if output in spoilt]
     if valid:
-        return Verdict(prompt, tuple(valid), None, found)
-    lines = [f"{it.message}: {it.details}" for node in found.values() for it in node.errors]
+        return Verdict(prompt, valid, None, told)
+    lines = [f"{it.message}: {it.details}" for node in told.values() for it in node.errors]
+    lines += [f"... and {len(found) - len(told)} more nodes"] if len(found) > len(told) else []
     failed = Problem("prompt_outputs_failed_validation", "No output of the prompt can run", "\n".join(lines))
-    return Verdict(prompt, (), failed, found)
+    return Verdict(prompt, (), failed, told)
+
+
+def _tell_consumers(prompt: Prompt, types: Mapping[str, NodeType], found: dict[str, NodeProblems]) -> None:
+    """Nodes that are linked to one whose own check raised are told so, at the input that the link goes into."""
+    raised = {
+        key: problem
+        for key, node in found.items()
+        for problem in node.errors
+        if problem.type == "exception_during_validation" and "exception_type" in problem.extra_info
+    }
+    for key, node in prompt.items() if raised else ():
+        declared = {it.name.partition(".")[0] for it in types[node["class_type"]].inputs}
+        for name, value in node["inputs"].items():
+            if name.partition(".")[0] in declared and links_of({name: value}) and value[0] in raised:
+                inner = raised[value[0]]
+                info = {**inner.extra_info, "input_name": name, "linked_node": value}
+                text = f"The check of node {value[0]}, which it is linked to, failed"
+                problem = Problem("exception_during_inner_validation", text, inner.details, info)
+                found.setdefault(key, NodeProblems(node["class_type"])).errors.append(problem)
 
 
 def is_link(value: Any) -> bool:
@@ -138,23 +166,25 @@ def _well_formed(link: list[Any]) -> bool:
     return len(link) == 2 and isinstance(link[0], str) and isinstance(link[1], int) and not isinstance(link[1], bool)
 
 
-def _upstream(start: str, needs: Mapping[str, list[str]]) -> list[str]:
-    """``start`` and everything that it needs, each once, nearest first."""
-    seen = {start: None}
-    waiting = [start]
-    while waiting:
-        for key in needs[waiting.pop()]:
-            if key in needs and key not in seen:
-                seen[key] = None
-                waiting.append(key)
-    return list(seen)
+def _reached(starts: Iterable[str], ways: Mapping[str, list[str]]) -> dict[str, None]:
+    """Every node that ``ways`` lead to from ``starts``, these included, each once."""
+    seen: dict[str, None] = {}
+    for start in starts:
+        waiting = [] if start in seen else [start]
+        seen[start] = None
+        while waiting:
+            for key in ways[waiting.pop()]:
+                if key in ways and key not in seen:
+                    seen[key] = None
+                    waiting.append(key)
+    return seen
 
 
-def _rings(needs: Mapping[str, list[str]]) -> list[list[str]]:
-    """Nodes that need one another, one list per loop found."""
+def _rings(starts: Iterable[str], needs: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """A node of every loop, with the loop's nodes; of long loops and of many only the beginnings are told."""
     done: set[str] = set()
-    rings = []
-    for start in needs:
+    rings: dict[str, list[str]] = {}
+    for start in starts:
         path: dict[str, None] = {}
         stack = [(start, iter(needs[start]))] if start not in done else []
         if stack:
@@ -167,12 +197,17 @@ def _rings(needs: Mapping[str, list[str]]) -> list[list[str]]:
                 path.pop(key, None)
                 done.add(key)
             elif following in path:
-                keys = list(path)
-                rings.append(keys[keys.index(following) :])
+                if following not in rings:
+                    rings[following] = _ring(path, following) if len(rings) < MOST_TOLD else [following, "..."]
             elif following in needs and following not in done:
                 path[following] = None
                 stack.append((following, iter(needs[following])))
     return rings
+
+
+def _ring(path: Iterable[str], first: str) -> list[str]:
+    ring = list(itertools.islice(itertools.dropwhile(lambda key: key != first, path), _LONGEST_RING + 1))
+    return ring if len(ring) <= _LONGEST_RING else [*ring[:_LONGEST_RING], "..."]
 
 
 def _unknown(key: str, node: Any, name: Any) -> Problem:
@@ -200,6 +235,7 @@ class _Node:
 
     def problems(self) -> list[Problem]:
         found = [it for declared in self.declared() for it in self.input(declared)]
+        found += [it for declared in self.kind.inputs if declared.type == AUTOGROW for it in self.strangers(declared)]
         return found or self.hook()
 
     def declared(self) -> Iterable[Input]:
@@ -215,6 +251,14 @@ class _Node:
         for further in it.chosen(self.inputs.get(it.name)):
             yield from self.expanded(further)
 
+    def strangers(self, it: Input) -> Iterable[Problem]:
+        """Members that are given to an input which does not grow that far."""
+        known = {member.name for member in _grown(it, self.inputs)}
+        for name in self.inputs:
+            if name.startswith(f"{it.name}.") and name not in known:
+                info = {"input_name": name, "input_config": it.declared()}
+                yield Problem("invalid_dynamic_input", f"{it.name} has no such member", name, info)
+
     def input(self, it: Input) -> list[Problem]:
         if it.name not in self.inputs:
             if it.section == "optional":
@@ -226,7 +270,9 @@ class _Node:
     def link(self, it: Input, link: list[Any]) -> list[Problem]:
         if not _well_formed(link):
             text = "A link must be a node id and an output number"
-            return [_about(it, "bad_linked_input", text, received_value=link)]
+            return [
+                _about(it, "bad_linked_input", text, received_value=link if len(str(link)) <= 200 else _short(link))
+            ]
         source = self.prompt.get(link[0])
         if source is None:
             text = f"The node it is linked to, {link[0]}, is not in the prompt"
@@ -270,11 +316,23 @@ class _Node:
         try:
             wrong = self.node_class.check(constants, link_types)
         except Exception as error:  # a foreign hook may raise anything
-            info = {"exception_type": type(error).__name__, "traceback": traceback.format_exception(error)}
+            info = {"exception_type": type(error).__name__, "traceback": trace_of(error)}
             return [Problem("exception_during_validation", "The node's own check failed", str(error), info)]
         if wrong is None:
             return []
-        return [Problem("custom_validation_failed", "The node refuses an input", wrong, {"input_name": ""})]
+        judged = self.node_class.judged
+        # A hook says what is wrong and not where: each input that it judges is marked, as far as it is there.
+        names = [name for name in constants if judged is None or name in judged] or [""]
+        declared = {it.name: it.declared() for it in self.declared()}
+        return [
+            Problem(
+                "custom_validation_failed",
+                "The node refuses an input",
+                f"{name}: {wrong}" if name else wrong,
+                {"input_name": name, "input_config": declared.get(name), "received_value": _short(constants.get(name))},
+            )
+            for name in names
+        ]
 
 
 def _about(it: Input, kind: str, message: str, details: str | None = None, **info: Any) -> Problem:

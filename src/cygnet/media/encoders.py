@@ -62,7 +62,7 @@ def frame_end(index: int, fps: Fraction, unit: int) -> int:
 
 
 class AVEncoder:
-    """H.264 in MP4 or VP9 in WebM through FFmpeg, 8-bit 4:2:0 in BT.709 limited range, tagged as exactly that.
+    """H.264 in MP4, VP9 or AV1 in WebM through FFmpeg, 4:2:0 in BT.709 limited range, tagged as exactly that.
 
     The conversion from RGB is asked for explicitly: FFmpeg's implicit one is BT.601, and tagging its result BT.709
     shifts pure colours by up to 40/255. ``chroma_left`` puts the colour samples where players of this codec look for
@@ -75,6 +75,7 @@ class AVEncoder:
         *,
         container: str,
         codec: str,
+        pixel_format: str = "yuv420p",
         chroma_left: bool,
         size: tuple[int, int],
         fps: Fraction,
@@ -97,7 +98,7 @@ class AVEncoder:
             stream = self._container.add_stream(codec, rate=fps, options=dict(codec_options))
             self._stream = cast("VideoStream", stream)  # the codec decides the kind, which its type cannot say
             self._stream.width, self._stream.height = size
-            self._stream.pix_fmt = "yuv420p"
+            self._stream.pix_fmt = pixel_format
             self._tag(self._stream.codec_context)
             self._sound = None if sound is None else SoundTrack(self._container, container, sound)
             self._filter = av.filter.Graph()
@@ -113,7 +114,7 @@ class AVEncoder:
                     out_v_chr_pos="128",
                     flags="bicubic+accurate_rnd+full_chroma_inp",
                 ),
-                self._filter.add("format", "yuv420p"),
+                self._filter.add("format", pixel_format),
                 self._filter.add("buffersink"),
             ).configure()
         except BaseException:
@@ -159,35 +160,47 @@ class AVEncoder:
 class WebPEncoder:
     """Animated WebP: each frame is coded by Pillow and put into the animation container as it comes.
 
-    ``quality`` is 0 to 100 as WebP counts it, or None for lossless. Source of the layout: the WebP container
-    specification (RIFF chunks VP8X, ANIM, ANMF, EXIF).
+    ``quality`` is 0 to 100 as WebP counts it, or None for lossless; with ``alpha`` frames have four channels. Source of
+    the layout: the WebP container specification (RIFF chunks VP8X, ANIM, ANMF, EXIF).
     """
 
     def __init__(
-        self, part: Path, *, size: tuple[int, int], fps: Fraction, quality: int | None, metadata: Mapping[str, str]
+        self,
+        part: Path,
+        *,
+        size: tuple[int, int],
+        fps: Fraction,
+        quality: int | None,
+        metadata: Mapping[str, str],
+        alpha: bool = False,
+        effort: int = 4,
     ) -> None:
-        self._size, self._fps, self._quality, self._metadata = size, fps, quality, metadata
+        self._size, self._fps, self._quality, self._metadata, self._effort = size, fps, quality, metadata, effort
         self._count = 0
         self._file = part.open("wb")
         width, height = size
-        flags = 0x02 | (0x08 if metadata else 0)  # animation, EXIF
+        flags = 0x02 | (0x08 if metadata else 0) | (0x10 if alpha else 0)  # animation, EXIF, transparency
         self._file.write(b"RIFF\0\0\0\0WEBP")  # the size is filled in at the end
         self._file.write(_chunk(b"VP8X", bytes([flags, 0, 0, 0]) + _u24(width - 1) + _u24(height - 1)))
         self._file.write(_chunk(b"ANIM", b"\xff\xff\xff\xff" + struct.pack("<H", 0)))  # white, endless
 
     def add(self, frame: Frames) -> None:
-        """Append one frame ``[H, W, 3]``."""
+        """Append one frame ``[H, W, 3 or 4]``."""
         buffer = io.BytesIO()
         image = Image.fromarray(frame)
         if self._quality is None:
-            image.save(buffer, "WEBP", lossless=True, quality=60, method=4)
+            # exact: what is wholly transparent keeps its colour too
+            image.save(buffer, "WEBP", lossless=True, quality=60, method=self._effort, exact=True)
         else:
-            image.save(buffer, "WEBP", quality=self._quality, method=4)
+            image.save(buffer, "WEBP", quality=self._quality, method=self._effort)
         width, height = self._size
         duration = frame_end(self._count, self._fps, 1000) - frame_end(self._count - 1, self._fps, 1000)
         place = _u24(0) + _u24(0) + _u24(width - 1) + _u24(height - 1) + _u24(duration)
         no_blending = 0x02
-        self._file.write(_chunk(b"ANMF", place + bytes([no_blending]) + buffer.getvalue()[12:]))
+        coded = buffer.getvalue()[12:]
+        if coded.startswith(b"VP8X"):  # a header of whole files, which has no place in a frame
+            coded = coded[18:]
+        self._file.write(_chunk(b"ANMF", place + bytes([no_blending]) + coded))
         self._count += 1
 
     def finish(self) -> None:
@@ -259,7 +272,7 @@ class PngEncoder:
                 self._text.add_itxt(key, value)
 
     def add(self, frame: Frames) -> None:
-        """Append one frame ``[H, W, 3]``."""
+        """Append one frame ``[H, W, 3 or 4]``."""
         Image.fromarray(frame).save(
             self._folder / f"{self._count:05d}.png", "PNG", pnginfo=self._text, compress_level=4
         )

@@ -117,19 +117,19 @@ def publish(part: Path, target: Path, *, overwrite: bool) -> None:
     Without ``overwrite`` only a free name or an empty file (a reservation) is taken; whatever else stands there raises
     FileExistsError. A link at ``target`` is replaced, never written through.
     """
-    _sync(part)
+    sync(part)
     if overwrite or _is_reservation(target):
         os.replace(part, target)
     else:
         _rename_to_free_name(part, target)
-    _sync(target.absolute().parent)
+    sync(target.absolute().parent)
 
 
 def publish_folder(part: Path, target: Path, *, overwrite: bool) -> None:
     """The same for a folder of finished files; with ``overwrite`` the old folder is moved aside, then removed."""
     for file in part.iterdir():
-        _sync(file)
-    _sync(part)
+        sync(file)
+    sync(part)
     if overwrite and target.is_dir() and not target.is_symlink():
         old = target.absolute().parent / f"{PART_PREFIX}{secrets.token_hex(8)}{PART_SUFFIX}"
         os.rename(target, old)
@@ -137,7 +137,7 @@ def publish_folder(part: Path, target: Path, *, overwrite: bool) -> None:
         discard(old)
     else:
         os.rename(part, target)  # fails on a file and on a folder that holds anything
-    _sync(target.absolute().parent)
+    sync(target.absolute().parent)
 
 
 def refuse_taken(target: Path, *, overwrite: bool) -> None:
@@ -185,7 +185,7 @@ def _rename_to_free_name(part: Path, target: Path) -> None:
         part.unlink()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file or folder to the disk."""
     if os.name == "nt":
         if path.is_dir():  # Windows has no handle for flushing a folder

@@ -19,6 +19,8 @@ from cygnet.media.video_read import read_metadata
 
 RECEIPT_KEY = "cygnet_receipt"
 RECEIPT_VERSION = 1
+MADE_BY_WORKFLOW = "workflow"
+"""``made_by`` of a file that a graph made: what to make it from is the graph that lies beside the receipt."""
 _LONGEST_NAME = 255  # bytes
 MAX_RECEIPT_BYTES = 16 * 2**20
 

@@ -43,6 +43,9 @@ class Sound:
         if not 1000 <= self.rate <= 384_000:
             raise RequestError(f"a sound's rate is {self.rate}; it must be from 1,000 to 384,000", field="sound")
 
+        if not np.isfinite(self.samples).all():
+            raise RequestError("a sound holds NaN or infinity; what made it is broken", field="sound")
+
     @property
     def seconds(self) -> float:
         """How long it lasts."""

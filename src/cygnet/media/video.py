@@ -9,6 +9,7 @@ Legend: ``T H W`` frames, height, width.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import numbers
 import os
@@ -47,7 +48,12 @@ MIN_FPS, MAX_FPS = 0.1, 240.0
 MAX_FPS_GIF = 50.0  # players slow a GIF down when a frame lasts less than 2/100 s
 MAX_SIDE: Mapping[VideoFormat, int] = {"mp4": 16384, "webm": 16384, "webp": 16383, "gif": 65535, "png": 65535}
 MAX_METADATA_BYTES = 16 * 2**20
-_CODECS: Mapping[VideoFormat, str] = {"mp4": "libx264", "webm": "libvpx-vp9"}
+_TRANSPARENT: tuple[VideoFormat, ...] = ("webp", "png")
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+Codec = Literal["h264", "vp9", "av1"]
+_CODECS: Mapping[VideoFormat, tuple[Codec, ...]] = {"mp4": ("h264",), "webm": ("vp9", "av1")}
+"""What a format's video may be coded by; the first is the default."""
+_ENCODERS: Mapping[Codec, str] = {"h264": "libx264", "vp9": "libvpx-vp9", "av1": "libsvtav1"}
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _FRAME_NAME = re.compile(r"\d{5,}\.png")
 # A fixed number of threads: x264 divides its work by it, so the bytes would differ between machines.
@@ -73,7 +79,7 @@ class VideoWriter(Protocol):
         ...
 
     def write(self, frames: Frames) -> None:
-        """Append frames: uint8 ``[T, H, W, 3]``, any T of 1 or more; the array may be reused afterwards."""
+        """Append frames: uint8 ``[T, H, W, 3]``, or 4 with alpha, T of 1 or more; the array may be reused after it."""
         ...
 
 
@@ -90,6 +96,12 @@ class OutputPlan:
     num_frames: int | None
     overwrite: bool
     notes: tuple[str, ...]
+    channels: int = 3
+    """4: the last says how opaque a pixel is."""
+    effort: int = 4
+    codec: Codec = "h264"
+    rate_factor: int | None = None
+    """The codec's own measure of quality, in place of ``quality``."""
 
 
 def open_writer(
@@ -104,6 +116,10 @@ def open_writer(
     num_frames: int | None = None,
     overwrite: bool = False,
     sound: Sound | None = None,
+    alpha: bool = False,
+    effort: int = 4,
+    codec: Codec | None = None,
+    rate_factor: int | None = None,
 ) -> AbstractContextManager[VideoWriter]:
     """Open a video of ``width`` x ``height`` pixels at ``fps`` frames per second for writing, as a context manager.
 
@@ -114,6 +130,10 @@ def open_writer(
 
     ``sound`` begins with the first frame and is cut off after the last. MP4 keeps it as AAC, WebM as Opus; the other
     formats have none, which they say in their notes.
+
+    With ``alpha`` frames have a fourth channel, 255 where they are opaque; WebP and PNG alone can keep it. ``effort``,
+    from 0 (fast) to 6 (small), is WebP's. WebM is VP9, or AV1 of 10 bits if ``codec`` says so, and takes its codec's
+    ``rate_factor`` in place of ``quality``: 0 (VP9: nothing lost after the conversion to 4:2:0) to 63.
 
     The file appears under its name when the block ends well. On any exception, Ctrl-C included, nothing stays. An
     existing file is replaced only with ``overwrite``; an empty file counts as a name reserved for this writer
@@ -132,7 +152,15 @@ def open_writer(
         quality=quality,
         num_frames=num_frames,
         overwrite=overwrite,
+        codec=codec,
     )
+    if rate_factor is not None and (plan.format != "webm" or rate_factor not in range(64)):
+        raise RequestError(f"rate_factor is {rate_factor}; WebM takes one from 0 to 63", field="rate_factor")
+    if alpha and plan.format not in _TRANSPARENT:
+        raise RequestError(f"{plan.format} keeps no transparency; use {' or '.join(_TRANSPARENT)}", field="alpha")
+    if effort not in range(7):
+        raise RequestError(f"effort is {effort}; it must be from 0 (fast) to 6 (small)", field="effort")
+    plan = replace(plan, channels=4 if alpha else 3, effort=effort, rate_factor=rate_factor)
     if sound is not None and plan.format not in _CODECS:
         plan, sound = replace(plan, notes=(*plan.notes, f"{plan.format} has no sound")), None
     return _writing(plan, check_metadata(metadata or {}), sound)
@@ -148,6 +176,7 @@ def check_output(
     quality: float | None = None,
     num_frames: int | None = None,
     overwrite: bool = False,
+    codec: Codec | None = None,
 ) -> OutputPlan:
     """Check everything about an output that can be known before the work begins; writes nothing.
 
@@ -158,6 +187,7 @@ def check_output(
     kind = _format_of(target, format)
     if "\0" in str(target):
         raise RequestError(f"the output name {shorten(target.name)!r} holds a NUL character", field="path")
+    coder = _codec_of(kind, codec)
     _check_size(kind, width, height)
     if num_frames is not None and num_frames < 1:
         raise RequestError(f"num_frames is {num_frames}; a video has at least 1", field="num_frames")
@@ -183,9 +213,10 @@ def check_output(
         num_frames=num_frames,
         overwrite=overwrite,
         notes=tuple(notes),
+        codec=coder,
     )
     _check_place(plan)
-    _check_encoder(kind)
+    _check_encoder(kind, coder)
     return plan
 
 
@@ -235,14 +266,15 @@ class _Writer:
         self.notes = plan.notes
 
     def write(self, frames: Frames) -> None:
-        """Append frames ``[T, H, W, 3]``."""
+        """Append frames ``[T, H, W, C]``."""
         plan = self._plan
         if not self._open:
             raise RequestError("this video is closed; open a new writer", field="frames")
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (plan.height, plan.width, 3):
+        shape = (plan.height, plan.width, plan.channels)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != shape:
+            wanted = ", ".join(map(str, shape))
             raise RequestError(
-                f"frames are {frames.dtype} {list(frames.shape)}; this video takes uint8 "
-                f"[T, {plan.height}, {plan.width}, 3]",
+                f"frames are {frames.dtype} {list(frames.shape)}; this video takes uint8 [T, {wanted}]",
                 field="frames",
             )
         if plan.num_frames is not None and self.num_frames + len(frames) > plan.num_frames:
@@ -325,6 +357,16 @@ def _drop_reservation(target: Path) -> None:
         target.unlink(missing_ok=True)
 
 
+def braces_escaped(text: str) -> str:
+    """JSON that means the same and has no brace in a string, which the web page needs: in WebM it counts braces to find
+    where a workflow ends. Any other text is returned as it is."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return text
+    return _JSON_STRING.sub(lambda it: it[0].replace("{", "\\u007b").replace("}", "\\u007d"), text)
+
+
 def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str], sound: Sound | None) -> Encoder:
     size = (plan.width, plan.height)
     if plan.format not in _CODECS:  # these have no exact rate, or none at all
@@ -335,9 +377,24 @@ def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str], soun
         return PngEncoder(part, metadata=metadata)
     if plan.format == "webp":
         quality = None if plan.quality == 10 else round(plan.quality * 10)
-        return WebPEncoder(part, size=size, fps=plan.fps, quality=quality, metadata=metadata)
+        return WebPEncoder(
+            part,
+            size=size,
+            fps=plan.fps,
+            quality=quality,
+            metadata=metadata,
+            alpha=plan.channels == 4,
+            effort=plan.effort,
+        )
     if plan.format == "webm":
-        codec_options = {"crf": _crf(plan.quality, 63), "b": "0", "cpu-used": "2", "row-mt": "1", "threads": _THREADS}
+        metadata = {key: braces_escaped(value) for key, value in metadata.items()}
+        factor = _crf(plan.quality, 63) if plan.rate_factor is None else str(plan.rate_factor)
+        if plan.codec == "av1":
+            os.environ.setdefault("SVT_LOG", "1")  # else the encoder writes its settings to stderr for every file
+            codec_options = {"crf": factor, "b": "0", "preset": "6"}
+        else:
+            codec_options = {"crf": factor, "b": "0", "cpu-used": "2", "row-mt": "1", "threads": _THREADS}
+            codec_options |= {"lossless": "1"} if factor == "0" else {}
         container_options = {"fflags": "+bitexact"}  # otherwise every file gets a random identity
     else:
         # crf 0 would switch H.264 to a lossless profile that browsers do not play; _crf never gives it.
@@ -355,7 +412,8 @@ def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str], soun
     return AVEncoder(
         part,
         container=plan.format,
-        codec=_CODECS[plan.format],
+        codec=_ENCODERS[plan.codec],
+        pixel_format="yuv420p10le" if plan.codec == "av1" else "yuv420p",
         chroma_left=plan.format == "mp4",
         size=size,
         fps=plan.fps,
@@ -368,7 +426,7 @@ def _new_encoder(plan: OutputPlan, part: Path, metadata: Mapping[str, str], soun
 
 def _crf(quality: float, worst: int) -> str:
     """The codec's rate factor: quality 10 is 1 (near lossless), 0 is the codec's worst, linear between."""
-    return str(max(1, int((1 - quality / 10) * worst)))
+    return str(max(1, int(round((1 - quality / 10) * worst, 6))))  # 24.999999999999996 means 25
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -442,7 +500,16 @@ def _refuse_taken_folder(folder: Path, *, overwrite: bool) -> None:
         raise RequestError(f"the folder {name!r} holds frames already; choose another name or overwrite", field="path")
 
 
-def _check_encoder(kind: VideoFormat) -> None:
+def _codec_of(kind: VideoFormat, asked: Codec | None) -> Codec:
+    """The codec that is asked for, or the format's first; of no meaning for pictures in a row."""
+    known = _CODECS.get(kind, ("h264",) if asked is None else ())
+    if asked is not None and asked not in known:
+        allowed = f"{kind} takes {' or '.join(known)}" if known else f"{kind} has none"
+        raise RequestError(f"codec is {asked!r}; {allowed}", field="codec")
+    return known[0] if asked is None else asked
+
+
+def _check_encoder(kind: VideoFormat, codec: Codec | None = None) -> None:
     if kind in _CODECS:
         try:
             import av
@@ -451,9 +518,10 @@ def _check_encoder(kind: VideoFormat) -> None:
                 f"{kind} needs PyAV, which cannot be imported here ({error}); reinstall it with "
                 "'pip install --force-reinstall av', or choose .webp, .gif or .png"
             ) from error
-        if _CODECS[kind] not in av.codecs_available:
+        encoder = _ENCODERS[codec or _CODECS[kind][0]]
+        if encoder not in av.codecs_available:
             raise UnsupportedError(
-                f"the installed PyAV has no encoder {_CODECS[kind]} for {kind}; install the wheel from the package "
+                f"the installed PyAV has no encoder {encoder} for {kind}; install the wheel from the package "
                 "index ('pip install --force-reinstall av'), or choose .webp, .gif or .png"
             )
     elif kind == "webp":

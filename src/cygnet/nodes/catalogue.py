@@ -78,6 +78,7 @@ _DISPLAY = {
     "ResizeImageMaskNode": "Resize Image/Mask",
     "MaskPreview": "Preview Mask",
     "ImageScaleBy": "Upscale Image By",
+    "ImageScaleToTotalPixels": "Scale Image to Total Pixels",
     "LoadImageMask": "Load Image (as Mask)",
     "VAEDecodeTiled": "VAE Decode (Tiled)",
 }

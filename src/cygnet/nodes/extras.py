@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,8 @@ from cygnet.errors import RequestError
 from cygnet.graph.context import current
 from cygnet.media.files import discard, new_part, publish
 from cygnet.nodes.conditioning import Conditioning
-from cygnet.nodes.files import HIDDEN, PICTURES, LoadImage, animated, described, input_files, to_bytes
+from cygnet.nodes.described import described
+from cygnet.nodes.files import HIDDEN, PICTURES, LoadImage, animated, input_files, to_bytes
 from cygnet.nodes.images import METHODS, scaled
 from cygnet.nodes.latents import MOST, Latent
 from cygnet.nodes.workshop import FileHandle, Node
@@ -55,6 +57,28 @@ class ImageScaleBy(Node):
     def run(self, image: torch.Tensor, upscale_method: str, scale_by: float) -> tuple[torch.Tensor]:
         height, width = (max(1, round(side * scale_by)) for side in image.shape[1:3])
         return (scaled(image, width, height, upscale_method),)
+
+
+class ImageScaleToTotalPixels(Node):
+    """Pictures of so many pixels, in the aspect that they have."""
+
+    CATEGORY = "image/upscaling"
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "upscale_method": (list(METHODS),),
+                "megapixels": ("FLOAT", {"default": 1.0, "min": 0.01, "max": 16.0, "step": 0.01}),
+            }
+        }
+
+    def run(self, image: torch.Tensor, upscale_method: str, megapixels: float) -> tuple[torch.Tensor]:
+        height, width = image.shape[1:3]
+        factor = math.sqrt(megapixels * 1024**2 / (width * height))
+        return (scaled(image, round(width * factor), round(height * factor), upscale_method),)
 
 
 class LatentCut(Node):
@@ -249,7 +273,7 @@ class SaveAnimatedPNG(Node):
         for name, text in described(self.shop, prompt, extra_pnginfo).items():
             # Readers of workflows look behind the first frame, in chunks of this name.
             notes.add(b"comf", name.encode("latin-1") + b"\0" + text.encode("latin-1"), after_idat=True)
-        first, *rest = (Image.fromarray(to_bytes(frame)) for frame in images)
+        first, *rest = (Image.fromarray(to_bytes(frame, 4)) for frame in images)
         part = new_part(path.parent)
         try:
             first.save(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Mapping
@@ -14,13 +13,14 @@ import numpy as np
 import torch
 
 from cygnet.errors import MediaError, RequestError
-from cygnet.graph.folders import FolderKind, Saved
+from cygnet.graph.folders import FolderKind, Saved, can_be_named
 from cygnet.media.frames import Frames
 from cygnet.media.image import load_image
 from cygnet.media.sound import Sound
 from cygnet.media.sound_read import read_sound
-from cygnet.media.video import VideoFormat, open_writer
+from cygnet.media.video import Codec, VideoFormat, open_writer
 from cygnet.media.video_read import read_video
+from cygnet.nodes.described import described
 from cygnet.nodes.workshop import Node, Workshop, log
 
 HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
@@ -184,7 +184,8 @@ class SaveAnimatedWEBP(Node):
     ) -> dict[str, Any]:
         level = 10.0 if lossless else min(quality, 99) / 10
         told = described(self.shop, prompt, extra_pnginfo)
-        saved = write(self.shop, images, fps, filename_prefix, "webp", told, quality=level)
+        effort = {"default": 4, "fastest": 0, "slowest": 6}[method]
+        saved = write(self.shop, images, fps, filename_prefix, "webp", told, quality=level, effort=effort)
         return animated(saved, len(images) != 1)
 
 
@@ -201,7 +202,7 @@ class SaveWEBM(Node):
             "required": {
                 "images": ("IMAGE",),
                 "filename_prefix": ("STRING", {"default": "ComfyUI", "multiline": False}),
-                "codec": (["vp9"],),
+                "codec": (["vp9", "av1"],),
                 "fps": ("FLOAT", {"default": 24.0, "min": 0.01, "max": 1000.0, "step": 0.01}),
                 "crf": ("FLOAT", {"default": 32.0, "min": 0, "max": 63.0, "step": 1}),
             },
@@ -212,14 +213,15 @@ class SaveWEBM(Node):
         self,
         images: torch.Tensor,
         filename_prefix: str,
-        codec: str,
+        codec: Codec,
         fps: float,
         crf: float,
         prompt: Any = None,
         extra_pnginfo: Any = None,
     ) -> dict[str, Any]:
         told = described(self.shop, prompt, extra_pnginfo)
-        return animated(write(self.shop, images, fps, filename_prefix, "webm", told, quality=10 * (1 - crf / 63)))
+        saved = write(self.shop, images, fps, filename_prefix, "webm", told, codec=codec, rate_factor=round(crf))
+        return animated(saved)
 
 
 class SaveImage(Node):
@@ -244,7 +246,10 @@ class SaveImage(Node):
 
     def save(self, images: torch.Tensor, prefix: str, prompt: Any, extra_pnginfo: Any) -> list[dict[str, str]]:
         told = described(self.shop, prompt, extra_pnginfo)
-        return [write(self.shop, one[None], 1, prefix, "png", told, folder=self.KIND).json() for one in images]
+        return [
+            write(self.shop, one[None], 1, prefix.replace("%batch_num%", str(i)), "png", told, folder=self.KIND).json()
+            for i, one in enumerate(images)
+        ]
 
 
 class PreviewImage(SaveImage):
@@ -304,16 +309,8 @@ def input_files(shop: Workshop, suffixes: tuple[str, ...]) -> list[str]:
     root = shop.folders.input
     if not root.is_dir():
         return []
-    return sorted(it.name for it in os.scandir(root) if it.is_file() and it.name.lower().endswith(suffixes))
-
-
-def described(shop: Workshop, prompt: Any, extra_pnginfo: Any) -> dict[str, str]:
-    """What a file says of how it was made, in plain ASCII JSON as readers of workflows expect."""
-    if not shop.metadata:
-        return {}
-    found = {} if prompt is None else {"prompt": json.dumps(prompt)}
-    extras: Mapping[str, Any] = extra_pnginfo or {}
-    return found | {name.lower(): json.dumps(value) for name, value in extras.items() if value is not None}
+    found = (it.name for it in os.scandir(root) if it.is_file() and it.name.lower().endswith(suffixes))
+    return sorted(filter(can_be_named, found))
 
 
 def animated(saved: Saved, moves: bool = True) -> dict[str, Any]:
@@ -332,9 +329,16 @@ def write(
     quality: float | None = None,
     folder: FolderKind = "output",
     sound: Sound | None = None,
+    effort: int = 4,
+    codec: Codec | None = None,
+    rate_factor: int | None = None,
 ) -> Saved:
-    """Write frames ``[T, H, W, C]`` in 0..1 as one file under the next free name of a prefix."""
-    height, width = images.shape[1:3]
+    """Write frames ``[T, H, W, C]`` in 0..1 as one file under the next free name of a prefix.
+
+    A fourth channel, opacity, is kept where the format can.
+    """
+    height, width, channels = images.shape[1:]
+    alpha = channels == 4 and kind in ("webp", "png")
     path, saved = shop.folders.next_file(prefix, f".{kind}", folder, width=width, height=height)
     writer = open_writer(
         path,
@@ -346,14 +350,18 @@ def write(
         metadata=metadata,
         num_frames=len(images),
         sound=sound,
+        alpha=alpha,
+        effort=effort,
+        codec=codec,
+        rate_factor=rate_factor,
     )
     with writer as opened:
         for frame in images:
-            opened.write(to_bytes(frame)[None])
+            opened.write(to_bytes(frame, 4 if alpha else 3)[None])
     return saved
 
 
-def to_bytes(frame: torch.Tensor) -> Frames:
-    """``[H, W, C]`` in 0..1 to uint8 ``[H, W, 3]``, cut off and not rounded, as the official export does."""
-    pixels: Frames = (frame[..., :3].clamp(0, 1) * 255).to(torch.uint8).numpy()
+def to_bytes(frame: torch.Tensor, channels: int = 3) -> Frames:
+    """``[H, W, C]`` in 0..1 to uint8, its first ``channels``, cut off and not rounded, as the official export does."""
+    pixels: Frames = (frame[..., :channels].clamp(0, 1) * 255).to(torch.uint8).numpy()
     return pixels

@@ -114,7 +114,11 @@ def empty(width: int, height: int, length: int, batch_size: int = 1) -> torch.Te
 def encode(network: Any, images: torch.Tensor) -> torch.Tensor:
     """Raw latents ``[1, 16, t, h, w]`` of frames ``[T, H, W, C]`` in 0..1; as many as make whole latent frames."""
     count = (images.shape[0] - 1) // 4 * 4 + 1
-    video = images[:count, :, :, :3].permute(3, 0, 1, 2)[None] * 2 - 1  # [1, 3, T, H, W]
-    latents: torch.Tensor = network.encode(video.to(network.device, network.dtype))
-    raw: torch.Tensor = network.denormalise(latents.float()).cpu()
+    video = (images[:count, :, :, :3].permute(3, 0, 1, 2)[None] * 2 - 1).to(network.device, network.dtype)
+    pieces = [video[:, :, :1], *(video[:, :, 1:].split(4, dim=2) if count > 1 else ())]  # [1, 3, 1 or 4, H, W]
+    latents = []
+    for piece in network.encode_chunks(pieces):
+        latents.append(piece)
+        current().progress(len(latents), len(pieces))
+    raw: torch.Tensor = network.denormalise(torch.cat(latents, dim=2).float()).cpu()
     return raw

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from cygnet.nodes.files import MaskPreview, PreviewImage, SaveImage, described, write
+from cygnet.nodes.described import described
+from cygnet.nodes.files import MaskPreview, PreviewImage, SaveImage, write
 from cygnet.nodes.modern import FolderType
 from cygnet.nodes.workshop import Workshop
 

@@ -78,14 +78,18 @@ def load(
     taken: Collection[str],
     notebook: Path | None = None,
     host: Host | None = None,
+    only: Collection[str] | None = None,
 ) -> list[Pack]:
-    """Import every pack. Node types that are ``taken`` stay ours, and the first pack that has a name keeps it.
+    """Import every pack, or those named in ``only``.
+
+    Node types that are ``taken`` stay ours, and the first pack that has a name keeps it.
 
     ``notebook`` is a file of this process alone, in which the pack that is being imported is noted, so that one that
     ended the process is known afterwards. ``host`` is what packs take for the server.
     """
-    paths = candidates(roots)
-    distributed = sorted(entry_points(group=ENTRY_POINTS), key=lambda it: it.name)
+    paths = [it for it in candidates(roots) if only is None or _name(it) in only]
+    installed = sorted(entry_points(group=ENTRY_POINTS), key=lambda it: it.name)
+    distributed = [it for it in installed if only is None or it.name in only]
     if not paths and not distributed:
         return []
     host = host or Host()
@@ -97,13 +101,17 @@ def load(
     names = set(taken)
     packs = []
     for path in paths:
-        packs.append(_loaded(path.stem if path.is_file() else path.name, path, names, notes))
+        packs.append(_loaded(_name(path), path, names, notes))
         names |= set(packs[-1].nodes)
     for entry in distributed:
         packs.append(_made(entry.name, None, names, entry.load))
         names |= set(packs[-1].nodes)
     host.close_table()
     return packs
+
+
+def _name(path: Path) -> str:
+    return path.stem if path.is_file() else path.name
 
 
 def _loaded(name: str, path: Path, taken: Collection[str], notes: _Notes) -> Pack:

@@ -13,9 +13,6 @@ from cygnet.models.dit.config import TINY_I2V, TINY_T2V, DiTConfig
 from cygnet.models.taehv.model import PreviewDecoder
 from cygnet.nodes.workshop import Workshop
 
-_SIDE = 512
-"""Of the longer side of a preview, in pixels, at most."""
-
 
 @dataclass(frozen=True)
 class Colours:
@@ -74,21 +71,21 @@ def previews(shop: Workshop, config: DiTConfig) -> Show:
         return lambda latents: None
     decoder = shop.preview_decoder() if method != "latent2rgb" and config not in _OF else None
     if decoder is None:
-        return lambda latents: preview(latents, config)
-    return lambda latents: decoded_preview(latents, decoder)
+        return lambda latents: preview(latents, config, shop.preview_side)
+    return lambda latents: decoded_preview(latents, decoder, shop.preview_side)
 
 
-def preview(latents: torch.Tensor, config: DiTConfig) -> bytes:
+def preview(latents: torch.Tensor, config: DiTConfig, side: int = 512) -> bytes:
     """The middle frame of normalised ``[1, 16, t, h, w]`` as a small JPEG, each latent one blurred square."""
     colours = _OF.get(config, WAN)
     middle = latents[0, :, latents.shape[2] // 2].float().cpu()  # [16, h, w]
     rgb = torch.einsum("chw,cr->hwr", middle, colours.weights) + colours.bias
-    scale = min(8.0, _SIDE / max(rgb.shape[:2]))
+    scale = min(8.0, side / max(rgb.shape[:2]))
     return _jpeg(rgb, scale)
 
 
 @torch.no_grad()
-def decoded_preview(latents: torch.Tensor, decoder: PreviewDecoder) -> bytes:
+def decoded_preview(latents: torch.Tensor, decoder: PreviewDecoder, side: int = 512) -> bytes:
     """The middle frame of normalised ``[1, 16, t, h, w]`` as a small JPEG, decoded."""
     at = latents.shape[2] // 2
     # Its memory reaches up to eight latents back; more than two cost more time than a preview is worth.
@@ -96,7 +93,7 @@ def decoded_preview(latents: torch.Tensor, decoder: PreviewDecoder) -> bytes:
     weight = next(decoder.parameters())
     frame = decoder(window.to(weight))[0, :, -1]  # [3, H, W]
     rgb = frame.permute(1, 2, 0).float().cpu()
-    return _jpeg(rgb, min(1.0, _SIDE / max(rgb.shape[:2])))
+    return _jpeg(rgb, min(1.0, side / max(rgb.shape[:2])))
 
 
 def _jpeg(rgb: torch.Tensor, scale: float) -> bytes:
@@ -105,7 +102,9 @@ def _jpeg(rgb: torch.Tensor, scale: float) -> bytes:
 
     pixels = ((rgb + 1) / 2).nan_to_num().clamp(0, 1).mul(255).byte().numpy()
     picture = Image.fromarray(pixels)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BILINEAR)
+    picture = picture.resize(
+        (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BILINEAR
+    )
     out = io.BytesIO()
     picture.save(out, format="JPEG", quality=85)
     return out.getvalue()

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from cygnet.errors import Cancelled
+from cygnet.errors import Cancelled, RequestError
 from cygnet.graph.context import current
-from cygnet.graph.folders import annotated
+from cygnet.graph.folders import annotated, can_be_named, inside, relative_name
 from cygnet.graph.results import ExecutionBlocker
 from cygnet.nodes import modern
 from cygnet.nodes.host import Host
@@ -113,8 +113,9 @@ def _folder_paths(shop: Workshop) -> dict[str, Any]:
 
     def get_full_path(kind: str, name: str) -> str | None:
         for root in map(Path, kinds.get(kind, ([], set()))[0]):
-            if (root / name).is_file():
-                return str(root / name)
+            path = root / relative_name(name)  # a client's text; that a model is a link elsewhere is its owner's doing
+            if path.is_file():
+                return str(path)
         found = shop.embedded.get(kind, {}).get(name)
         return None if found is None else str(found)
 
@@ -130,7 +131,7 @@ def _folder_paths(shop: Workshop) -> dict[str, Any]:
             for root in map(Path, roots)
             if root.is_dir()
             for path in root.rglob("*")
-            if path.is_file() and (not suffixes or path.suffix.lower() in suffixes)
+            if path.is_file() and (not suffixes or path.suffix.lower() in suffixes) and can_be_named(str(path))
         }
         return sorted(found | set(shop.embedded.get(kind, {})))
 
@@ -139,7 +140,10 @@ def _folder_paths(shop: Workshop) -> dict[str, Any]:
 
     def exists_annotated_filepath(name: str) -> bool:
         plain, kind = annotated(name, "input")
-        return (folders.root(kind) / plain).is_file()
+        try:
+            return inside(folders.root(kind), plain).is_file()
+        except RequestError:
+            return False
 
     def get_save_image_path(
         prefix: str, output_dir: str, image_width: int = 0, image_height: int = 0

@@ -1,7 +1,7 @@
 """What every node may use: the folders, the model files by name, and the networks that are loaded.
 
 A handle (:class:`ModelHandle` and its like) is what flows through the graph: it names a file and how to use it. The
-network itself is built when a node needs it, and kept for the next job.
+network itself is built when a node needs it, and kept for the next job as long as there is room.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ import torch
 from cygnet.assembly import (
     ImageEncoder,
     TextEncoder,
+    fits,
     load_dit,
     load_image_encoder,
     load_preview_decoder,
     load_text_encoder,
     load_vae,
+    release_unused,
+    round_matrices,
 )
 from cygnet.errors import ModelNotFoundError, WeightFileError
-from cygnet.graph.folders import Folders, inside
+from cygnet.graph.folders import Folders, can_be_named, inside
 from cygnet.models.dit.model import DiT
 from cygnet.models.taehv.model import PreviewDecoder
 from cygnet.models.vae.model import WanVAE
@@ -82,6 +85,8 @@ class Workshop:
     device: str = "auto"
     metadata: bool = True
     """Whether saved files carry their prompt and workflow."""
+    preview_side: int = 512
+    """Of the longer side of a preview, in pixels, at most."""
     _loaded: dict[Any, Any] = field(default_factory=dict)
 
     # Files
@@ -91,8 +96,9 @@ class Workshop:
         found: dict[str, None] = {}
         for root in self.models.get(kind, ()):
             for path in sorted(root.rglob("*")) if root.is_dir() else ():
-                if path.suffix.lower() in WEIGHT_SUFFIXES and path.is_file():
-                    found[path.relative_to(root).as_posix()] = None
+                name = path.relative_to(root).as_posix()
+                if path.suffix.lower() in WEIGHT_SUFFIXES and path.is_file() and can_be_named(name):
+                    found[name] = None
         return [*found, *(name for name in self.embedded.get(kind, {}) if name not in found)]
 
     def path(self, kind: str, name: str) -> Path:
@@ -121,26 +127,41 @@ class Workshop:
                 handle.dtype,
                 self.device,
                 loras=handle.loras,
+                eight_bit=not fits(handle.path, "dit", handle.dtype, self.device),
                 on_coverage=lambda coverage: log.info("LoRA %s", coverage),
             )
             if handle.stored is not None:
                 round_matrices(dit, getattr(torch, handle.stored.replace("fp8", "float8")))
             return dit
 
-        return self._keep(key, build)
+        return self._keep(key, build, lambda: fits(handle.path, "dit", handle.dtype, self.device))
 
     def vae(self, handle: FileHandle) -> WanVAE:
         """The autoencoder of a handle, in float32."""
-        return self._keep(("vae", handle.path), lambda: load_vae(handle.path, torch.float32, self.device))
+        return self._keep(
+            ("vae", handle.path),
+            lambda: load_vae(handle.path, torch.float32, self.device),
+            lambda: fits(handle.path, "vae", torch.float32, self.device),
+        )
 
     def text_encoder(self, handle: FileHandle) -> TextEncoder:
         """The text encoder of a handle."""
         device = "cpu" if handle.device == "cpu" else self.device
-        return self._keep(("text", handle.path, device), lambda: load_text_encoder(handle.path, "auto", device))
+        return self._keep(
+            ("text", handle.path, device),
+            lambda: load_text_encoder(
+                handle.path, "auto", device, eight_bit=not fits(handle.path, "text_encoder", "auto", device)
+            ),
+            lambda: fits(handle.path, "text_encoder", "auto", device),
+        )
 
     def image_encoder(self, handle: FileHandle) -> ImageEncoder:
         """The image encoder of a handle."""
-        return self._keep(("image", handle.path), lambda: load_image_encoder(handle.path, "auto", self.device))
+        return self._keep(
+            ("image", handle.path),
+            lambda: load_image_encoder(handle.path, "auto", self.device),
+            lambda: fits(handle.path, "image_encoder", "auto", self.device),
+        )
 
     def preview_decoder(self) -> PreviewDecoder | None:
         """TAEHV, if a folder ``vae_approx`` has it; None, and a line in the log, if the file is another network's."""
@@ -156,25 +177,24 @@ class Workshop:
                 log.warning("previews are made without TAEHV: %s", error)
                 return None
 
-        return self._keep(("preview", path), build)
+        return self._keep(("preview", path), build, lambda: True)
 
-    def _keep(self, key: Any, build: Callable[[], _Network]) -> _Network:
-        if key not in self._loaded:
-            self._loaded[key] = build()
-        network: _Network = self._loaded[key]
+    def _keep(self, key: Any, build: Callable[[], _Network], fits: Callable[[], bool]) -> _Network:
+        """The network under ``key``, built if it is not there; those used longest ago make room for it."""
+        if key in self._loaded:
+            network: _Network = self._loaded.pop(key)
+        else:
+            while self._loaded and not fits():
+                del self._loaded[next(iter(self._loaded))]
+                release_unused()
+            network = build()
+        self._loaded[key] = network
         return network
 
     def unload(self) -> None:
         """Forget every network."""
         self._loaded.clear()
-
-
-@torch.no_grad()
-def round_matrices(dit: DiT, kind: torch.dtype) -> None:
-    """Round the blocks' matrices to values of an 8-bit type, in place; they keep the type that they compute in."""
-    for name, weight in dit.named_parameters():
-        if name.startswith(("blocks.", "vace_blocks.")) and weight.ndim == 2:
-            weight.copy_(weight.to(kind))
+        release_unused()
 
 
 class Node:

@@ -16,7 +16,7 @@ from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.umt5.tokenizer import Tokenizer
 from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.model import WanVAE
-from cygnet.types import Residency
+from cygnet.types import Residency, TextMemory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class Components:
     vae: VAEConfig
     text_encoder: UMT5Config
     image_encoder: CLIPVisionConfig | None = None
+    text_memory: TextMemory | None = None
+    """Where the features of the model's own negative prompt are kept."""
 
     @contextmanager
     def use_dit(self) -> Iterator[DiT]:

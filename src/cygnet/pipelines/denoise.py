@@ -18,6 +18,9 @@ from cygnet.pipelines.conditioning import Conditioning
 from cygnet.solvers import SolverName, StepReport, make_solver, sample
 from cygnet.types import CancelToken, Progress, ProgressSink, ignore_progress
 
+TOKENS_AT_ONCE = 4096
+"""Above this many video tokens a prompt fills the machine by itself, and both at once would only take more memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedLayers:
@@ -100,8 +103,8 @@ def denoise(
     """Clean latents ``[1, 16, t, h, w]``, float32 on the network's device, from ``latents`` at the first noise level.
 
     ``on_progress`` hears one report before the first step and one after each; ``cancel`` is looked at before each
-    evaluation of the network. Raises :class:`~cygnet.errors.NumericalError`, naming the step and the part of the
-    network, as soon as a velocity is NaN or infinite.
+    evaluation of the network and before each of its blocks. Raises :class:`~cygnet.errors.NumericalError`, naming the
+    step and the part of the network, as soon as a velocity is NaN or infinite.
     """
     velocity = GuidedVelocity(dit, conditioning, sampling.steps_made, guidance, cancel or CancelToken())
 
@@ -134,6 +137,9 @@ class GuidedVelocity:
     Called with latents ``[1, 16, t, h, w]`` and a timestep in 0..1000 it gives the velocity. Whoever walks the steps
     sets :attr:`step` to the number of those made.
 
+    Prompt and negative prompt are answered by one evaluation: each weight is read once for both, and the self-attention
+    of the first block, which no text has reached yet, is computed once. Many tokens are worked on one prompt at a time.
+
     Every part of the network is watched in its first evaluation: attention kernels turn NaN scores into zeros, so a
     damaged weight of a query or key need not show in the answer. Later only the answer is looked at.
     """
@@ -150,15 +156,16 @@ class GuidedVelocity:
         self.step = 0
         self.watched = False
         self.prompt = self._prepare(conditioning.context)
-        self.negative: PreparedContext | None = None
+        self.both: PreparedContext | None = None
         if self.guided_steps:
             assert conditioning.negative_context is not None
-            self.negative = self._prepare(conditioning.negative_context)
+            self.both = PreparedContext.joined((self.prompt, self._prepare(conditioning.negative_context)))
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        answer = guided = self._ask(latents, timestep, self.prompt)
-        if self.negative is not None and self.step < self.guided_steps:
-            opposite = self._ask(latents, timestep, self.negative)
+        if self.both is None or self.step >= self.guided_steps:
+            answer = guided = self._ask(latents, timestep, self.prompt)
+        else:
+            answer, opposite = self._ask(latents, timestep, self.both).chunk(2)
             if self.guidance.zero_star:
                 sigma = float(timestep) / 1000
                 guided = guided_from_fitted(latents, sigma, answer, opposite, self.guidance.scale)
@@ -211,15 +218,17 @@ class GuidedVelocity:
         skip_blocks: frozenset[int] = frozenset(),
     ) -> torch.Tensor:
         given = self.conditioning
-        answer: torch.Tensor = self.dit(
-            latents,
-            timestep.expand(latents.shape[0]),
-            context,
-            image_condition=given.image_condition,
-            vace=given.vace,
-            camera=given.camera,
-            skip_blocks=skip_blocks,
-        )
+        with _stoppable(self.dit, self.cancel):
+            answer: torch.Tensor = self.dit(
+                latents,
+                timestep.expand(latents.shape[0]),
+                context,
+                image_condition=given.image_condition,
+                vace=given.vace,
+                camera=given.camera,
+                skip_blocks=skip_blocks,
+                one_by_one=self.dit.num_tokens(latents) > TOKENS_AT_ONCE,
+            )
         return answer
 
     def _raise_if(self, found: list[tuple[str, torch.nn.Module]]) -> None:
@@ -228,6 +237,17 @@ class GuidedVelocity:
 
     def _error(self, what: str) -> NumericalError:
         return NumericalError(f"step {self.step + 1} of {self.num_steps}: {what}")
+
+
+@contextmanager
+def _stoppable(dit: DiT, cancel: CancelToken) -> Iterator[None]:
+    """Look at ``cancel`` before each block: one evaluation of a large network can take minutes."""
+    hooks = [block.register_forward_pre_hook(lambda *_: cancel.check()) for block in dit.blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def guided_from_fitted(
@@ -280,7 +300,7 @@ def _describe(module: torch.nn.Module, name: str, part: torch.nn.Module) -> str:
     where = f"NaN or infinity first appears in {name or 'the network as a whole'}"
     # A weight that belongs to a block itself shows first in that block's next part, so look everywhere.
     for weight_name, weight in module.named_parameters():
-        if not bool(torch.isfinite(weight).all()):
+        if not weight.is_meta and not bool(torch.isfinite(weight).all()):
             return f"{where}, because weight {weight_name!r} holds it; the file is damaged: fetch it again"
     kind = next((str(weight.dtype).removeprefix("torch.") for weight in part.parameters()), "its dtype")
     advice = "try dtype=float32" if kind != "float32" else "its weights are finite but too large; verify the file"

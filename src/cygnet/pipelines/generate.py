@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 
 from cygnet.errors import NumericalError, RequestError
+from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.pipelines.components import Components
 from cygnet.pipelines.conditioning import (
     Conditioning,
@@ -263,9 +264,7 @@ def _condition(
         record.notices += notices
         on_progress(Progress(phase="text", step=1, total=1 + guided))
         if guided:
-            negative, notices = encode_text(
-                encoder, components.tokenizer, request.negative_prompt, what="the negative prompt"
-            )
+            negative, notices = _negative(components, encoder, request.negative_prompt)
             record.notices += notices
             on_progress(Progress(phase="text", step=2, total=2))
     components.residency.release("text_encoder")
@@ -301,6 +300,17 @@ def _condition(
     return Conditioning(
         context=context, negative_context=negative, image_context=image_context, image_condition=condition
     )
+
+
+def _negative(components: Components, encoder: UMT5Encoder, text: str) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Features of the negative prompt, from memory if it is one that is remembered, and notices."""
+    memory = components.text_memory
+    if memory is not None and (known := memory.recall(text)) is not None:
+        return known.to(encoder.token_embedding.weight.device), ()
+    features, notices = encode_text(encoder, components.tokenizer, text, what="the negative prompt")
+    if memory is not None:
+        memory.keep(text, features)
+    return features, notices
 
 
 def _start(

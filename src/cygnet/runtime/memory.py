@@ -1,11 +1,44 @@
-"""How much memory a device has, and how much of it is free."""
+"""How much memory a device has, and how much of it is free, in a container too."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that more weights may take on a device; on the CPU no more than the container's limit leaves."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = int(psutil.virtual_memory().available)
+    limited = container_memory()
+    return available if limited is None else min(available, limited[0])
+
+
+def container_memory(root: Path = CGROUP) -> tuple[int, int] | None:
+    """Free and total bytes of the control group that this process runs in; None without a limit.
+
+    Pages that hold files count as free: the system gives them back when they are needed. Reads version 2, then 1.
+    """
+    for limit, usage, key in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            total, used = int((root / limit).read_text()), int((root / usage).read_text())
+            stat = (root / usage).with_name("memory.stat").read_text()
+        except (OSError, ValueError):  # no such file, or the limit is "max"
+            continue
+        if total >= psutil.virtual_memory().total:
+            continue
+        files = next((int(line.split()[1]) for line in stat.splitlines() if line.split()[:1] == [key]), 0)
+        return max(total - used + files, 0), total
+    return None
 
 
 def device_memory(device: torch.device) -> dict[str, Any]:
@@ -15,8 +48,8 @@ def device_memory(device: torch.device) -> dict[str, Any]:
     Apple's GPUs share the machine's memory.
     """
     if device.type != "cuda":
-        memory = psutil.virtual_memory()
-        free, total = memory.available, memory.total
+        limited = container_memory()
+        free, total = free_memory(device), psutil.virtual_memory().total if limited is None else limited[1]
         reserved, unused = total, free
     else:
         free, total = torch.cuda.mem_get_info(device)

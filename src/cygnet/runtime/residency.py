@@ -78,9 +78,14 @@ class StageResidency:
             return
         self._stages[name].send_away(module)
         del module
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_unused()
+
+
+def release_unused() -> None:
+    """Give back the memory of networks that nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _absent(name: ComponentName) -> ModelNotFoundError:

@@ -7,7 +7,9 @@ theirs as forms. What keeps other sites out is :mod:`cygnet.server.guard`, not t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -15,6 +17,7 @@ from starlette.requests import Request
 
 LARGEST_JSON = 32 * 2**20
 DEEPEST_JSON = 200
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 async def read_bytes(request: Request, limit: int) -> bytes:
@@ -41,10 +44,13 @@ async def read_json(request: Request, *, limit: int = LARGEST_JSON) -> Any:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Strict JSON: no key twice, no NaN, no deeper than :data:`DEEPEST_JSON`. Raises ValueError."""
+    """Strict JSON: no key twice, no NaN, no deeper than :data:`DEEPEST_JSON`. Raises ValueError.
+
+    Whatever is taken can be sent again: no number beyond a double, no half of a character.
+    """
     text = data.decode("utf-8") if isinstance(data, bytes) else data  # UnicodeDecodeError is a ValueError
     try:
-        value = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         value = None
         deep = True
@@ -52,6 +58,8 @@ def parse_json(data: bytes | str) -> Any:
         deep = _is_deep(value)
     if deep:
         raise ValueError(f"it is nested more than {DEEPEST_JSON} deep")
+    if _ESCAPED_HALF.search(text):  # mostly halves that make a whole, which are fine
+        _refuse_halves(value)
     return value
 
 
@@ -80,3 +88,46 @@ def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:50]} is larger than any number that can be kept")
+    return value
+
+
+def _refuse_halves(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a text holds one half of a surrogate pair") from error
+
+
+# What routes ask of an object: a field of another type is refused, for guessing what was meant has cleared queues.
+
+
+def flag(order: Mapping[str, Any], name: str) -> bool:
+    """A true or false that may be absent; answers 400 for anything else."""
+    value = order.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise HTTPException(400, f"{name} is {str(value)[:50]!r}; it must be true or false")
+    return bool(value)
+
+
+def names(order: Mapping[str, Any], name: str) -> list[str] | None:
+    """A list of texts; None when it is absent. Answers 400 for anything else."""
+    value = order.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(it, str) for it in value):
+        raise HTTPException(400, f"{name} is {str(value)[:50]!r}; it must be a list of ids")
+    return value
+
+
+def text(order: Mapping[str, Any], name: str) -> str | None:
+    """A text; None when it is absent. Answers 400 for anything else."""
+    value = order.get(name)
+    if value is not None and not isinstance(value, str):
+        raise HTTPException(400, f"{name} is {str(value)[:50]!r}; it must be a text")
+    return value

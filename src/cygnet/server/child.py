@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import importlib
 import itertools
 import json
 import logging
 import multiprocessing
 import queue
+import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -27,6 +30,13 @@ from cygnet.errors import CygnetError
 
 PATIENCE = 120.0
 """Seconds for an answer; the first one comes after the process has imported its nodes."""
+BEAT = 5.0
+"""Seconds between two signs of life of a child."""
+MOST_MISSED = 24
+"""Signs of life that may fail to come one after another; then the process is frozen, and is ended. They are counted by
+the server's own ticks and not by a clock, so that a machine that sleeps loses no child."""
+_ESCAPE = re.compile(rb"\\(?:u[dD][89aAbB]..\\u[dD][c-fC-F]..|(?P<half>u[dD][89a-fA-F]..)|.)", re.DOTALL)
+"""Any escape in JSON: a pair of surrogates, half of one, or another."""
 _log = logging.getLogger(__name__)
 
 
@@ -74,12 +84,21 @@ class Channel:
             self.send({"answer": message["ask"], "value": value})
 
 
-def _run(target: str, options: Mapping[str, Any], connection: Connection) -> None:
+def _run(target: str, options: Mapping[str, Any], connection: Connection, beat: float) -> None:
     """The child's main: ``target`` is ``module:function``, called with its channel and options."""
     # Ctrl-C reaches the whole group of processes; the server decides what happens to its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()  # a crash leaves its stack on stderr
+    channel = Channel(connection)
+    threading.Thread(target=_beat, args=(channel, beat), daemon=True, name="tells that the process lives").start()
     module, _, name = target.partition(":")
-    getattr(importlib.import_module(module), name)(Channel(connection), options)
+    getattr(importlib.import_module(module), name)(channel, options)
+
+
+def _beat(channel: Channel, seconds: float) -> None:
+    while True:
+        channel.send({"beat": True})
+        time.sleep(seconds)
 
 
 @dataclass(eq=False)
@@ -98,6 +117,10 @@ class Child:
     _connection: Connection | None = None
     _outbox: queue.SimpleQueue[bytes | None] = field(default_factory=queue.SimpleQueue)
     _over: asyncio.Event = field(default_factory=asyncio.Event)
+    _missed: int = 0
+    _tick: asyncio.TimerHandle | None = None
+    _verdict: str | None = None
+    """Why the server ended it."""
 
     @property
     def pid(self) -> int | None:
@@ -108,12 +131,20 @@ class Child:
         """Start the process; what is asked before it is ready waits."""
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(self.target, dict(self.options), theirs), daemon=True)
+        self._process = context.Process(target=_run, args=(self.target, dict(self.options), theirs, BEAT), daemon=True)
         self._process.start()
         theirs.close()
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._read, args=(loop,), daemon=True, name=f"reads {self.target}").start()
         threading.Thread(target=self._write, daemon=True, name=f"writes {self.target}").start()
+        self._tick = loop.call_later(BEAT, self._expect)
+
+    def _expect(self) -> None:
+        self._missed += 1
+        if self._missed > MOST_MISSED:
+            self.kill(f"gave no sign of life for {MOST_MISSED * BEAT:g} s and was ended")
+        elif not self._over.is_set():
+            self._tick = asyncio.get_running_loop().call_later(BEAT, self._expect)
 
     def _write(self) -> None:
         """Send what :meth:`tell` is given; a pipe that is full holds up this thread alone."""
@@ -125,11 +156,12 @@ class Child:
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
         assert self._connection is not None
         assert self._process is not None
-        with contextlib.suppress(EOFError, OSError):
+        with contextlib.suppress(EOFError, OSError, RuntimeError):  # the last: the loop is closed
             while True:
                 data = self._connection.recv_bytes()
                 try:
-                    message = json.loads(data, parse_constant=lambda name: None)  # no client could read a NaN
+                    # No client could read a NaN, or half of a character (of a file name that is no text).
+                    message = json.loads(_whole(data), parse_constant=lambda name: None)
                 except ValueError:
                     _log.warning("a child sent what is no JSON; ignored")
                     continue
@@ -140,7 +172,9 @@ class Child:
 
     def _take(self, message: Any) -> None:
         if not isinstance(message, dict) or "answer" not in message:
-            if isinstance(message, dict):
+            if isinstance(message, dict) and "beat" in message:
+                self._missed = 0
+            elif isinstance(message, dict):
                 self.heard(message)
             return
         future = self._open.pop(message["answer"], None)
@@ -151,6 +185,9 @@ class Child:
                 future.set_result(message.get("value"))
 
     def _lost(self, how: str) -> None:
+        how = self._verdict or how
+        if self._tick is not None:
+            self._tick.cancel()
         for future in self._open.values():
             if not future.done():
                 future.set_exception(ChildLost(f"the process {how}"))
@@ -192,10 +229,20 @@ class Child:
             await asyncio.wait_for(self._over.wait(), grace)  # the reading thread alone waits for the process
         self.kill()
 
-    def kill(self) -> None:
-        """End it now."""
+    def kill(self, why: str | None = None) -> None:
+        """End it now; ``why`` is told in place of the signal that it ended by."""
         if self._process is not None and not self._over.is_set():
+            self._verdict = self._verdict or why
             self._process.kill()
+
+
+def _whole(data: bytes) -> bytes:
+    """JSON with the replacement character for every half of a surrogate pair."""
+
+    def mend(found: re.Match[bytes]) -> bytes:
+        return b"\\ufffd" if found["half"] else found[0]
+
+    return _ESCAPE.sub(mend, data) if b"\\ud" in data else data
 
 
 def how_it_ended(exit_code: int | None) -> str:

@@ -8,6 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 OBJECT = {"type": "object"}
+PLACE = {
+    "type": "object",
+    "properties": {"place": {"type": "integer", "minimum": 1, "description": "Among those that wait; 1 is next"}},
+}
 SUBMISSION = {
     "type": "object",
     "required": ["prompt"],

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from cygnet.errors import OutputError
 from cygnet.graph.events import JobEnded, from_json
@@ -23,11 +26,21 @@ from cygnet.server.wire import JobMessages, Message, over, status
 
 _log = logging.getLogger(__name__)
 
-SECRETS = frozenset(("auth_token_comfy_org", "api_key_comfy_org"))
-"""Keys of ``extra_data`` that are credentials of a vendor's service: never stored, never shown."""
+T = TypeVar("T")
+_CREDENTIAL = re.compile(r"(?i)(^|[_.-])(auth|authorization|token|api_?key|secret|password|credential)s?($|[_.-])")
+"""Keys of ``extra_data`` that name a service's credentials (``auth_token_comfy_org``, ``api_key_comfy_org``, and what
+the pages of packs add): never stored, never shown, never written into a file."""
 MOST_NODES = 20_000
 MOST_PENDING = 10_000
+LEAST_FREE = 64 * 2**20
+"""Bytes that must be free where jobs and results go, or no job is taken or begun."""
+STOPS_WITHIN = 60.0
+"""Seconds in which a job that is to stop must end; then its worker hangs, and is ended with it."""
+QUIET = 600.0
+"""Seconds without a word from a running job after which it is said, in the log and by ``/health``. It may be a long
+step or a hang; who waits for it can tell, and stop it."""
 _STORE_AGAIN_AFTER = 2.0  # seconds
+_TRY_AGAIN_AFTER = 10  # seconds, for clients
 _RESTART_AFTER = (0.0, 1.0, 5.0, 15.0, 60.0)  # seconds before each further start of a worker that dies at once
 
 
@@ -39,6 +52,7 @@ class Refused(Exception):
     ) -> None:
         super().__init__(error.get("message"))
         self.http_status = http_status
+        self.headers = {"Retry-After": str(_TRY_AGAIN_AFTER)} if http_status in (429, 503, 507) else {}
         self.body = {"error": dict(error), "node_errors": dict(node_errors or {})}
 
 
@@ -50,6 +64,16 @@ def _refusal(kind: str, message: str, details: str = "", http_status: int = 400)
 class _Running:
     record: JobRecord
     messages: JobMessages
+    heard: float = field(default_factory=time.monotonic)
+    """When the worker spoke of it last."""
+    begun: float = field(default_factory=time.monotonic)
+    told: int = 0
+    """How often it was said that nothing is heard of it."""
+    stopping: bool = False
+
+    def quiet(self) -> float:
+        """Seconds since the worker spoke of it."""
+        return time.monotonic() - self.heard
 
 
 @dataclass(eq=False)
@@ -68,12 +92,18 @@ class Engine:
     """What the worker computes on, as it said last."""
     lost_workers: int = 0
     """How many workers died since the start."""
+    places: Sequence[Path] = ()
+    """Folders on whose disks there must be room: those of jobs and of results."""
     _worker: Child | None = None
     _worker_ready: bool = False
     _catalogue: Child | None = None
     _deaths: int = 0
+    _drained_by: float | None = None
+    """When the running job must have ended, once a stop was asked for."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    _hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    _loop: asyncio.AbstractEventLoop | None = None
 
     # Life
 
@@ -82,27 +112,49 @@ class Engine:
         for record in self.store.lose("the server stopped while it ran"):
             _log.info("job %s: %s again after attempt %d", record.id, record.state, record.attempts)
         self._idle.set()
+        self._loop = asyncio.get_running_loop()
         self._start_catalogue()
         self._start_worker()
+        self._watch()
 
     async def stop(self, grace: float = 10.0) -> None:
         """Take no more jobs, let the running one end within ``grace`` seconds, stop the processes.
 
         A job that does not end in time is pending again for the next server.
         """
-        self.draining = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), grace)
-        except TimeoutError:
-            _log.warning("the running job did not end in %s s; it will start again", grace)
+        self.drained(grace)
+        assert self._drained_by is not None
+        ends = [asyncio.ensure_future(it.wait()) for it in (self._idle, self._hurry)]
+        left = max(0.0, self._drained_by - time.monotonic())
+        await asyncio.wait(ends, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        for it in ends:
+            it.cancel()
+        if not self._idle.is_set():
+            _log.warning("the running job was not waited for any longer; the next start begins it again")
         self.running = None  # a worker that is stopped says that its job was interrupted; nobody asked for that
-        self.store.give_back()
+        try:
+            self.store.give_back()
+        except OutputError as error:  # the next server finds the job running, and starts it again all the same
+            _log.error("%s", error)
         for task in self._tasks:
             task.cancel()
-        for child in (self._worker, self._catalogue):
-            if child is not None:
-                await child.stop(2.0)
+        patience = 0.0 if self._hurry.is_set() else 2.0
+        await asyncio.gather(*(it.stop(patience) for it in (self._worker, self._catalogue) if it is not None))
         self.sockets.end_all()
+
+    def drained(self, grace: float) -> bool:
+        """Take no more jobs; whether none runs, or the running one has had ``grace`` seconds since the first call."""
+        if self._drained_by is None:
+            self.draining, self._drained_by = True, time.monotonic() + grace
+            if self.running is not None:
+                _log.info("stopping when the running job ends, in %g s at the latest; no more are taken", grace)
+        return self.running is None or time.monotonic() >= self._drained_by
+
+    def hurry(self) -> None:
+        """Wait no longer for the running job. May be called from a signal handler."""
+        self._drained_by = time.monotonic()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._hurry.set)
 
     def _start_worker(self) -> None:
         self._worker_ready = False
@@ -130,14 +182,14 @@ class Engine:
     def _worker_ended(self, how: str) -> None:
         lost, self.running = self.running, None
         self._worker_ready = False
-        if lost is not None:
-            (record,) = self.store.lose(f"the worker {how}", only=[lost.record.id]) or [lost.record]
-            _log.error("job %s: the worker %s at attempt %d; now %s", record.id, how, record.attempts, record.state)
-            if record.ending is not None and record.ending.error is not None:
-                self._tell_failure(record, record.ending.error)
-            self._idle.set()
-            self.sockets.send(status(self.store.remaining()))
-            self.sockets.send(over(record.id), record.submission.client_id)
+        if lost is not None and lost.stopping:
+            _log.error("job %s: the worker %s while it was to stop, at %s", lost.record.id, how, lost.messages.where())
+            self.running = lost
+            for item in lost.messages.of(JobEnded("interrupted")):
+                self.sockets.send(item, lost.record.submission.client_id)
+            self._ended(lost, lost.messages.ending())
+        elif lost is not None:
+            self._lost(lost, how)
         if not self.draining:
             self.lost_workers += 1
             delay = _RESTART_AFTER[min(self._deaths, len(_RESTART_AFTER) - 1)]
@@ -145,8 +197,28 @@ class Engine:
             _log.error("the worker %s; starting it again in %s s", how, delay)
             self._later(delay, self._start_worker)
 
+    def _lost(self, lost: _Running, how: str) -> None:
+        """Give the job of a dead worker back to the queue, or set it aside; again as long as that cannot be stored."""
+        at = lost.messages.at
+        place = {} if at is None else {"node": at.node, "kind": at.class_type}
+        evidence = f"the worker {how} (at {lost.messages.where()})"
+        try:
+            (record,) = self.store.lose(evidence, only=[lost.record.id], **place) or [lost.record]
+        except OutputError as error:
+            _log.error("job %s lost its worker, but that cannot be stored; trying again: %s", lost.record.id, error)
+            self._later(_STORE_AGAIN_AFTER, lambda: self._lost(lost, how))
+            return
+        _log.error("job %s: %s at attempt %d; now %s", record.id, evidence, record.attempts, record.state)
+        if record.ending is not None and record.ending.error is not None:
+            self._tell_failure(record, record.ending.error)
+        self._idle.set()
+        self.sockets.send(status(self.store.remaining()))
+        if record.ended_ms is not None:  # one that starts again is not over: clients would stop waiting for it
+            self.sockets.send(over(record.id), record.submission.client_id)
+        self.dispatch()
+
     def _tell_failure(self, record: JobRecord, error: Mapping[str, Any]) -> None:
-        data = {**error, "prompt_id": record.id, "executed": [], "current_inputs": {}, "current_outputs": []}
+        data = {**error, "prompt_id": record.id, "timestamp": record.ended_ms}
         self.sockets.send(Message("execution_error", data), record.submission.client_id)
 
     # Submission
@@ -162,21 +234,27 @@ class Engine:
             raise _refusal("no_prompt", "No prompt was given", "the body needs 'prompt', an object of nodes")
         if len(prompt) > MOST_NODES:
             raise _refusal("invalid_prompt", f"The prompt has {len(prompt)} nodes; at most {MOST_NODES} are taken")
+        if self.is_full():
+            raise _refusal(
+                "disk_full", f"The disk has less than {LEAST_FREE // 2**20} MB left; free some space", "", 507
+            )
         if self.store.remaining() >= MOST_PENDING:
             raise _refusal("queue_full", f"The queue holds {MOST_PENDING} jobs; try again later", http_status=429)
         job_id = _job_id(body.get("prompt_id"))
-        verdict = await self._judge(prompt, body.get("partial_execution_targets"))
+        targets, extra = _given(body, "partial_execution_targets", list), _given(body, "extra_data", dict)
+        client, front, number = _given(body, "client_id", str), _given(body, "front", bool), _number(body)
+        verdict = await self._judge(prompt, targets)
         if verdict["error"] is not None:
             raise Refused(400, verdict["error"], verdict["node_errors"])
         submission = Submission(
             id=job_id,
             prompt=verdict["prompt"],
             outputs=tuple(verdict["outputs"]),
-            extra=_public(body.get("extra_data")),
-            client_id=body["client_id"] if isinstance(body.get("client_id"), str) else None,
+            extra=_public(extra or {}),
+            client_id=client,
         )
         try:
-            record = self.store.submit(submission, front=body.get("front") is True, number=_number(body.get("number")))
+            record = self.store.submit(submission, front=bool(front), number=number)
         except DuplicateJobError as error:
             raise _refusal("job_conflict", str(error), http_status=409) from error
         _log.info("job %s: accepted", record.id, extra={"job": record.id})
@@ -184,8 +262,8 @@ class Engine:
         self.dispatch()
         return {"prompt_id": record.id, "number": record.number, "node_errors": verdict["node_errors"]}
 
-    async def _judge(self, prompt: Mapping[str, Any], targets: object) -> dict[str, Any]:
-        asked = [str(it) for it in targets] if isinstance(targets, list) else None
+    async def _judge(self, prompt: Mapping[str, Any], targets: list[Any] | None) -> dict[str, Any]:
+        asked = None if targets is None else [str(it) for it in targets]
         verdict: dict[str, Any] = await self.know("validate", prompt=prompt, targets=asked)
         return verdict
 
@@ -206,8 +284,15 @@ class Engine:
         """Hand the next job to the worker, if both are there."""
         if self.running is not None or not self._worker_ready or self.draining or self._worker is None:
             return
-        record = self.store.claim()
+        try:
+            record = None if self.is_full() else self.store.claim()
+        except OutputError as error:
+            _log.error("no job can be begun; trying again: %s", error)
+            self._later(_STORE_AGAIN_AFTER, self.dispatch)
+            return
         if record is None:
+            if self.is_full() and self.store.remaining():
+                self._later(_STORE_AGAIN_AFTER, self.dispatch)
             return
         self.running = _Running(record, JobMessages(record.id))
         self._idle.clear()
@@ -231,6 +316,7 @@ class Engine:
         running = self.running
         if running is None or (message.get("job"), message.get("fence")) != (running.record.id, running.record.fence):
             return  # of a job that was given up
+        running.heard, running.told = time.monotonic(), 0
         fields = {key: value for key, value in message.items() if key not in ("job", "fence")}
         try:
             event = from_json(fields)
@@ -255,7 +341,7 @@ class Engine:
             return
         self.running = None
         self._deaths = 0
-        seconds = time.time() - (running.record.started_ms or 0) / 1000
+        seconds = time.monotonic() - running.begun
         why = "" if ending.error is None else f": {ending.error.get('exception_message', '')}"
         facts = {"job": running.record.id, "state": ending.state, "seconds": round(seconds, 3)}
         _log.info("job %s: %s after %.1f s%s", running.record.id, ending.state, seconds, why, extra=facts)
@@ -264,6 +350,24 @@ class Engine:
         self.sockets.send(status(self.store.remaining()))
         self.sockets.send(over(running.record.id), running.record.submission.client_id)
         self.dispatch()
+
+    def is_full(self) -> bool:
+        """Whether there is too little room for a job."""
+        return any(shutil.disk_usage(place).free < LEAST_FREE for place in self.places if place.is_dir())
+
+    def problems(self) -> list[str]:
+        """What keeps jobs from being done, in words fit for anybody."""
+        found = []
+        if self.is_full():
+            found.append("the disk is full")
+        if not self._worker_ready and self._deaths:
+            found.append("the worker died and is being started again")
+        if self.running is not None and self.running.quiet() >= QUIET:
+            minutes, where = self.running.quiet() / 60, self.running.messages.where()
+            found.append(f"the running job has said nothing for {minutes:.0f} minutes, at {where}")
+        if not self.store.can_write():
+            found.append("the job file cannot be written")
+        return found
 
     @property
     def ready(self) -> bool:
@@ -278,7 +382,22 @@ class Engine:
         if running is None or self._worker is None or (job_id is not None and job_id != running.record.id):
             return False
         self._worker.tell("cancel", job=running.record.id)
+        if not running.stopping:
+            running.stopping = True
+            self._later(STOPS_WITHIN, lambda: self._insist(running))
         return True
+
+    def _insist(self, running: _Running) -> None:
+        if self.running is running and self._worker is not None:
+            self._worker.kill(f"did not stop within {STOPS_WITHIN:g} s and was ended")
+
+    def _watch(self) -> None:
+        """Say once in a while that nothing is heard of the running job."""
+        if self.running is not None and self.running.quiet() >= (self.running.told + 1) * QUIET:
+            self.running.told += 1
+            minutes, where = self.running.quiet() / 60, self.running.messages.where()
+            _log.warning("job %s has said nothing for %.0f minutes, at %s", self.running.record.id, minutes, where)
+        self._later(QUIET / 10, self._watch)
 
     def cancel(self, job_ids: list[str] | None = None) -> bool:
         """Cancel pending jobs, all of them with None, and interrupt a running one that is named."""
@@ -287,6 +406,12 @@ class Engine:
             cancelled = self.interrupt(job_id) or cancelled
         self.tell_status()
         return cancelled
+
+    def move(self, job_id: str, place: int) -> JobRecord:
+        """Give a pending job another turn; raises :class:`~cygnet.errors.RequestError` for any other."""
+        record = self.store.move(job_id, place)
+        self.tell_status()
+        return record
 
     def retry(self, job_id: str) -> JobRecord:
         """Put an ended job into the queue again; raises :class:`~cygnet.errors.RequestError` for any other."""
@@ -323,11 +448,32 @@ def _job_id(given: object) -> str:
     raise _refusal("invalid_prompt_id", "prompt_id must be a UUID in lower case with hyphens, or left away")
 
 
-def _number(given: object) -> float | None:
-    return float(given) if isinstance(given, (int, float)) and not isinstance(given, bool) else None
+_KINDS: Mapping[type, str] = {list: "a list", dict: "an object", str: "a text", bool: "true or false"}
+_FARTHEST = 2.0**53  # beyond it, numbers no longer tell neighbours apart
 
 
-def _public(extra: object) -> dict[str, Any]:
+def _given(body: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
+    """A field of a submission, None where it is absent or null; raises :class:`Refused` for one of another type."""
+    value = body.get(name)
+    if value is None or isinstance(value, kind):
+        return value
+    raise _refusal("invalid_prompt", f"{name} is {str(value)[:50]!r}; it must be {_KINDS[kind]}", name)
+
+
+def _number(body: Mapping[str, Any]) -> float | None:
+    """The place in the queue that is asked for."""
+    value = body.get("number")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > _FARTHEST:
+        text = f"number is {str(value)[:50]!r}; it must be a number from -2^53 to 2^53"
+        raise _refusal("invalid_prompt", text, "number")
+    return float(value)
+
+
+def _public(extra: Mapping[str, Any]) -> dict[str, Any]:
     """``extra_data`` without credentials, and with the time of submission."""
-    kept = {key: value for key, value in extra.items() if key not in SECRETS} if isinstance(extra, Mapping) else {}
+    kept = {key: value for key, value in extra.items() if not _CREDENTIAL.search(key)}
+    if (notes := _given(kept, "extra_pnginfo", dict)) is not None:  # its entries are written into results
+        kept["extra_pnginfo"] = {key: value for key, value in notes.items() if not _CREDENTIAL.search(key)}
     return {**kept, "create_time": time.time_ns() // 1_000_000}

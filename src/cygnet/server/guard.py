@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import logging
+import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -27,8 +29,19 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "cygnet_token"
 _LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
-_WRONG_TOKENS, _WINDOW = 20, 60.0  # so many wrong tokens from an address in so many seconds, then none is looked at
+_WRONG_TOKENS, _WINDOW = 20, 60.0  # so many wrong tokens from an address in so many seconds are answered one by one
 _MOST_ADDRESSES = 10_000
+_ORIGIN = re.compile(r"https?://[a-z0-9.\-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
+FRAMES = "frame-ancestors 'self' vscode-webview:"
+"""The page may be framed by itself and by an editor's simple browser, by nobody else."""
+_ALWAYS = {
+    b"x-content-type-options": b"nosniff",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"content-security-policy": FRAMES.encode(),
+    b"referrer-policy": b"same-origin",
+}
+"""Headers of every answer that does not bring its own: for browsers that do not say which site caused a request."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +58,14 @@ class Access:
     token: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("names", "origins"):  # in lower case, as browsers send them
+            object.__setattr__(self, name, frozenset(it.lower() for it in getattr(self, name)))
+        for origin in self.origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise RequestError(
+                    f"{origin[:100]!r} is no origin that can be let in; name one site, such as https://tool.example:8080",
+                    field="enable_cors_header",
+                )
         if self.token is None and not is_loopback(self.listen):
             raise RequestError(
                 f"listening on {self.listen} lets other machines in, and needs a token: start with --token-file FILE "
@@ -60,7 +81,7 @@ class Access:
 
     def knows(self, host: str) -> bool:
         """Whether ``host``, without port, is a name of this server."""
-        own = {self.listen} if self.listen not in ("0.0.0.0", "::") else set()
+        own = {self.listen.lower()} if self.listen not in ("0.0.0.0", "::") else set()
         return host in _LOOPBACK_NAMES | own | self.names or (self.token is not None and _is_address(host))
 
 
@@ -79,7 +100,12 @@ def _is_address(host: str) -> bool:
 
 @dataclass
 class WrongTokens:
-    """When each address gave wrong tokens: one that guesses keeps itself out, and nobody else."""
+    """When each address gave wrong tokens.
+
+    The right token is let in whatever was guessed before: behind a tunnel or a proxy all clients have one address, and
+    a page that still holds yesterday's token must not keep its owner out. What guessing cannot do in time is the
+    token's own merit, so that a short one is refused at start; a guesser is told to wait, and is logged.
+    """
 
     clock: Callable[[], float] = time.monotonic
     times: dict[str, list[float]] = field(default_factory=dict)
@@ -94,7 +120,10 @@ class WrongTokens:
 
     def add(self, address: str) -> None:
         """``address`` gave a wrong one."""
-        self.times.setdefault(address, []).append(self.clock())
+        given = self.times.setdefault(address, [])
+        given.append(self.clock())
+        if len(given) == _WRONG_TOKENS:
+            _log.warning("%d wrong tokens from %s within a minute; it is told to wait", len(given), address)
         while len(self.times) > _MOST_ADDRESSES:
             del self.times[next(iter(self.times))]
 
@@ -114,13 +143,25 @@ class Guard:
             await self.app(scope, receive, send)
             return
         refusal = self.refusal(scope)
-        if refusal is None:
-            await self.app(scope, receive, send)
-        elif scope["type"] == "websocket":
+        if scope["type"] == "websocket":
+            if refusal is None:
+                await self.app(scope, receive, send)
+                return
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": refusal.reason})
+            return
+
+        async def guarded(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                there = {name.lower() for name, _ in message.get("headers", ())}
+                missing = [row for row in _ALWAYS.items() if row[0] not in there]
+                message = {**message, "headers": [*message.get("headers", ()), *missing]}
+            await send(message)
+
+        if refusal is None:
+            await self.app(scope, receive, guarded)
         else:
-            await refusal.answer(send)
+            await refusal.answer(guarded)
 
     def refusal(self, scope: Scope) -> Refusal | None:
         """Why a request is not let through; None if it is."""
@@ -154,13 +195,13 @@ class Guard:
         if self.access.token is None or scope["path"] in ("/login", "/health") or self._asks_first(scope, headers):
             return None
         address, given = address_of(scope), _token_in(scope, headers)
-        if given is not None and self.wrong.too_many(address):
-            return Refusal(429, "too many wrong tokens; wait a minute")
         if given is not None and matches(given, self.access.token):
             return None
-        if given is not None:
-            self.wrong.add(address)
         visits = scope["type"] == "http" and scope.get("method") == "GET" and self.is_page(scope["path"])
+        if given is not None and not visits:  # a page is asked for with a token of yesterday, and gets a new one
+            if self.wrong.too_many(address):
+                return Refusal(429, "too many wrong tokens; wait a minute")
+            self.wrong.add(address)
         if visits and "text/html" in ",".join(headers.get("accept", [])):
             query = scope.get("query_string", b"").decode("latin-1")
             target = f"{scope['path']}?{query}" if query else scope["path"]
@@ -196,13 +237,29 @@ class Refusal:
 
     async def answer(self, send: Send) -> None:
         """Send it."""
-        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"x-content-type-options", b"nosniff")]
+        headers = [(b"content-type", b"text/plain; charset=utf-8")]
         if self.location is not None:
             headers += [(b"location", self.location.encode()), (b"cache-control", b"no-store")]
         if self.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
+        if self.status == 429:
+            headers.append((b"retry-after", str(int(_WINDOW)).encode()))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": f"{self.reason}\n".encode()})
+
+
+def without_token(headers: Iterable[tuple[str, str]], token: str | None) -> list[tuple[str, str]]:
+    """Headers fit to be handed on to a pack: without the server's own token, in whichever of them it came."""
+    if token is None:
+        return list(headers)
+    kept = []
+    for name, value in headers:
+        if name.lower() == "cookie":
+            pairs = [it.strip() for it in value.split(";")]
+            value = "; ".join(it for it in pairs if it.partition("=")[0].strip() != COOKIE)
+        if value and not (name.lower() == "authorization" and token in value):
+            kept.append((name, value))
+    return kept
 
 
 def _headers(scope: Scope) -> dict[str, list[str]]:

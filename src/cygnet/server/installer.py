@@ -23,11 +23,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
-from urllib.error import HTTPError
-from urllib.parse import quote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.parse import quote
 
 from cygnet.errors import CygnetError, RequestError
+from cygnet.server.fetch import FetchError, fetch
 
 REGISTRY = "https://api.comfy.org"
 MOST_BYTES = 500 * 2**20
@@ -85,12 +84,14 @@ class Installer:
         known = ", ".join(it.name for it in self.installed()) or "none"
         raise RequestError(f"there is no pack {name!r}; installed are: {known}", field="name")
 
-    def install(self, what: str, version: str | None = None) -> Installed:
+    def install(self, what: str, version: str | None = None, *, registry_only: bool = False) -> Installed:
         """Install a pack by registry id, git address or path; ``version`` of a registry pack, or a git branch or tag.
+
+        With ``registry_only`` it can be an id alone, whatever lies here under that name.
 
         Raises :class:`~cygnet.errors.RequestError` for one that is there already, :class:`InstallError` otherwise.
         """
-        with self._fetched(what, version) as (fetched, name, record):
+        with self._fetched(what, version, registry_only) as (fetched, name, record):
             target = self.root / name
             if target.exists() or (self.root / f"{name}{OFF}").exists():
                 raise RequestError(f"{name} is installed already; update it, or remove it first", field="name")
@@ -105,7 +106,7 @@ class Installer:
         it, path = self.find(name)
         if it.origin == "unknown":
             raise RequestError(f"nothing says where {it.name} came from; remove it and install it again", field="name")
-        with self._fetched(it.address, version) as (fetched, _, record):
+        with self._fetched(it.address, version, it.origin == "registry") as (fetched, _, record):
             self._require(fetched)
             _write_record(fetched, record)
             old = path.with_name(f".old-{path.name}")
@@ -142,14 +143,16 @@ class Installer:
         return _described(target)
 
     @contextmanager
-    def _fetched(self, what: str, version: str | None) -> Iterator[tuple[Path, str, Installed]]:
+    def _fetched(self, what: str, version: str | None, registry_only: bool) -> Iterator[tuple[Path, str, Installed]]:
         """A pack made ready in a hidden folder, its name, and what to record of it."""
         self.root.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=".installing-", dir=self.root))
         try:
-            if _ADDRESS.match(what):
+            if registry_only and not _ID.fullmatch(what):
+                raise RequestError(f"{what[:100]!r} is no id of the registry", field="name")
+            if not registry_only and _ADDRESS.match(what):
                 yield self._cloned(what, version, stage)
-            elif (place := Path(what).expanduser()).exists():
+            elif not registry_only and (place := Path(what).expanduser()).exists():
                 if version is not None:
                     raise RequestError("a version is given, but a path has none", field="version")
                 yield self._copied(place.absolute(), stage)
@@ -260,19 +263,10 @@ def _check_module(path: Path) -> None:
 
 
 def _get(address: str, most: int) -> bytes:
-    parts = urlsplit(address)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")):
-        raise InstallError(f"{address[:100]!r} is not fetched; only https is")
     try:
-        with urlopen(Request(address, headers={"User-Agent": "cygnet"}), timeout=60) as answer:
-            data: bytes = answer.read(most + 1)
-    except HTTPError as error:
-        raise InstallError(f"{parts.hostname} answers {error.code} ({error.reason}) for {parts.path}") from error
-    except OSError as error:
-        raise InstallError(f"{parts.hostname} cannot be reached ({error})") from error
-    if len(data) > most:
-        raise InstallError(f"{parts.path} is larger than {most / 2**20:.0f} MB")
-    return data
+        return fetch(address, most=most)
+    except FetchError as error:
+        raise InstallError(str(error)) from error
 
 
 def _unpack(data: bytes, target: Path) -> None:

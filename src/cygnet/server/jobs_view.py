@@ -60,7 +60,7 @@ def job_row(it: JobRecord) -> dict[str, Any]:
     return {
         "id": it.id,
         "status": next(word for word, states in STATES.items() if it.state in states),
-        "priority": int(it.number) if float(it.number).is_integer() else it.number,
+        "priority": it.number,
         "create_time": it.created_ms,
         "execution_start_time": it.started_ms,
         "execution_end_time": it.ended_ms,

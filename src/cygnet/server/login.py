@@ -51,14 +51,15 @@ def login_router(access: Access, wrong: WrongTokens) -> APIRouter:
         if access.token is None:
             return RedirectResponse(target, 303)
         address = address_of(request.scope)
-        if wrong.too_many(address):
-            return _form(target, "Too many wrong tokens; wait a minute.", 429)
         given = parse_qs(await _limited(request)).get("token", [""])[0].strip()
         if not matches(given, access.token):
+            if wrong.too_many(address):
+                return _form(target, "That is not the token, and many before were not; wait a minute.", 429)
             wrong.add(address)
             return _form(target, "That is not the token.", 401)
         answer = RedirectResponse(target, 303, {"cache-control": "no-store"})
-        secure = request.url.scheme == "https"
+        # Where a proxy does the encrypting, only the browser knows; it says so, and what it says was checked.
+        secure = request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")
         answer.set_cookie(COOKIE, access.token, httponly=True, samesite="strict", secure=secure, max_age=30 * 86_400)
         return answer
 

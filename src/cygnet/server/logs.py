@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from typing import Literal
 from cygnet.server.wire import Message
 
 _KEPT = 300
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class LogLines(logging.Handler):
@@ -21,11 +23,11 @@ class LogLines(logging.Handler):
         super().__init__()
         self.tell = tell
         self._lines: deque[dict[str, str]] = deque(maxlen=_KEPT)
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.setFormatter(TextLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record; line ends inside it are escaped, so that one record is one line."""
-        text = self.format(record).replace("\r", "\\r").replace("\n", "\\n") + "\n"
+        text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], self.format(record)) + "\n"
         entry = {"t": datetime.fromtimestamp(record.created, UTC).isoformat(), "m": text}
         self._lines.append(entry)
         self.tell(Message("logs", {"entries": [entry], "size": None}))
@@ -58,10 +60,24 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class TextLines(logging.Formatter):
+    """Time, level and message on one line; only a traceback has lines of its own.
+
+    What clients and packs write can be in a message; it can neither begin a line of its own nor steer a terminal.
+    """
+
+    def __init__(self, form: str = "%(asctime)s %(levelname)s %(message)s") -> None:
+        super().__init__(form)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line, with control characters escaped."""
+        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], super().formatMessage(record))
+
+
 def log_to_stderr(level: str, form: Literal["text", "json"]) -> None:
     """Send the log of cygnet and of the web server to stderr."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(JsonLines() if form == "json" else TextLines())
     for name in ("cygnet", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]

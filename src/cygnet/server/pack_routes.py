@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from cygnet.server.engine import Engine
+from cygnet.server.guard import without_token
 
 if TYPE_CHECKING:
     import aiohttp
@@ -23,12 +24,16 @@ _OF_THE_CONNECTION = frozenset(
 
 
 class PackRoutes:
-    """The way to the packs' routes; ``socket`` is the file on which they are answered."""
+    """The way to the packs' routes; ``socket`` is the file on which they are answered.
 
-    def __init__(self, engine: Engine, socket: Path | None, largest_body: int) -> None:
+    ``token`` is what opens the server; packs are not told it.
+    """
+
+    def __init__(self, engine: Engine, socket: Path | None, largest_body: int, token: str | None = None) -> None:
         self._engine = engine
         self._socket = socket
         self._largest_body = largest_body
+        self._token = token
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -59,7 +64,9 @@ class PackRoutes:
             theirs = await self._session.request(
                 request.method,
                 address,
-                headers=[(k, v) for k, v in request.headers.items() if k not in _OF_THE_CONNECTION],
+                headers=without_token(
+                    ((k, v) for k, v in request.headers.items() if k not in _OF_THE_CONNECTION), self._token
+                ),
                 skip_auto_headers=("user-agent", "accept", "accept-encoding", "content-type"),
                 data=self._body(request) if "content-length" in request.headers or _is_chunked(request) else None,
                 allow_redirects=False,

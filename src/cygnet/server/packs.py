@@ -10,6 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+OWN_WORDS: Mapping[str, Any] = {
+    "en": {
+        "rightSidePanel": {
+            "missingNodePacks": {
+                "ossManagerDisabledHint": "To install packs from here, stop cygnet and start it with {flag} as well. "
+                "Or name the pack: cygnet nodes install PACK."
+            }
+        }
+    }
+}
+"""In place of the page's own where those would mislead: it tells to install a Manager that is of no use here."""
 _PARTS = ("nodeDefs", "commands", "settings")
 _log = logging.getLogger(__name__)
 
@@ -50,6 +61,11 @@ def translations(packs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             if said:
                 found[locale.name] = _merged(found.get(locale.name, {}), said)
     return found
+
+
+def words(packs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Ours, and the translations of packs."""
+    return _merged(OWN_WORDS, translations(packs))
 
 
 def _folders(packs: Sequence[Mapping[str, Any]], kind: str) -> Iterator[tuple[str, Path]]:

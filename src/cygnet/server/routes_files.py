@@ -6,25 +6,26 @@ else is an attachment, and browsers are told not to guess.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
+import itertools
 import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from cygnet.errors import RequestError
-from cygnet.graph.folders import FOLDER_KINDS, FolderKind, Saved, annotated, inside
+from cygnet.graph.folders import FOLDER_KINDS, FolderKind, Saved, annotated, can_be_named, inside
+from cygnet.server import pictures
+from cygnet.server.body import parse_json
 from cygnet.server.documented import documented
+from cygnet.server.guard import FRAMES
 from cygnet.server.settings import Settings
+from cygnet.server.whole import write_whole
 
 MEDIA_TYPES = {
     ".png": "image/png",
@@ -48,15 +49,20 @@ MEDIA_TYPES = {
 }
 """The only types under which files are served inline."""
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif", ".bmp")
 _UPLOADS = (*MEDIA_TYPES, ".bmp", ".avi", ".m4v", ".m4a", ".aac", ".obj", ".stl", ".gltf", ".latent", ".safetensors")
-_NOSNIFF = {"X-Content-Type-Options": "nosniff"}
-_MOST_PIXELS = 64 * 10**6
+_CONTENT = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": f"default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'; "
+    f"form-action 'none'; base-uri 'none'; {FRAMES}",
+}
+"""Of every file that somebody sent or made: whatever is in it, nothing of it runs. No ``sandbox``: a video opened in a
+tab of its own asks for itself once more, and from a sandbox that would be another site's request."""
 
 
 def files_router(settings: Settings) -> APIRouter:
     """The routes, without their ``/api`` prefix."""
     router = APIRouter(tags=["files"])
+    decoding = pictures.Decoding()
 
     @router.head("/view", include_in_schema=False)
     @router.get("/view", openapi_extra=documented(query=("filename", "subfolder", "type", "preview", "channel")))
@@ -64,17 +70,18 @@ def files_router(settings: Settings) -> APIRouter:
         query = dict(request.query_params)
         path = _asked_for(settings, query)
         preview, channel = query.get("preview"), query.get("channel", "rgba")
-        if path.suffix.lower() in _PICTURES and (preview or channel != "rgba"):
-            return await run_in_threadpool(_picture, path, preview, channel)
+        if pictures.is_picture(path.name) and (preview or channel != "rgba"):
+            data, media_type = await decoding.run(pictures.reencoded, path, preview, channel)
+            return Response(data, media_type=media_type, headers=_CONTENT)
         return _file(path)
 
     @router.post("/upload/image", openapi_extra=documented(form=True))
     async def upload(request: Request) -> JSONResponse:
-        return await _upload(request, settings)
+        return await _upload(request, settings, decoding)
 
     @router.post("/upload/mask", openapi_extra=documented(form=True))
     async def upload_mask(request: Request) -> JSONResponse:
-        return await _upload(request, settings, mask=True)
+        return await _upload(request, settings, decoding, mask=True)
 
     return router
 
@@ -88,7 +95,8 @@ def internal_files_router(settings: Settings) -> APIRouter:
         if kind not in FOLDER_KINDS:
             return JSONResponse({"error": f"unknown folder {kind[:50]!r}"}, 400)
         root = settings.folders.root(_kind(kind))
-        found = [it for it in os.scandir(root) if it.is_file() and not it.name.startswith(".")] if root.is_dir() else []
+        listed = os.scandir(root) if root.is_dir() else ()
+        found = [it for it in listed if it.is_file() and not it.name.startswith(".") and can_be_named(it.name)]
         found.sort(key=lambda it: it.stat().st_mtime, reverse=True)
         return JSONResponse([it.name for it in found])
 
@@ -129,66 +137,56 @@ def _file(path: Path) -> Response:
     """The file itself; ranges are answered, which players need to seek."""
     media_type = MEDIA_TYPES.get(path.suffix.lower())
     shown = "inline" if media_type else "attachment"
-    headers = {**_NOSNIFF, "Content-Disposition": f"{shown}; filename*=UTF-8''{quote(path.name)}"}
+    headers = {**_CONTENT, "Content-Disposition": f"{shown}; filename*=UTF-8''{quote(path.name)}"}
     return FileResponse(path, media_type=media_type or "application/octet-stream", headers=headers)
-
-
-def _picture(path: Path, preview: str | None, channel: str) -> Response:
-    """A picture re-encoded smaller, or one of its channels."""
-    from PIL import Image, UnidentifiedImageError
-
-    kind, _, given = (preview or "png").partition(";")
-    quality = int(given) if given.isascii() and given.isdigit() else 90
-    kind = kind if kind in ("webp", "jpeg") else "png"
-    try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > _MOST_PIXELS:
-                raise HTTPException(413, "the picture is too large for a preview")
-            picture: Any = opened.convert("RGBA")
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise HTTPException(415, "the file is not a picture that can be read") from error
-    if channel == "a":
-        picture = picture.getchannel("A")
-    elif channel == "rgb" or kind == "jpeg":
-        picture = picture.convert("RGB")
-    out = io.BytesIO()
-    picture.save(out, format=kind.upper(), **({} if kind == "png" else {"quality": max(1, min(100, quality))}))
-    return Response(out.getvalue(), media_type=f"image/{kind}", headers=_NOSNIFF)
 
 
 # In
 
 
-async def _upload(request: Request, settings: Settings, *, mask: bool = False) -> JSONResponse:
+async def _upload(
+    request: Request, settings: Settings, decoding: pictures.Decoding, *, mask: bool = False
+) -> JSONResponse:
     form = await _form(request, settings.largest_upload)
     file = form.get("image")
     if not isinstance(file, UploadFile) or not file.filename:
         raise HTTPException(400, "no file is in the field 'image'")
     name = os.path.basename(file.filename.replace("\\", "/"))
     kind = _kind(str(form.get("type") or "input"))
+    if mask and not name.lower().endswith(".png"):
+        raise HTTPException(400, "a mask makes a PNG picture; its name must end in .png")
     if Path(name).suffix.lower() not in _UPLOADS:
         raise HTTPException(400, f"files named *{Path(name).suffix[:20]} are not taken; use a picture, video or sound")
-    data = await file.read()
-    if len(data) > settings.largest_upload:
+    if (file.size or 0) > settings.largest_upload:
         raise HTTPException(413, f"the file is larger than {settings.largest_upload} bytes")
-    subfolder = str(form.get("subfolder") or "")
+    folder, subfolder = _place(settings, kind, str(form.get("subfolder") or ""), name)
     overwrite = str(form.get("overwrite") or "").lower() in ("true", "1")
+    original = str(form.get("original_ref") or "{}")
 
-    def store() -> Saved:
-        try:
-            folder = inside(settings.folders.root(kind), subfolder or ".")
-            inside(folder, name)
-        except RequestError as error:
-            raise HTTPException(400, str(error)) from error
-        if name.startswith(".") or not name.isprintable():
-            raise HTTPException(400, "the file name begins with a dot or cannot be printed; rename the file")
-        content = _with_mask(data, str(form.get("original_ref") or "{}"), settings) if mask else data
-        if Path(name).suffix.lower() in _PICTURES:
-            _check_picture(content)
-        return Saved(_write(folder, name, content, overwrite), subfolder, kind)
+    def store() -> str:
+        data = file.file.read()
+        if pictures.is_picture(name):
+            pictures.check(data, name)
+        content = _with_mask(data, original, settings) if mask else data
+        return _store(folder, name, content, overwrite)
 
-    saved = await run_in_threadpool(store)
+    saved = Saved(await decoding.run(store), subfolder, kind)
     return JSONResponse({"name": saved.filename, "subfolder": saved.subfolder, "type": saved.type})
+
+
+def _place(settings: Settings, kind: FolderKind, subfolder: str, name: str) -> tuple[Path, str]:
+    """The folder that an upload goes into; answers 400 for a name that is none or leads elsewhere."""
+    try:
+        folder = inside(settings.folders.root(kind), subfolder or ".")
+        inside(folder, name)
+    except RequestError as error:
+        raise HTTPException(400, str(error)) from error
+    parts = [*Path(subfolder.replace("\\", "/")).parts, name]
+    if any(it.startswith(".") or not it.isprintable() for it in parts):
+        raise HTTPException(400, "the file name begins with a dot or cannot be printed; rename the file")
+    if any(it.is_file() for it in (folder, *folder.parents)):
+        raise HTTPException(400, "a folder of that path is a file already; choose another subfolder")
+    return folder, subfolder
 
 
 async def _form(request: Request, limit: int) -> Any:
@@ -200,52 +198,32 @@ async def _form(request: Request, limit: int) -> Any:
     return await request.form(max_files=1, max_fields=20)
 
 
-def _check_picture(data: bytes) -> None:
-    """Refuse what is not wholly a picture of a known format, before a node or a browser meets it."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP")) as picture:
-            if picture.width * picture.height > _MOST_PIXELS:
-                raise HTTPException(413, f"the picture has {picture.width}x{picture.height} pixels; at most 64 million")
-            picture.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise HTTPException(400, "the file is damaged or not a PNG, JPEG, WebP, GIF, AVIF or BMP picture") from error
-
-
-def _write(folder: Path, name: str, data: bytes, overwrite: bool) -> str:
+def _store(folder: Path, name: str, data: bytes, overwrite: bool) -> str:
     """Write a file whole; another of that name stays unless ``overwrite``, and an equal one is used again."""
-    folder.mkdir(parents=True, exist_ok=True)
     stem, suffix = os.path.splitext(name)
-    digest = hashlib.sha256(data).digest()
-    number = 0
-    while True:
+    for number in itertools.count():
         candidate = folder / (name if number == 0 else f"{stem} ({number}){suffix}")
-        if overwrite or not candidate.exists():
-            partial = candidate.with_name(f".{candidate.name}.{os.getpid()}.partial")
-            partial.write_bytes(data)
-            os.replace(partial, candidate)
+        if overwrite and candidate.is_dir():
+            raise HTTPException(400, "there is a folder of that name; rename the file")
+        try:
+            write_whole(candidate, data, overwrite=overwrite)
+        except FileExistsError:
+            if _holds(candidate, data):
+                return candidate.name
+        else:
             return candidate.name
-        if candidate.is_file() and hashlib.sha256(candidate.read_bytes()).digest() == digest:
-            return candidate.name
-        number += 1
+    raise AssertionError("counting never ends")
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
 
 
 def _with_mask(mask: bytes, original: str, settings: Settings) -> bytes:
     """The original picture with the alpha of an uploaded one."""
-    from PIL import Image, PngImagePlugin
-
     try:
-        ref = json.loads(original)
-        path = _asked_for(settings, {key: str(ref[key]) for key in ("filename", "subfolder", "type") if key in ref})
-        with Image.open(path) as opened, Image.open(io.BytesIO(mask)) as drawn:
-            picture = opened.convert("RGBA")
-            picture.putalpha(drawn.convert("RGBA").getchannel("A").resize(picture.size))
-            texts = PngImagePlugin.PngInfo()
-            for key, value in getattr(opened, "text", {}).items():
-                texts.add_text(key, value)
-    except (ValueError, TypeError, OSError) as error:
-        raise HTTPException(400, "the mask or the picture that it belongs to cannot be read") from error
-    out = io.BytesIO()
-    picture.save(out, format="PNG", pnginfo=texts)
-    return out.getvalue()
+        ref = parse_json(original)
+        asked = {key: str(ref[key]) for key in ("filename", "subfolder", "type") if key in ref}
+    except (ValueError, TypeError) as error:
+        raise HTTPException(400, "original_ref is no JSON object that names a picture") from error
+    return pictures.with_mask(_asked_for(settings, asked), mask)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cygnet.errors import RequestError
-from cygnet.server.body import read_json
-from cygnet.server.documented import OBJECT, SUBMISSION, documented
+from cygnet.server.body import flag, names, read_json, text
+from cygnet.server.documented import OBJECT, PLACE, SUBMISSION, documented
 from cygnet.server.engine import Engine, Refused
 from cygnet.server.jobs_view import STATES, history_entry, job_detail, job_row, queue_item
 from cygnet.server.store import JobRecord, JobState
 
 _LONGEST_PAGE = 1000
+Count = Annotated[int, Query(ge=-(2**31), le=2**31)]
+"""What a database takes; below zero it means that there is no bound."""
 
 
 def jobs_router(engine: Engine) -> APIRouter:
@@ -33,7 +35,7 @@ def jobs_router(engine: Engine) -> APIRouter:
         try:
             return JSONResponse(await engine.submit(await _body(request)))
         except Refused as refused:
-            return JSONResponse(refused.body, refused.http_status)
+            return JSONResponse(refused.body, refused.http_status, refused.headers)
 
     @router.get("/queue")
     async def queue() -> dict[str, Any]:
@@ -45,28 +47,30 @@ def jobs_router(engine: Engine) -> APIRouter:
     @router.post("/queue", openapi_extra=documented(body=OBJECT))
     async def change_queue(request: Request) -> Response:
         order = await _object(request)
-        if order.get("clear"):
+        clear, chosen = flag(order, "clear"), names(order, "delete")
+        if clear:
             engine.cancel()
-        if isinstance(order.get("delete"), list):
-            store.cancel([str(it) for it in order["delete"]])
+        if chosen is not None:
+            store.cancel(chosen)
             engine.tell_status()
         return Response()
 
     @router.post("/interrupt", openapi_extra=documented(body=OBJECT))
     async def interrupt(request: Request) -> Response:
         order = await _object(request)
-        engine.interrupt(order["prompt_id"] if isinstance(order.get("prompt_id"), str) else None)
+        engine.interrupt(text(order, "prompt_id"))
         return Response()
 
     @router.post("/free", openapi_extra=documented(body=OBJECT))
     async def free(request: Request) -> Response:
         order = await _object(request)
-        if order.get("unload_models") or order.get("free_memory"):
-            engine.free(results=bool(order.get("free_memory")))
+        models, results = flag(order, "unload_models"), flag(order, "free_memory")
+        if models or results:
+            engine.free(results=results)
         return Response()
 
     @router.get("/history")
-    async def history(max_items: int | None = None, offset: int | None = None) -> dict[str, Any]:
+    async def history(max_items: Count | None = None, offset: Count | None = None) -> dict[str, Any]:
         return {it.id: history_entry(it) for it in store.history(max_items, offset)}
 
     @router.get("/history/{job_id}")
@@ -77,10 +81,11 @@ def jobs_router(engine: Engine) -> APIRouter:
     @router.post("/history", openapi_extra=documented(body=OBJECT))
     async def change_history(request: Request) -> Response:
         order = await _object(request)
-        if order.get("clear"):
+        clear, chosen = flag(order, "clear"), names(order, "delete")
+        if clear:
             store.forget()
-        if isinstance(order.get("delete"), list):
-            store.forget([str(it) for it in order["delete"]])
+        if chosen is not None:
+            store.forget(chosen)
         return Response()
 
     @router.get(
@@ -100,12 +105,23 @@ def jobs_router(engine: Engine) -> APIRouter:
 
     @router.post("/jobs/cancel", openapi_extra=documented(body=OBJECT))
     async def cancel_jobs(request: Request) -> dict[str, bool]:
-        ids = (await _object(request)).get("job_ids")
-        return {"cancelled": engine.cancel([str(it) for it in ids] if isinstance(ids, list) else [])}
+        return {"cancelled": engine.cancel(names(await _object(request), "job_ids") or [])}
 
     @router.post("/jobs/{job_id}/cancel")
     async def cancel_job(job_id: str) -> dict[str, bool]:
         return {"cancelled": engine.cancel([job_id])}
+
+    @router.post("/jobs/{job_id}/move", openapi_extra=documented(body=PLACE))
+    async def move_job(job_id: str, request: Request) -> JSONResponse:
+        place = (await _object(request)).get("place", 1)
+        if not isinstance(place, int) or isinstance(place, bool) or place < 1:
+            return JSONResponse({"error": f"place is {place!r:.50}; it must be a whole number, and 1 is next"}, 400)
+        if store.get(job_id) is None:
+            return JSONResponse({"error": "Job not found"}, 404)
+        try:
+            return JSONResponse(job_row(engine.move(job_id, place)))
+        except RequestError as error:
+            return JSONResponse({"error": str(error)}, 409)
 
     @router.post("/jobs/{job_id}/retry")
     async def retry_job(job_id: str) -> JSONResponse:

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cygnet.errors import CygnetError
-from cygnet.server.body import read_json
+from cygnet.server.body import names, read_json
 from cygnet.server.engine import Engine
 from cygnet.server.installer import Installed, Installer
 from cygnet.server.wire import Message
@@ -123,7 +123,7 @@ class TaskQueue:
             return await asyncio.to_thread(perform, self.installer, task.kind, task.params)
         except CygnetError as error:
             _log.error("%s: %s", task.kind, error)
-            return "error", str(error)
+            return "error", f"{pack_of(task.params) or task.kind}: {error}"  # a notice shows it away from the pack
         except Exception as error:  # the dialog waits for an end
             _log.exception("%s failed", task.kind)
             return "error", f"{type(error).__name__}: {error}"
@@ -131,7 +131,7 @@ class TaskQueue:
 
 def perform(installer: Installer, kind: str, params: Mapping[str, Any]) -> tuple[str, str]:
     """Do one task; how it went and in words. Raises what the installer raises."""
-    name = str(params.get("id") or params.get("node_name") or params.get("cnr_id") or "")
+    name = pack_of(params)
     version = params.get("selected_version") or params.get("version") or params.get("node_ver")
     chosen = None if version in (None, "latest", "") else str(version)
     there = next((it for it in installer.installed() if name in (it.name, it.address)), None)
@@ -141,7 +141,7 @@ def perform(installer: Installer, kind: str, params: Mapping[str, Any]) -> tuple
         case "install" if "/" in name or ":" in name:
             return "error", "only packs of the registry are installed here; use: cygnet nodes install ADDRESS"
         case "install" if there is None:
-            return "success", f"installed {installer.install(name, chosen).name}"
+            return "success", f"installed {installer.install(name, chosen, registry_only=True).name}"
         case "install" | "update" | "fix":
             it = installer.update(name, chosen)
             return "success", f"{it.name} is now {it.version or 'updated'}"
@@ -154,6 +154,11 @@ def perform(installer: Installer, kind: str, params: Mapping[str, Any]) -> tuple
         case "install-model":
             return "skip", "models are fetched with: cygnet pull"
     return "error", f"there is no task {kind[:50]!r}"
+
+
+def pack_of(params: Mapping[str, Any]) -> str:
+    """The pack that a task is about, or nothing."""
+    return str(params.get("id") or params.get("node_name") or params.get("cnr_id") or "")[:100]
 
 
 def installed_packs(installer: Installer) -> dict[str, Any]:
@@ -200,10 +205,10 @@ def manager_router(engine: Engine, installer: Installer, restart: Callable[[], N
         order = await read_json(request)
         if not isinstance(order, dict):
             raise HTTPException(400, "the body must be a JSON object")
-        wanted = [str(it) for key in ("cnr_ids", "urls") for it in order.get(key) or ()]
+        wanted = [it for key in ("cnr_ids", "urls") for it in names(order, key) or ()]
         failed = {it["name"]: it for it in await engine.know("packs") if it["error"]}
-        names = {it.address: it.name for it in installer.installed()}
-        found = {it: failed.get(names.get(it, it)) for it in wanted}
+        folders = {it.address: it.name for it in installer.installed()}
+        found = {it: failed.get(folders.get(it, it)) for it in wanted}
         return {
             it: None if one is None else {"error": one["error"], "traceback": one["traceback"]}
             for it, one in found.items()

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from cygnet.errors import RequestError
-from cygnet.graph.folders import inside
+from cygnet.graph.folders import can_be_named, inside
 from cygnet.server import packs
 from cygnet.server.engine import Engine, Refused
 from cygnet.server.settings import Settings
@@ -84,7 +84,7 @@ def nodes_router(engine: Engine, settings: Settings) -> APIRouter:
 
     @router.get("/i18n")
     async def translations() -> dict[str, Any]:
-        return await run_in_threadpool(packs.translations, await engine.know("packs"))
+        return await run_in_threadpool(packs.words, await engine.know("packs"))
 
     @router.get("/global_subgraphs")
     async def subgraphs() -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _models(settings: Settings, kind: str, *, missing_is_empty: bool = False) ->
     for index, root in enumerate(settings.models[kind]):
         for path in sorted(root.rglob("*")) if root.is_dir() else ():
             name = path.relative_to(root).as_posix()
-            if path.suffix.lower() in _WEIGHTS and path.is_file():
+            if path.suffix.lower() in _WEIGHTS and path.is_file() and can_be_named(name):
                 found.setdefault(name, (name, index, path))
     return [found[name] for name in sorted(found)]
 

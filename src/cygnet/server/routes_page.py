@@ -12,21 +12,25 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from cygnet.errors import RequestError
 from cygnet.graph.folders import inside
 from cygnet.server import templates
 from cygnet.server.body import read_json
 from cygnet.server.engine import Engine
+from cygnet.server.guard import FRAMES
 from cygnet.server.logs import LogLines
 from cygnet.server.metrics import CONTENT_TYPE, Metrics
 from cygnet.server.pack_routes import PackRoutes
+from cygnet.server.page_script import with_script
 from cygnet.server.settings import Settings
 
 _DAY, _HOUR = "public, max-age=86400", "public, max-age=3600"
 _INDEX = re.compile(r"index(\.[A-Za-z]{2,3}(-[A-Za-z]{2,4})?)?\.json")
 """The browser's index in any language; ours is English."""
+_PICTURE = re.compile(r"[A-Za-z0-9._-]+-[12]\.webp")
+"""Of a template; most are in packages that are not installed."""
 _TYPES = {
     ".js": "application/javascript",
     ".mjs": "application/javascript",
@@ -39,8 +43,8 @@ _TYPES = {
     ".webp": "image/webp",
     ".md": "text/markdown; charset=utf-8",
 }
-POLICY = "frame-ancestors 'self' vscode-webview:; object-src 'none'; base-uri 'self'"
-"""The page may be framed by itself and by an editor's simple browser, and loads no plugins."""
+POLICY = f"{FRAMES}; object-src 'none'; base-uri 'self'"
+"""The page loads no plugins besides."""
 
 
 def is_page(path: str) -> bool:
@@ -136,6 +140,9 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines, packs: PackR
         for root in settings.templates:
             if (found := _static(root, name)) is not None:
                 return found
+        if (found := _static(templates.STARTERS, templates.NO_PICTURE)) is not None and _PICTURE.fullmatch(name):
+            found.headers["Cache-Control"] = "no-cache"  # the packages with the pictures may come
+            return found
         raise HTTPException(404, "there is no such template")
 
     @router.get("/docs/{name:path}")
@@ -156,7 +163,9 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines, packs: PackR
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        return JSONResponse({"status": "draining" if engine.draining else "ok", "queue": engine.store.remaining()})
+        problems = engine.problems()
+        status = "draining" if engine.draining else "degraded" if problems else "ok"
+        return JSONResponse({"status": status, "queue": engine.store.remaining(), "problems": problems})
 
     numbers = Metrics(engine)
 
@@ -171,10 +180,15 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines, packs: PackR
             return PlainTextResponse("This server has no web page; install it with: pip install 'cygnet[studio]'\n")
         found = _static(settings.page, name or "index.html") if reads and settings.page is not None else None
         if found is None:
-            if (answer := await packs.answer(request)) is not None:
+            # A page's paths may be visited from other sites, so that no program answers there.
+            answer = None if is_page(request.url.path) else await packs.answer(request)
+            if answer is not None:
                 return answer
             raise HTTPException(404 if reads else 405, "not found" if reads else "no route takes this method")
         if not name or name == "index.html":
+            if settings.page is not None:
+                document = (settings.page / "index.html").read_text(encoding="utf-8")
+                found = HTMLResponse(with_script(document), headers={"Cache-Control": "no-cache"})
             found.headers["Content-Security-Policy"] = POLICY
         return found
 

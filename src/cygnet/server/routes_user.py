@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -20,14 +19,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cygnet.errors import RequestError
-from cygnet.graph.folders import inside
+from cygnet.graph.folders import can_be_named, inside
+from cygnet.media.files import PART_SUFFIX
 from cygnet.server.body import read_bytes, read_json
 from cygnet.server.documented import OBJECT, documented
 from cygnet.server.settings import Settings
+from cygnet.server.whole import write_whole
 
 _LARGEST_FILE = 64 * 2**20
 _SETTINGS = "comfy.settings.json"
-_NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 
 
 def user_router(settings: Settings) -> APIRouter:
@@ -63,7 +63,7 @@ def user_router(settings: Settings) -> APIRouter:
         if any(name.startswith("__") for name in changes):
             raise HTTPException(403, "names that begin with __ belong to the server")
         async with lock:  # the page posts many at once
-            _write(root / _SETTINGS, json.dumps({**_settings(root), **changes}, indent=1).encode())
+            write_whole(root / _SETTINGS, json.dumps({**_settings(root), **changes}, indent=1).encode())
         return Response()
 
     @router.get("/userdata", openapi_extra=documented(query=("dir", "recurse", "split", "full_info")))
@@ -82,7 +82,7 @@ def user_router(settings: Settings) -> APIRouter:
         folder = _inside(root, path or ".")
         if not folder.is_dir():
             raise HTTPException(404, "there is no such folder")
-        return JSONResponse([_entry(it, root) for it in sorted(folder.iterdir()) if not it.is_symlink()])
+        return JSONResponse([_entry(it, root) for it in sorted(folder.iterdir()) if _shown(it)])
 
     @router.get("/userdata/{rest:path}", openapi_extra=documented(path=("rest",)))
     async def read(request: Request) -> Response:
@@ -92,24 +92,25 @@ def user_router(settings: Settings) -> APIRouter:
             raise HTTPException(404, "there is no such file")
         shown = "application/json" if path.suffix == ".json" else "application/octet-stream"
         shown = "text/css" if file == "user.css" else shown
-        return Response(path.read_bytes(), media_type=shown, headers=_NOSNIFF)
+        return Response(path.read_bytes(), media_type=shown)
 
     @router.post("/userdata/{rest:path}", openapi_extra=documented(path=("rest",), query=("overwrite", "full_info")))
     async def write(request: Request) -> JSONResponse:
         segments = _segments(request, 1, 3)
         overwrite = request.query_params.get("overwrite", "true").lower() != "false"
         target = _inside(root, segments[-1])
+        _refuse_the_servers(root, *segments)
         if len(segments) == 3:
             source = _inside(root, segments[0])
             if segments[1] != "move" or not source.is_file():
                 raise HTTPException(404, "there is no such file")
             _refuse_existing(target, overwrite)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(source, target)
+            os.replace(source, target)
         else:
             data = await read_bytes(request, _LARGEST_FILE)
             _refuse_existing(target, overwrite)
-            _write(target, data)
+            write_whole(target, data)
         full = request.query_params.get("full_info", "").lower() == "true"
         return JSONResponse(_info(target, root) if full else _relative(target, root))
 
@@ -117,6 +118,7 @@ def user_router(settings: Settings) -> APIRouter:
     async def remove(request: Request) -> Response:
         (file,) = _segments(request, 1)
         path = _inside(root, file)
+        _refuse_the_servers(root, file)
         if not path.is_file():
             raise HTTPException(404, "there is no such file")
         path.unlink()
@@ -158,12 +160,10 @@ def _settings(root: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+def _refuse_the_servers(root: Path, *names: str) -> None:
+    """What the settings hold is judged by their own route; bytes that are none would keep the page from starting."""
+    if any(_inside(root, name) == _inside(root, _SETTINGS) for name in names):
+        raise HTTPException(403, f"{_SETTINGS} belongs to the server; change settings by /settings")
 
 
 def _refuse_existing(target: Path, overwrite: bool) -> None:
@@ -171,15 +171,21 @@ def _refuse_existing(target: Path, overwrite: bool) -> None:
         raise HTTPException(409, "there is a folder of that name")
     if target.exists() and not overwrite:
         raise HTTPException(409, "there is a file of that name already")
+    if any(it.is_file() for it in target.parents):
+        raise HTTPException(409, "a folder of that path is a file already")
 
 
 def _listing(folder: Path, *, recurse: bool, split: bool, full_info: bool) -> list[Any]:
     found = sorted(it for it in (folder.rglob("*") if recurse else folder.glob("*")) if it.is_file())
-    shown = [it for it in found if not it.name.endswith(".partial")]
+    shown = [it for it in found if _shown(it)]
     if full_info:
         return [_info(it, folder) for it in shown]
     names = [_relative(it, folder) for it in shown]
     return [[it, *it.split("/")] for it in names] if split else names
+
+
+def _shown(path: Path) -> bool:
+    return can_be_named(str(path)) and not path.is_symlink() and not path.name.endswith(PART_SUFFIX)
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -19,6 +19,10 @@ from cygnet.server.wire import Line, Message, Outgoing, Preview, status
 
 MOST_WAITING = 5000
 """Texts that may wait for one client."""
+MOST_BYTES = 32 * 2**20
+"""Bytes that may wait for one client; a job of many nodes tells of all of them at every step."""
+READ_WITHIN = 30.0
+"""Seconds for which a client may read nothing."""
 MOST_SOCKETS = 200
 
 
@@ -49,46 +53,64 @@ class Socket:
     log: bool = False
     """Whether it wants log lines."""
     _texts: deque[str | bytes] = field(default_factory=deque)
+    _waiting: int = 0
+    """Length of all texts."""
     _previews: dict[str, bytes] = field(default_factory=dict)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _over: tuple[int, str] | None = None
 
     def put(self, item: Outgoing) -> None:
         """Line something up for sending."""
+        if self._over is not None:
+            return
         match item:
             case Message():
-                self._texts.append(item.text())
+                self._append(item.text())
             case Preview():
                 self._previews[item.place.node] = item.frame(metadata=bool(self.flags.get("supports_preview_metadata")))
             case Line():
-                self._texts.append(item.frame(metadata=bool(self.flags.get("supports_progress_text_metadata"))))
-        if len(self._texts) > MOST_WAITING:
+                self._append(item.frame(metadata=bool(self.flags.get("supports_progress_text_metadata"))))
+        if sum(map(len, self._previews.values())) > MOST_BYTES:
+            self._previews.clear()
+        if len(self._texts) > MOST_WAITING or self._waiting > MOST_BYTES:
             self.end(1013, "too slow; reconnect to catch up")
         self._news.set()
+
+    def _append(self, text: str | bytes) -> None:
+        self._texts.append(text)
+        self._waiting += len(text)
 
     def end(self, code: int, reason: str) -> None:
         """Close the connection; what waits is thrown away."""
         self._texts.clear()
+        self._waiting = 0
         self._previews.clear()
         self._over = (code, reason)
         self._news.set()
 
     async def pump(self) -> None:
-        """Send what is lined up until the connection ends; the one place that writes to the transport."""
+        """Send what is lined up until the connection ends; the one place that writes to the transport.
+
+        Raises TimeoutError for a client that reads nothing any more.
+        """
         while True:
             await self._news.wait()
             self._news.clear()
             while self._texts or self._previews:
                 if self._texts:
-                    await self._send(self._texts.popleft())
+                    text = self._texts.popleft()
+                    self._waiting -= len(text)
+                    await self._send(text)
                 else:
                     await self._send(self._previews.pop(next(iter(self._previews))))
             if self._over is not None:
-                await self.transport.close(*self._over)
+                async with asyncio.timeout(READ_WITHIN):
+                    await self.transport.close(*self._over)
                 return
 
     async def _send(self, data: str | bytes) -> None:
-        await (self.transport.send_text(data) if isinstance(data, str) else self.transport.send_bytes(data))
+        async with asyncio.timeout(READ_WITHIN):
+            await (self.transport.send_text(data) if isinstance(data, str) else self.transport.send_bytes(data))
 
 
 class Sockets:

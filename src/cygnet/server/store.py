@@ -20,55 +20,30 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from cygnet.errors import CygnetError, OutputError, RequestError
+from cygnet.errors import DiskFullError, OutputError, RequestError
+from cygnet.server import tables
+from cygnet.server.tables import StoreError
 
 JobState = Literal["pending", "running", "completed", "failed", "cancelled", "quarantined"]
 ENDED: tuple[JobState, ...] = ("completed", "failed", "cancelled", "quarantined")
 
-VERSION = 1
-"""Of the tables below; a file of another version is refused and left as it is."""
 MOST_ATTEMPTS = 3
 """How often a job may take its worker down before it is set aside."""
 
-_TABLES = """
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE jobs (
-  id TEXT PRIMARY KEY,
-  place REAL NOT NULL,            -- lower runs first
-  sequence INTEGER NOT NULL,      -- order of submission
-  state TEXT NOT NULL,
-  body TEXT NOT NULL,             -- prompt, outputs, extra and client as JSON
-  digest TEXT NOT NULL,           -- of the submission, to tell a repeated one from another
-  workflow_id TEXT,
-  attempts INTEGER NOT NULL DEFAULT 0,
-  fence INTEGER NOT NULL DEFAULT 0,
-  created_ms INTEGER NOT NULL,
-  started_ms INTEGER,
-  ended_ms INTEGER,
-  result TEXT                     -- outputs, messages and error as JSON, once it has ended
-) STRICT;
-CREATE INDEX jobs_by_place ON jobs (state, place, sequence);
-CREATE INDEX jobs_by_time ON jobs (state, ended_ms);
-"""
+_NEXT_END = "(SELECT COALESCE(MAX(ended), 0) + 1 FROM jobs)"
 
 
 class DuplicateJobError(RequestError):
     """A job of that id was submitted before, with other contents."""
 
     code = "job_conflict"
-
-
-class StoreError(CygnetError):
-    """The job file cannot be used."""
-
-    code = "store_unusable"
 
 
 class BusyError(StoreError):
@@ -97,7 +72,8 @@ class Submission:
     @property
     def workflow_id(self) -> str | None:
         """The page's id of the workflow that the prompt was made from."""
-        workflow = (self.extra.get("extra_pnginfo") or {}).get("workflow") or {}
+        notes = self.extra.get("extra_pnginfo")
+        workflow = notes.get("workflow") if isinstance(notes, Mapping) else None
         found = workflow.get("id") if isinstance(workflow, Mapping) else None
         return found if isinstance(found, str) else None
 
@@ -120,8 +96,8 @@ class JobRecord:
     """One job as stored."""
 
     id: str
-    number: float
-    """The priority shown to clients; lower runs first."""
+    number: int | float
+    """The priority shown to clients; lower runs first. A whole one is an int, which is how clients read it."""
     state: JobState
     submission: Submission
     attempts: int
@@ -145,10 +121,11 @@ class JobStore:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not self.path.exists():
-                self._create()
+                tables.create(self.path)
             db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=10)
             db.row_factory = sqlite3.Row
-            self._check(db)
+            tables.check(db, self.path.name)
+            tables.migrate(db, self.path)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")  # an acknowledged job survives a power cut
         except (sqlite3.DatabaseError, OSError) as error:
@@ -159,27 +136,6 @@ class JobStore:
                 "with an empty queue, or restore it from a backup"
             ) from error
         return db
-
-    def _create(self) -> None:
-        """The file with its tables, whole or not at all: an empty one under its name is damage, not a beginning."""
-        beside = self.path.with_name(f"{self.path.name}.new")
-        beside.unlink(missing_ok=True)
-        with closing(sqlite3.connect(beside, isolation_level=None)) as db:
-            db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
-        os.replace(beside, self.path)
-
-    def _check(self, db: sqlite3.Connection) -> None:
-        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
-        if version != VERSION:
-            db.close()
-            later = "a later" if version > VERSION else "an unknown"
-            raise StoreError(
-                f"the job file {self.path.name} was written by {later} version of cygnet (format {version}, this one "
-                f"reads {VERSION}); it was left as it is. Install that version, or move the file away"
-            )
 
     def close(self) -> None:
         """Finish; the file stays."""
@@ -196,7 +152,8 @@ class JobStore:
                 self._db.execute("COMMIT")
             except sqlite3.OperationalError as error:
                 self._roll_back()
-                raise OutputError(f"the job file could not be written: {error}") from error
+                kind = DiskFullError if error.sqlite_errorcode == sqlite3.SQLITE_FULL else OutputError
+                raise kind(f"the job file could not be written: {error}") from error
             except BaseException:
                 self._roll_back()
                 raise
@@ -204,6 +161,14 @@ class JobStore:
     def _roll_back(self) -> None:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
+
+    def can_write(self) -> bool:
+        """Whether the file takes a change now; nothing is changed."""
+        try:
+            with self._writing():
+                return True
+        except OutputError:
+            return False
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         with self._lock:
@@ -264,26 +229,39 @@ class JobStore:
             raise ValueError(f"a job does not end as {ending.state}")
         with self._writing() as db:
             changed = db.execute(
-                "UPDATE jobs SET state = ?, result = ?, ended_ms = ? WHERE id = ? AND state = 'running' AND fence = ?",
+                f"UPDATE jobs SET state = ?, result = ?, ended_ms = ?, ended = {_NEXT_END}"
+                " WHERE id = ? AND state = 'running' AND fence = ?",
                 (ending.state, _ending_text(ending), _now(), job_id, fence),
             ).rowcount
         return changed == 1
 
-    def lose(self, evidence: str, only: Iterable[str] | None = None) -> list[JobRecord]:
+    def lose(
+        self, evidence: str, only: Iterable[str] | None = None, *, node: str = "", kind: str = ""
+    ) -> list[JobRecord]:
         """Running jobs whose worker is gone: pending again, or quarantined when they were tried too often.
 
-        Called at start for all, and by the server for the job of a worker that died. Returns the jobs as they are now.
+        Called at start for all, and by the server for the job of a worker that died; then ``node`` and its type
+        ``kind`` say where the job was, as far as that is known. Returns the jobs as they are now.
         """
+        message = f"{evidence}; tried {MOST_ATTEMPTS} times"
         with self._writing() as db:
             running = [row["id"] for row in db.execute("SELECT id FROM jobs WHERE state = 'running'")]
             lost = [it for it in running if only is None or it in set(only)]
             for job_id in lost:
-                error = {"exception_type": "WorkerLost", "exception_message": evidence, "node_id": "", "node_type": ""}
-                ending = Ending(state="quarantined", error={**error, "traceback": []})
+                error: dict[str, Any] = {
+                    "exception_type": "WorkerLost",
+                    "exception_message": message,
+                    "node_id": node,
+                    "node_type": kind,
+                }
+                error |= {"traceback": [], "executed": [], "current_inputs": {}, "current_outputs": []}
+                told = ("execution_error", {**error, "prompt_id": job_id, "timestamp": _now()})
+                ending = Ending(state="quarantined", error=error, messages=[told])
                 db.execute(
                     "UPDATE jobs SET state = CASE WHEN attempts < ?1 THEN 'pending' ELSE 'quarantined' END,"
                     " result = CASE WHEN attempts < ?1 THEN NULL ELSE ?2 END,"
-                    " ended_ms = CASE WHEN attempts < ?1 THEN NULL ELSE ?3 END, fence = fence + 1 WHERE id = ?4",
+                    " ended_ms = CASE WHEN attempts < ?1 THEN NULL ELSE ?3 END,"
+                    f" ended = CASE WHEN attempts < ?1 THEN NULL ELSE {_NEXT_END} END, fence = fence + 1 WHERE id = ?4",
                     (MOST_ATTEMPTS, _ending_text(ending), _now(), job_id),
                 )
         return [self.require(job_id) for job_id in lost]
@@ -303,7 +281,7 @@ class JobStore:
             place = self._count(db)
             changed = db.execute(
                 "UPDATE jobs SET state = 'pending', attempts = 0, result = NULL, started_ms = NULL, ended_ms = NULL,"
-                f" place = ?, sequence = ? WHERE id = ? AND state IN ({_marks(ENDED)})",
+                f" ended = NULL, place = ?, sequence = ? WHERE id = ? AND state IN ({_marks(ENDED)})",
                 (place, place, job_id, *ENDED),
             ).rowcount
         if not changed:
@@ -318,10 +296,28 @@ class JobStore:
             pending = [row["id"] for row in db.execute("SELECT id FROM jobs WHERE state = 'pending'")]
             chosen = pending if job_ids is None else [it for it in job_ids if it in set(pending)]
             db.executemany(
-                "UPDATE jobs SET state = 'cancelled', result = ?, ended_ms = ? WHERE id = ?",
+                f"UPDATE jobs SET state = 'cancelled', result = ?, ended_ms = ?, ended = {_NEXT_END} WHERE id = ?",
                 [(ending, _now(), it) for it in chosen],
             )
         return chosen
+
+    def move(self, job_id: str, place: int) -> JobRecord:
+        """Make a pending job the ``place``-th of those that wait, 1 is next; beyond their number it is the last.
+
+        Those that wait deal out their places anew, so that nothing else changes its turn.
+        """
+        with self._writing() as db:
+            rows = db.execute("SELECT id, place, sequence FROM jobs WHERE state = 'pending' ORDER BY place, sequence")
+            turns = {row["id"]: (row["place"], row["sequence"]) for row in rows}
+            if job_id in turns:
+                order = [it for it in turns if it != job_id]
+                order.insert(max(place, 1) - 1, job_id)
+                changed = [(*turn, it) for turn, it in zip(turns.values(), order, strict=True) if turns[it] != turn]
+                db.executemany("UPDATE jobs SET place = ?, sequence = ? WHERE id = ?", changed)
+        record = self.require(job_id)
+        if record.state != "pending":
+            raise RequestError(f"job {job_id} is {record.state}; only a job that waits can be moved")
+        return record
 
     def forget(self, job_ids: Iterable[str] | None = None) -> None:
         """Delete ended jobs from the history, all of them with None; files that they wrote stay."""
@@ -362,7 +358,7 @@ class JobStore:
     def totals(self) -> dict[JobState, tuple[int, float]]:
         """For each state how many jobs are in it, and the seconds that those took that have run."""
         rows = self._rows(
-            "SELECT state, COUNT(*) AS n, COALESCE(SUM(ended_ms - started_ms), 0) / 1000.0 AS seconds FROM jobs"
+            "SELECT state, COUNT(*) AS n, COALESCE(SUM(MAX(ended_ms - started_ms, 0)), 0) / 1000.0 AS seconds FROM jobs"
             " GROUP BY state"
         )
         return {row["state"]: (int(row["n"]), float(row["seconds"])) for row in rows}
@@ -377,8 +373,7 @@ class JobStore:
         """Ended jobs, oldest first: the newest ``limit``, or from ``offset`` (of the oldest) on."""
         order, start = ("DESC", 0) if offset is None or offset < 0 else ("ASC", offset)
         rows = self._rows(
-            f"SELECT * FROM jobs WHERE state IN ({_marks(ENDED)}) ORDER BY ended_ms {order}, sequence {order}"
-            " LIMIT ? OFFSET ?",
+            f"SELECT * FROM jobs WHERE state IN ({_marks(ENDED)}) ORDER BY ended {order} LIMIT ? OFFSET ?",
             (*ENDED, -1 if limit is None else limit, start),
         )
         return [_record(it) for it in (rows if order == "ASC" else rows[::-1])]
@@ -397,10 +392,11 @@ class JobStore:
         where = f"state IN ({_marks(states)}) AND (? IS NULL OR workflow_id = ?)"
         values = (*states, workflow_id, workflow_id)
         (row,) = self._rows(f"SELECT COUNT(*) AS n FROM jobs WHERE {where}", values)
-        column = "COALESCE(ended_ms - started_ms, 0)" if by_duration else "created_ms"
+        # Rows are numbered as they are submitted, whatever the clock says; a job that is tried again keeps its number.
+        column = "MAX(COALESCE(ended_ms - started_ms, 0), 0)" if by_duration else "rowid"
         order = "ASC" if ascending else "DESC"
         rows = self._rows(
-            f"SELECT * FROM jobs WHERE {where} ORDER BY {column} {order}, sequence {order} LIMIT ? OFFSET ?",
+            f"SELECT * FROM jobs WHERE {where} ORDER BY {column} {order}, rowid {order} LIMIT ? OFFSET ?",
             (*values, -1 if limit is None else limit, offset),
         )
         return [_record(it) for it in rows], int(row["n"])
@@ -424,7 +420,7 @@ def _record(row: sqlite3.Row) -> JobRecord:
     result = None if row["result"] is None else json.loads(row["result"])
     return JobRecord(
         id=row["id"],
-        number=row["place"],
+        number=int(row["place"]) if float(row["place"]).is_integer() else row["place"],
         state=row["state"],
         submission=Submission(
             id=row["id"],

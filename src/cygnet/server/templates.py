@@ -12,6 +12,8 @@ from cygnet.graph.convert import VIRTUAL
 
 STARTERS = Path(__file__).parent.parent / "starters"
 """Workflows for the embedded models, their pictures, and the index that names them."""
+NO_PICTURE = "no_picture.webp"
+"""Shown for a template whose picture is not installed."""
 SERVED = frozenset({"Wan2.1", "cygnet tiny"})
 """What an entry's ``models`` must name one of; other families share node types with ours but not networks."""
 _log = logging.getLogger(__name__)

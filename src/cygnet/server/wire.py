@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,10 @@ from cygnet.graph.events import (
     Place,
 )
 from cygnet.server.store import Ending, JobState
+from cygnet.types import Estimate, time_left
 
 _PREVIEW, _TEXT, _PREVIEW_WITH_METADATA = 1, 3, 4
+_SECONDS_BETWEEN_LINES = 1.0
 _IMAGE_FORMATS = {"image/jpeg": 1, "image/png": 2}
 
 
@@ -99,6 +101,12 @@ class JobMessages:
     history: list[list[Any]] = field(default_factory=list)
     error: dict[str, Any] | None = None
     state: JobState = "failed"
+    at: Place | None = None
+    """The node that was begun last, as long as it is not done."""
+    clock: Callable[[], float] = time.monotonic
+    _estimate: Estimate = field(default_factory=Estimate)
+    _told_at: float = float("-inf")
+    """When the time left was last told."""
 
     def of(self, event: Event) -> Sequence[Outgoing]:
         """What to send for ``event``, in order."""
@@ -108,11 +116,13 @@ class JobMessages:
             case NodesCached(nodes):
                 return [self._remember("execution_cached", {"nodes": list(nodes)})]
             case NodeStarted(place):
+                self.at = place
                 data = {"node": place.node, "display_node": place.display, "prompt_id": self.job}
                 return [self._progress(place, "running", 0, 1), Message("executing", data)]
             case NodeProgressed(place, value, total):
                 moved: dict[str, Any] = {"value": value, "max": total, "prompt_id": self.job, "node": place.node}
-                return [self._progress(place, "running", value, total), Message("progress", moved)]
+                state = self._progress(place, "running", value, total)
+                return [state, Message("progress", moved), *self._time_left(place, value, total)]
             case NodePreviewed(place, image, media_type):
                 return [Preview(self.job, place, image, media_type)]
             case NodeSpoke(place, text):
@@ -133,6 +143,11 @@ class JobMessages:
         state = Message("progress_state", {"prompt_id": self.job, "nodes": dict(self.nodes)})
         return [state, Message("executing", data)]
 
+    def where(self) -> str:
+        """The node that was begun last and is not done, in words."""
+        begun = [it["real_node_id"] for it in self.nodes.values() if it["state"] == "running"]
+        return f"node {begun[-1]}" if begun else "no node"
+
     def ending(self) -> Ending:
         """What to store once :class:`JobEnded` has passed."""
         return Ending(state=self.state, outputs=self.outputs, meta=self.meta, messages=self.history, error=self.error)
@@ -146,8 +161,19 @@ class JobMessages:
         self.nodes[place.node] = {"value": value, "max": total, "state": state, **_names(self.job, place)}
         return Message("progress_state", {"prompt_id": self.job, "nodes": dict(self.nodes)})
 
+    def _time_left(self, place: Place, value: float, total: float) -> Sequence[Line]:
+        """A line on the node, now and then, with the time that it still needs."""
+        now = self.clock()
+        left = self._estimate.update(place.node, value, total, now)
+        if left is None or value >= total or now - self._told_at < _SECONDS_BETWEEN_LINES:
+            return []
+        self._told_at = now
+        return [Line(self.job, place, f"{value:g} of {total:g}{time_left(left)}")]
+
     def _finished(self, place: Place, ui: Mapping[str, Any] | None, cached: bool) -> Sequence[Outgoing]:
         sent: list[Outgoing] = []
+        if self.at == place:
+            self.at = None
         if ui is not None:
             self.outputs[place.node] = ui
             self.meta[place.node] = {

@@ -30,17 +30,19 @@ def serve_jobs(
     classes: Mapping[str, NodeClass],
     *,
     cache: Cache | None = None,
+    preview_method: str = "auto",
     free: Callable[[], None] = lambda: None,
     devices: Callable[[], Sequence[Mapping[str, Any]]] = list,
 ) -> None:
-    """Run jobs one after another until the server stops; ``free`` unloads models when asked.
+    """Run jobs one after another until the server stops; ``free`` unloads models, when asked or when memory ran out.
+    ``preview_method`` holds where a submission names none.
 
     ``devices`` says what this process computes on and how much memory is free there, as ``system_stats`` shows it; the
     server is told after each order.
 
     Jobs run in the calling thread, which owns the device; another thread listens, so that a stop is heard at once.
     """
-    executor = Executor(classes, cache)
+    executor = Executor(classes, cache, preview_method=preview_method, relieve=free)
     orders: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     running: dict[str, CancelToken] = {}
 

@@ -44,11 +44,18 @@ class VaceStream:
         self._state: torch.Tensor = blocks[0].before_proj(control) + x  # type: ignore[operator]
 
     def add_hint(
-        self, x: torch.Tensor, number: int, time_modulation: torch.Tensor, rope: RotaryTable, keys: TextKeys
+        self,
+        x: torch.Tensor,
+        number: int,
+        time_modulation: torch.Tensor,
+        rope: RotaryTable,
+        keys: TextKeys,
+        *,
+        one_by_one: bool = False,
     ) -> torch.Tensor:
         """``x [B, L, D]`` plus the hint of control block ``number``; to be called in order, once for each."""
         block = self._blocks[number]
-        self._state = block(self._state, time_modulation, rope, keys)
+        self._state = block(self._state, time_modulation, rope, keys, one_by_one=one_by_one)
         return torch.add(x, block.after_proj(self._state), alpha=self._strength)  # type: ignore[operator]
 
 

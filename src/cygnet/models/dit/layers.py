@@ -9,6 +9,7 @@ The stream of tokens runs in the dtype of the linear layers. Modulation, norm st
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,10 +71,49 @@ class TextKeys:
     k: torch.Tensor
     v: torch.Tensor
     bias: torch.Tensor | None
-    """``[1, 1, 1, n + 1]``: log of how many rows each key stands for; None when there is no padding."""
+    """``[1 or B, 1, 1, n + 1]``: log of how many rows each key stands for; None when each stands for itself."""
     image_k: torch.Tensor | None = None
     image_v: torch.Tensor | None = None
     """``[B, N, m, K]`` for the image variants."""
+
+    @classmethod
+    def joined(cls, several: Sequence[TextKeys]) -> TextKeys:
+        """The keys of several prompts as one batch; shorter ones end in rows that no query looks at."""
+        rows = max(each.k.shape[2] for each in several)
+
+        def one(parts: list[torch.Tensor]) -> torch.Tensor:
+            return torch.cat([F.pad(part, (0, 0, 0, rows - part.shape[2])) for part in parts])
+
+        biases = []
+        for each in several:
+            bias = each.k.new_zeros(1, 1, 1, each.k.shape[2]) if each.bias is None else each.bias
+            bias = F.pad(bias, (0, rows - bias.shape[3]), value=-math.inf)
+            biases.append(bias.expand(each.k.shape[0], -1, -1, -1))
+        images = [(each.image_k, each.image_v) for each in several if each.image_k is not None]
+        return cls(
+            one([each.k for each in several]),
+            one([each.v for each in several]),
+            torch.cat(biases),
+            torch.cat([k for k, _ in images if k is not None]) if images else None,
+            torch.cat([v for _, v in images if v is not None]) if images else None,
+        )
+
+    def split(self) -> list[TextKeys]:
+        """The keys of each prompt of a batch on their own."""
+
+        def row(value: torch.Tensor | None, number: int) -> torch.Tensor | None:
+            return value if value is None or value.shape[0] == 1 else value[number : number + 1]
+
+        return [
+            TextKeys(
+                self.k[number : number + 1],
+                self.v[number : number + 1],
+                row(self.bias, number),
+                row(self.image_k, number),
+                row(self.image_v, number),
+            )
+            for number in range(self.k.shape[0])
+        ]
 
 
 def padding_bias(rows: int, total: int, like: torch.Tensor) -> torch.Tensor:
@@ -138,13 +178,39 @@ class Block(nn.Module):
         self.modulation = nn.Parameter(torch.zeros(1, 6, d))
 
     def forward(
-        self, x: torch.Tensor, time_modulation: torch.Tensor, rope: RotaryTable, keys: TextKeys
+        self,
+        x: torch.Tensor,
+        time_modulation: torch.Tensor,
+        rope: RotaryTable,
+        keys: TextKeys,
+        *,
+        one_by_one: bool = False,
     ) -> torch.Tensor:
-        """``x [B, L, D]``, ``time_modulation [B, 6, D]`` float32 -> ``[B, L, D]``."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + time_modulation).chunk(6, dim=1)
-        x = gated_add(x, gate1, self.self_attn(modulate(x, shift1, scale1, self.eps), rope))
+        """``x [B, L, D]``, ``time_modulation [B, 6, D]`` float32 -> ``[B, L, D]``.
+
+        One video may meet the keys of several prompts: it is looked at once and then read with each. With
+        ``one_by_one`` the batch is not worked on at once, which needs the memory of one; the time is then one for all.
+        """
+        modulation = (self.modulation.float() + time_modulation).chunk(6, dim=1)
+        if not one_by_one:
+            return self._read(self._look(x, modulation, rope), modulation, keys)
+        seen, texts = [self._look(each, modulation, rope) for each in x.split(1)], keys.split()
+        count = max(len(seen), len(texts))
+        pairs = zip(seen * (count // len(seen)), texts * (count // len(texts)), strict=True)
+        return torch.cat([self._read(each, modulation, text) for each, text in pairs])
+
+    def _look(self, x: torch.Tensor, modulation: Sequence[torch.Tensor], rope: RotaryTable) -> torch.Tensor:
+        """The half that does not depend on the text."""
+        shift, scale, gate = modulation[:3]
+        return gated_add(x, gate, self.self_attn(modulate(x, shift, scale, self.eps), rope))
+
+    def _read(self, x: torch.Tensor, modulation: Sequence[torch.Tensor], keys: TextKeys) -> torch.Tensor:
+        """The half that does."""
+        shift, scale, gate = modulation[3:]
+        if x.shape[0] < keys.k.shape[0]:
+            x = x.expand(keys.k.shape[0], -1, -1)
         x = x + self.cross_attn(self.norm3(x), keys)
-        return gated_add(x, gate2, self.ffn(modulate(x, shift2, scale2, self.eps)))
+        return gated_add(x, gate, self.ffn(modulate(x, shift, scale, self.eps)))
 
 
 class Head(nn.Module):

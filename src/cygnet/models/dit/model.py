@@ -30,6 +30,14 @@ class PreparedContext:
     vace_blocks: tuple[TextKeys, ...] = ()
     """Those of VACE's control branch."""
 
+    @classmethod
+    def joined(cls, several: Sequence[PreparedContext]) -> PreparedContext:
+        """Several prompts as a batch, for one evaluation that answers all."""
+        return cls(
+            tuple(TextKeys.joined(keys) for keys in zip(*(each.blocks for each in several), strict=True)),
+            tuple(TextKeys.joined(keys) for keys in zip(*(each.vace_blocks for each in several), strict=True)),
+        )
+
 
 class DiT(nn.Module):
     """Predicts ``velocity = noise - data`` for latents on the straight path between the two."""
@@ -78,6 +86,10 @@ class DiT(nn.Module):
         """The device of the weights."""
         return self.head.modulation.device
 
+    def num_tokens(self, latents: torch.Tensor) -> int:
+        """Video tokens that ``latents [B, C, t, h, w]`` become, of one video."""
+        return math.prod(latents.shape[2:]) // math.prod(self.config.patch_size)
+
     def prepare(self, context: torch.Tensor, image_context: torch.Tensor | None = None) -> PreparedContext:
         """Turn ``context [B, n <= 512, text_dim]`` and ``image_context [B, m, image_dim]`` into keys and values.
 
@@ -113,6 +125,7 @@ class DiT(nn.Module):
         camera: torch.Tensor | None = None,
         reference: torch.Tensor | None = None,
         skip_blocks: Collection[int] = (),
+        one_by_one: bool = False,
     ) -> torch.Tensor:
         """Velocity ``[B, 16, t, h, w]`` float32.
 
@@ -120,14 +133,17 @@ class DiT(nn.Module):
         as for :meth:`prepare`, or its result; ``image_condition [B, 20, t, h, w]`` (4 of mask, 16 of latents; the Fun
         models' have 32 or 16 channels) and ``image_context`` for the image variants only. ``vace`` are the controls of
         a VACE model, whose hints add up; ``camera [B, 24, t, 8h, 8w]`` the rays and ``reference [B, 16, h, w]`` the
-        picture of a Fun model that takes one. Blocks in ``skip_blocks`` are left out (skip-layer guidance). Raises
-        ValueError on any other shape.
+        picture of a Fun model that takes one. Blocks in ``skip_blocks`` are left out (skip-layer guidance).
+
+        One video may be given a context of several prompts: B of the result is then their number. ``one_by_one`` works
+        on one of them at a time within each block: the memory of one, and each weight is read once. Raises ValueError
+        on any other shape.
         """
         self._check(latents, timestep, image_condition)
         self._check_controls(latents, vace, camera, reference)
         if not isinstance(context, PreparedContext):
             context = self.prepare(context, image_context)
-        self._check_prepared(context, latents.shape[0])
+        self._check_prepared(context, latents.shape[0], one_by_one)
         x = latents.to(self.device, torch.float32)
         if image_condition is not None:
             x = torch.cat((x, image_condition.to(x)), dim=1)  # [B, C + 20, t, h, w]
@@ -146,11 +162,12 @@ class DiT(nn.Module):
         hinted = {layer: number for number, layer in enumerate(self.config.vace_layers)}
         for layer, (block, keys) in enumerate(zip(self.blocks, context.blocks, strict=True)):
             if layer not in skip_blocks:
-                x = block(x, time_modulation, rope, keys)
+                x = block(x, time_modulation, rope, keys, one_by_one=one_by_one)
             if layer in hinted:
                 number = hinted[layer]
                 for stream in streams:
-                    x = stream.add_hint(x, number, time_modulation, rope, context.vace_blocks[number])
+                    keys = context.vace_blocks[number]
+                    x = stream.add_hint(x, number, time_modulation, rope, keys, one_by_one=one_by_one)
         velocity = self.unpatchify(self.head(x, time), grid)
         return velocity if reference is None else velocity[:, :, 1:]
 
@@ -199,11 +216,15 @@ class DiT(nn.Module):
         if given != want:
             raise ValueError(f"image_condition must be {want} for {config.variant}, not {given}")
 
-    def _check_prepared(self, context: PreparedContext, batch: int) -> None:
+    def _check_prepared(self, context: PreparedContext, batch: int, one_by_one: bool) -> None:
         keys = context.blocks[0]
-        rows = {len(it) for it in (keys.k, keys.image_k) if it is not None}
-        if not rows <= {1, batch}:
+        rows = {len(it) for it in (keys.k, keys.image_k) if it is not None} - {1}
+        if len(rows) > 1:
+            raise ValueError(f"context has a batch of {len(keys.k)}, but the picture's is {min(rows)}")
+        if batch > 1 and not rows <= {batch}:
             raise ValueError(f"context has a batch of {max(rows)}; the latents' is {batch}, and 1 serves them all")
+        if batch > 1 and one_by_one:
+            raise ValueError(f"one_by_one is for several prompts of one video; the latents' batch is {batch}")
         if keys.image_k is None and self.config.variant in ("i2v", "flf2v"):
             raise ValueError("the context was prepared without image_context; an image transformer needs it")
 

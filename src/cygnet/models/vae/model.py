@@ -20,8 +20,10 @@ from cygnet.models.vae.layers import (
     Downsample,
     ResidualBlock,
     SpatialAttention,
+    Still,
     Stream,
     Upsample,
+    Window,
     norm_silu_conv,
 )
 
@@ -45,22 +47,32 @@ class Encoder(nn.Module):
         widths = [config.base_width * m for m in config.width_multipliers]
         self.conv1 = CausalConv3d(3, widths[0], (3, 3, 3))
         layers: list[nn.Module] = []
+        self.windows = [Window(2)]  # of conv1 and all that follows up to the head
         width = widths[0]
         for level, out in enumerate(widths):
             for _ in range(config.residual_blocks):
                 layers.append(ResidualBlock(width, out))
+                self.windows.append(Window(4))
                 width = out
             if level < len(widths) - 1:
-                layers.append(Downsample(width, temporal=config.temporal_downsample[level]))
+                temporal = config.temporal_downsample[level]
+                layers.append(Downsample(width, temporal=temporal))
+                self.windows.append(Window(1, 2) if temporal else Window(0))
         self.downsamples = nn.ModuleList(layers)
         self.middle = _middle(width)
+        self.windows += [Window(4), Window(0), Window(4)]
         self.head = _head(width, 2 * config.latent_channels)
 
     def forward(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
         """``[B, 3, T, H, W]`` -> ``[B, 2Z, t, h, w]``."""
-        x = self.conv1(x, stream)
-        for layer in (*self.downsamples, *self.middle):
+        layers = (self.conv1, *self.downsamples, *self.middle)
+        still = Still() if stream is None else stream.still
+        done, x = still.resume(x)
+        settled = still.depth(self.windows)
+        for number, layer in enumerate(layers[done:], done + 1):
             x = layer(x, stream)
+            if number == settled:
+                still.keep(settled, x)
         return norm_silu_conv(self.head["0"], self.head["2"], x, stream)  # type: ignore[arg-type]
 
 
@@ -153,6 +165,7 @@ class WanVAE(nn.Module):
         """One step of :meth:`encode_chunks` with the state in the caller's hands."""
         self._check_video(video, first=not stream.started)
         stream.expect((video.shape[0], *video.shape[3:]))
+        stream.still.look(video)
         stats = self._statistics(video, stream)
         stream.started = True
         return self.normalise(stats.chunk(2, dim=1)[0])

@@ -1,0 +1,79 @@
+"""How things are timed: in turn, in one process, medians with quartiles."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+Work = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of every counted run of one side."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle of the runs."""
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The first and third quartile; of fewer than three runs the least and the most."""
+        if len(self.seconds) < 3:
+            return min(self.seconds), max(self.seconds)
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return low, high
+
+
+def in_turn(sides: Mapping[str, Work], rounds: int) -> dict[str, Timing]:
+    """Time all sides after one run of each that does not count; every other round goes backwards (A B B A)."""
+    for work in sides.values():
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        order = list(sides) if number % 2 == 0 else list(reversed(sides))
+        for name in order:
+            start = time.perf_counter()
+            sides[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(tuple(runs)) for name, runs in seconds.items()}
+
+
+def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """Relative L2 distance, in float64."""
+    a, b = value.double(), reference.double()
+    return float((a - b).norm() / b.norm())
+
+
+def environment(packages: Sequence[str] = ("torch", "diffusers", "transformers")) -> dict[str, Any]:
+    """What the figures depend on."""
+    found: dict[str, Any] = {"python": platform.python_version(), "threads": torch.get_num_threads()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    found["processor"] = _processor()
+    found["instructions"] = torch.backends.cpu.get_cpu_capability()
+    found["amx"] = bool(torch.cpu._is_amx_tile_supported())
+    found["load_before"] = round(os.getloadavg()[0], 2)
+    return found
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"

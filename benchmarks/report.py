@@ -1,0 +1,51 @@
+"""Figures as a Markdown table and as a plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def table(result: dict[str, Any]) -> str:
+    """One row a case: medians with quartiles in seconds, and how many times faster we are."""
+    lines = [
+        "| case | cygnet | peer, default | peer, tuned | times as fast | target | difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["cases"]:
+        seconds = row["seconds"]
+        ratio = f"**{row['ratio']:.2f}**" if row["ratio"] >= row["target"] else f"{row['ratio']:.2f}"
+        if row["ratio_tuned"] is not None:
+            ratio += f" (tuned {row['ratio_tuned']:.2f})"
+        cells = [row["title"], _spread(seconds["ours"]), _spread(seconds["peer"])]
+        cells += [_spread(seconds["tuned"]) if "tuned" in seconds else "–", ratio, f"{row['target']:g}"]
+        cells.append(f"{row['error']:.1e}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(side: dict[str, Any]) -> str:
+    low, high = side["quartiles"]
+    return f"{side['median']:.3g} s ({low:.3g}–{high:.3g})"
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Bars of the ratios beside their targets."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = list(reversed(result["cases"]))
+    figure, axes = plt.subplots(figsize=(8, 0.5 * len(rows) + 1.2))
+    places = range(len(rows))
+    axes.barh(places, [row["ratio"] for row in rows], height=0.6, color="#3b6ea5", label="measured")
+    axes.scatter([row["target"] for row in rows], places, marker="|", s=220, color="#c0392b", label="target", zorder=3)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(places, [row["title"] for row in rows])
+    axes.set_xlabel("times as fast as the peer's default")
+    axes.legend(loc="lower right", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
