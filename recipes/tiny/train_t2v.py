@@ -31,7 +31,9 @@ PICTURES = 0.15
 DROP_CAPTION = 0.1
 ROWS = 48
 """Captions are padded to this many rows, so that a compiled step meets one shape."""
-SCHEDULE = Schedule(steps=6000, matrix_rate=3e-3)
+SCHEDULE = Schedule(steps=20_000, matrix_rate=3e-3)
+TWO = 0.6
+"""Share of clips with two things, the harder ones."""
 
 
 class Captioner:
@@ -131,11 +133,11 @@ def main() -> None:
     """Parse arguments and train."""
     parser = arguments(SCHEDULE.steps)
     parser.description = __doc__
-    parser.add_argument("--two", type=float, help="share of clips with two things, 0 to 1; default: as stored")
+    parser.add_argument("--two", type=float, default=TWO, help="share of clips with two things, 0 to 1")
     parser.add_argument("--seed", type=int, default=23, help="of the order of clips; another one for another run")
     parser.add_argument("--favour", choices=SHAPES, help="a shape that comes twice as often; needs --two")
     options = parser.parse_args()
-    if options.two is not None and not 0 <= options.two <= 1:
+    if not 0 <= options.two <= 1:
         parser.error(f"--two is {options.two}; it must be from 0 to 1")
     dit = fresh()
     if options.start:
