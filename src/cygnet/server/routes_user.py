@@ -89,6 +89,8 @@ def user_router(settings: Settings) -> APIRouter:
         (file,) = _segments(request, 1)
         path = _inside(root, file)
         if not path.is_file():
+            if file == "user.css":  # the page asks for it as a style sheet, and says so when what comes is none
+                return Response(status_code=404, media_type="text/css")
             raise HTTPException(404, "there is no such file")
         shown = "application/json" if path.suffix == ".json" else "application/octet-stream"
         shown = "text/css" if file == "user.css" else shown
