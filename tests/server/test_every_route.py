@@ -20,6 +20,7 @@ from cygnet.server.engine import Engine
 from cygnet.server.settings import Settings
 from cygnet.server.sockets import Sockets
 from cygnet.server.store import JobStore
+from stand_in_registry import stand_in_registry
 
 UNLISTED = [
     *(
@@ -70,8 +71,10 @@ def client(base: Path) -> Iterator[TestClient]:
     )
     store = JobStore(base / "jobs.sqlite")
     engine = Engine(store, Sockets(features(settings)), f"{HERE}:worker", f"{HERE}:catalogue")
-    with TestClient(create_app(engine, settings), base_url="http://127.0.0.1:8188", follow_redirects=False) as it:
-        yield it
+    with pytest.MonkeyPatch.context() as patch, stand_in_registry() as registry:
+        patch.setenv("CYGNET_REGISTRY", registry)
+        with TestClient(create_app(engine, settings), base_url="http://127.0.0.1:8188", follow_redirects=False) as it:
+            yield it
     store.close()
 
 
