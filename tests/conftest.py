@@ -9,6 +9,6 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def _on_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing that a test keeps reaches the caches of the person who runs it, and no test asks the registry of packs."""
+    """Nothing that a test keeps reaches the caches of whoever runs it, and no test asks the registry of packs."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.setdefault("CYGNET_REGISTRY", "http://127.0.0.1:9")  # nobody listens there
