@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
+from websockets.sync.client import ClientConnection, connect
 
 from crash_stages import ask
 from studio_process import Studio, launched
@@ -138,6 +139,16 @@ def soak(studio: Studio) -> None:
         assert handles <= old_handles + 2, "handles grow"
 
 
+def seen_to_its_end(studio: Studio, socket: ClientConnection, prompt: dict[str, Any], client: str) -> None:
+    """Submit as the page does, and hear of the job on the socket until it is over."""
+    (job,) = submitted(studio, [prompt], client)
+    while True:
+        message = socket.recv()
+        said = json.loads(message) if isinstance(message, str) else {"type": "preview"}
+        if said["type"] == "executing" and (said["data"]["node"], said["data"]["prompt_id"]) == (None, job):
+            return
+
+
 def overhead(studio: Studio) -> None:
     import cygnet
 
@@ -149,9 +160,10 @@ def overhead(studio: Studio) -> None:
         work()
         return time.perf_counter() - started
 
-    with tempfile.TemporaryDirectory() as folder:
+    address = f"ws://{urlsplit(studio.url).netloc}/ws?clientId=overhead"
+    with tempfile.TemporaryDirectory() as folder, connect(address, max_size=None) as socket:
         for turn in range(12):
-            served.append(timed(lambda turn=turn: ended(studio, submitted(studio, [video(900 + turn)]), 0.005)))
+            served.append(timed(lambda turn=turn: seen_to_its_end(studio, socket, video(900 + turn), "overhead")))
             path = Path(folder) / f"{turn}.mp4"
             direct.append(timed(lambda turn=turn, path=path: wan.generate(PROMPT, seed=900 + turn).save(path)))
     mine, theirs = statistics.median(served[2:]), statistics.median(direct[2:])

@@ -49,7 +49,7 @@ def test_large_frames_come_four_at_a_time_and_are_the_same(
     models: dict[Variant, Components], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = frames(models["t2v"], num_frames=9)
-    monkeypatch.setattr("cygnet.pipelines.generate.CELLS_AT_ONCE", 1)
+    monkeypatch.setattr("cygnet.pipelines.sizes.CELLS_AT_ONCE", 1)
     chunks = list(generate(models["t2v"], request(models["t2v"], num_frames=9)))
     assert [chunk.shape[2] for chunk in chunks] == [1, 4, 4]
     assert relative_l2(torch.cat(chunks, dim=2), at_once) < 1e-5

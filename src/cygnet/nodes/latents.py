@@ -12,6 +12,7 @@ import torch
 
 from cygnet.graph.context import current
 from cygnet.nodes.workshop import FileHandle, Node
+from cygnet.pipelines.sizes import latent_frames_at_once
 
 Latent = dict[str, Any]
 MOST = 16384
@@ -66,13 +67,14 @@ class VAEDecode(Node):
 
     def run(self, samples: Latent, vae: FileHandle) -> tuple[torch.Tensor]:
         network = self.shop.vae(vae)
-        frames = []
-        total = samples["samples"].shape[0] * samples["samples"].shape[2]
-        for latents in samples["samples"]:
+        frames: list[torch.Tensor] = []
+        batch, _, length, *grid = samples["samples"].shape
+        at_once = latent_frames_at_once(*grid)
+        for number, latents in enumerate(samples["samples"]):
             given = network.normalise(latents[None].to(network.device, network.dtype))
-            for chunk in network.decode_chunks(given):
+            for piece, chunk in enumerate(network.decode_chunks(given, chunk=at_once)):
                 frames.append(((chunk[0].float() + 1) / 2).clamp(0, 1).permute(1, 2, 3, 0).cpu())
-                current().progress(min(len(frames), total), total)
+                current().progress(number * length + min(1 + piece * at_once, length), batch * length)
         return (torch.cat(frames),)
 
 

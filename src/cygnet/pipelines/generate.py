@@ -30,14 +30,9 @@ from cygnet.pipelines.conditioning import (
 from cygnet.pipelines.denoise import Guidance, Sampling, check_noise_device, denoise, make_noise
 from cygnet.pipelines.presets import defaults_for
 from cygnet.pipelines.request import GenerateRequest
-from cygnet.pipelines.sizes import FRAME_STRIDE, latent_grid
+from cygnet.pipelines.sizes import FRAME_STRIDE, latent_frames_at_once, latent_grid
 from cygnet.solvers import add_noise, start_step_for_strength
 from cygnet.types import CancelToken, ComponentName, Phase, Progress, ProgressSink, ignore_progress
-
-CELLS_AT_ONCE = 60 * 104
-"""Latent cells decoded at a time: one latent frame of 832x480 fills memory, several smaller ones save time."""
-MAX_CHUNK = 8
-"""Latent frames decoded at a time at most; more save nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,8 +346,7 @@ def _pieces(video: torch.Tensor, width: int, height: int) -> Iterator[torch.Tens
 def _decode(
     components: Components, latents: torch.Tensor, on_progress: ProgressSink, cancel: CancelToken, record: Record
 ) -> Iterator[torch.Tensor]:
-    total, cells = latents.shape[2], latents.shape[3] * latents.shape[4]
-    chunk = min(max(CELLS_AT_ONCE // cells, 1), MAX_CHUNK)
+    total, chunk = latents.shape[2], latent_frames_at_once(*latents.shape[3:])
     low, high = torch.inf, -torch.inf
     on_progress(Progress(phase="decode", step=0, total=total))
     with components.use_vae() as vae:

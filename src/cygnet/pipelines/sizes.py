@@ -19,6 +19,11 @@ MAX_TOKENS = 2**20
 KNOWN_FRAMES = 81
 """The longest clips that the published models were trained on."""
 
+CELLS_AT_ONCE = 60 * 104
+"""Latent cells decoded at a time: one latent frame of 832x480 fills memory, several smaller ones save time."""
+MAX_CHUNK = 8
+"""Latent frames decoded at a time at most; more save nothing."""
+
 AREAS = {"480p": (832, 480), "720p": (1280, 720)}
 """Names for an area of pixels; the pair is its shape when no picture gives another."""
 
@@ -45,6 +50,11 @@ def latent_grid(num_frames: int, width: int, height: int) -> tuple[int, int, int
     """``(t, h, w)`` of the latents of a video."""
     half = SIZE_MULTIPLE // 2
     return 1 + (num_frames - 1) // FRAME_STRIDE, height // half, width // half
+
+
+def latent_frames_at_once(rows: int, columns: int) -> int:
+    """How many latent frames of ``rows`` x ``columns`` cells the VAE decodes together; the result is the same."""
+    return min(max(CELLS_AT_ONCE // (rows * columns), 1), MAX_CHUNK)
 
 
 def size_for_image(width: int, height: int, area: int, *, reference_exact: bool = False) -> tuple[int, int]:
