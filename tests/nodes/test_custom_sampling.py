@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from cygnet.checkpoints import save_official
+from cygnet.graph.context import Context, running
+from cygnet.graph.events import NodePreviewed, Place
 from cygnet.graph.folders import Folders
 from cygnet.nodes import custom_sampling, sampling
 from cygnet.nodes.conditioning import Conditioning
 from cygnet.nodes.workshop import ModelHandle, Node, Workshop
+from cygnet.types import CancelToken
 from random_models import dit_config, state_of
 from support import relative_l2
 
@@ -39,6 +42,18 @@ def node(shop: Workshop, kind: type[Node]) -> Any:
 def whole(shop: Workshop, model: ModelHandle, sampler: str = "euler", cfg: float = 3.0) -> torch.Tensor:
     it = node(shop, sampling.KSampler)
     return it.run(model, 7, 4, cfg, sampler, "simple", PROMPT, NEGATIVE, EMPTY)[0]["samples"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("pause", "count"), [(0.0, 8), (1000.0, 2)])
+def test_previews_keep_a_pause_between_them(
+    shop: Workshop, model: ModelHandle, pause: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "SHOW_EVERY", pause)
+    shown: list[Any] = []
+    place = Place(node="1", display="1", real="1")
+    with running(Context(place, lambda it: shown.append(it) if isinstance(it, NodePreviewed) else None, CancelToken())):
+        whole(shop, model)
+    assert len(shown) == count, "of two videos of four steps"
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "er_sde"])

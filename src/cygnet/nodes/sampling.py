@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -279,6 +281,10 @@ def latents_along(
     return {**latent_image, "samples": finished}, {**latent_image, "samples": guessed}
 
 
+SHOW_EVERY = 0.1
+"""Seconds from one preview to the next at least: more than ten a second cost a small model time and show no more."""
+
+
 @torch.no_grad()
 def sampled(
     name: str, velocity: GuidedVelocity, x: torch.Tensor, sigmas: list[float], generator: torch.Generator, show: Show
@@ -287,19 +293,20 @@ def sampled(
 
     Tells progress and shows what is coming.
     """
-    latest = x
+    latest, shown = x, -math.inf
 
     def estimate(x: torch.Tensor, sigma: float) -> torch.Tensor:
         timestep = torch.tensor(1000 * sigma, dtype=torch.float32, device=x.device)
         return x - sigma * velocity(x, timestep)
 
     def on_step(step: int, x: torch.Tensor, x_0: torch.Tensor) -> None:
-        nonlocal latest
+        nonlocal latest, shown
         latest = x_0
         velocity.step = step + 1
         current().progress(step + 1, len(sigmas) - 1)
-        if (picture := show(x_0)) is not None:
+        if time.monotonic() - shown >= SHOW_EVERY and (picture := show(x_0)) is not None:
             current().preview(picture, "image/jpeg")
+            shown = time.monotonic()
 
     def fresh(like: torch.Tensor) -> torch.Tensor:
         return torch.randn(like.shape, generator=generator).to(like)
