@@ -235,9 +235,12 @@ def _bytes(weights: ComponentWeights, dtype: torch.dtype, eight_bit: bool) -> in
 
 
 def _eight_bit_matrices(weights: ComponentWeights) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
-    """Stored values and scales of those matrices of blocks that lie in the file in 8 bits."""
-    blocks = (name for name in weights.names() if name.split(".", 1)[0] in STACKS and name.endswith(".weight"))
-    found = ((name, weights.eight_bit(name)) for name in blocks if len(weights.infos[name].shape) == 2)
+    """Stored values and scales of those matrices of linear layers in blocks that lie in the file in 8 bits."""
+    if weights.quantisation == "none":
+        return {}
+    with without_weights():
+        module: torch.nn.Module = _KINDS[weights.component](weights.config)
+    found = ((name, weights.eight_bit(name)) for name in streamed_names(module, STACKS) if name in weights.infos)
     return {name: matrix for name, matrix in found if matrix is not None}
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -122,6 +123,36 @@ def test_a_cancelled_run_stops_inside_the_evaluation_before_the_next_block() -> 
         run(dit, cancel=token)
     assert reached[-1] == (3, 0), "the second block of the third evaluation was not begun"
     assert not any(module._forward_pre_hooks for module in dit.modules())
+
+
+def test_a_stop_does_not_reach_another_run_of_the_same_network() -> None:
+    dit, token = network(), CancelToken()
+    plain = run(dit)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(*_: Any) -> None:
+        if threading.current_thread() is other:
+            inside.set()
+            go_on.wait(20)
+
+    ended: list[str] = []
+
+    def stopped() -> None:
+        try:
+            run(dit, cancel=token)
+        except Cancelled:
+            ended.append("stopped")
+
+    other = threading.Thread(target=stopped)
+    hook = dit.blocks[0].register_forward_hook(hold)
+    other.start()
+    assert inside.wait(20)
+    token.cancel()
+    assert torch.equal(run(dit), plain)
+    go_on.set()
+    other.join(20)
+    hook.remove()
+    assert ended == ["stopped"]
 
 
 @pytest.mark.parametrize(

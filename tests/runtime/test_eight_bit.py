@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cygnet
-from cygnet.assembly import load_dit, round_matrices
+from cygnet.assembly import load_dit, load_text_encoder, round_matrices
 from cygnet.runtime.eight_bit import EightBitLinear
 from random_models import write_model
 from support import fill
@@ -79,3 +79,16 @@ def test_a_model_that_fits_in_eight_bits_alone_is_kept_in_them(tmp_path: Path, m
     monkeypatch.setattr("cygnet.assembly.free_memory", lambda device: wide * 1.8)
     assert torch.equal(video(), frames)
     assert kinds == [torch.nn.Linear, EightBitLinear]
+
+
+def test_what_is_no_linear_layer_is_widened_although_it_lies_in_a_block(tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = write_model(tmp_path)["text_encoder"]
+    with safe_open(path, "pt") as file:
+        notes = file.metadata()
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file({name: it.to(FP8) if it.ndim == 2 else it for name, it in state.items()}, path, notes)
+    wide, narrow = (load_text_encoder(path, eight_bit=kept).encode("a red ball") for kept in (False, True))
+    assert torch.equal(wide, narrow)

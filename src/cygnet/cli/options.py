@@ -53,9 +53,10 @@ Places = Annotated[
     tuple[Path, ...],
     Parameter(
         name="--model-paths",
+        negative=(),
         metavar="PATH",
         help="ComfyUI's base folder, a models folder, or an extra_model_paths.yaml; may be given again "
         "(also CYGNET_MODEL_PATHS).",
     ),
 ]
-Loras = Annotated[tuple[str, ...], Parameter(name="--lora", metavar="FILE[:STRENGTH]")]
+Loras = Annotated[tuple[str, ...], Parameter(name="--lora", negative=(), metavar="FILE[:STRENGTH]")]

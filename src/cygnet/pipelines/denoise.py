@@ -5,6 +5,7 @@ Legend: ``t h w`` latent grid; latents are float32 ``[1, 16, t, h, w]``.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -242,7 +243,13 @@ class GuidedVelocity:
 @contextmanager
 def _stoppable(dit: DiT, cancel: CancelToken) -> Iterator[None]:
     """Look at ``cancel`` before each block: one evaluation of a large network can take minutes."""
-    hooks = [block.register_forward_pre_hook(lambda *_: cancel.check()) for block in dit.blocks]
+    mine = threading.get_ident()
+
+    def look(*_: Any) -> None:
+        if threading.get_ident() == mine:  # other threads may be at work with the same network
+            cancel.check()
+
+    hooks = [block.register_forward_pre_hook(look) for block in dit.blocks]
     try:
         yield
     finally:
@@ -278,10 +285,12 @@ def respread(
 def _watched(module: torch.nn.Module) -> Iterator[list[tuple[str, torch.nn.Module]]]:
     """A list that holds, after the block, the first part of ``module`` that gave NaN or infinity in it, if any did."""
     found: list[tuple[str, torch.nn.Module]] = []
+    mine = threading.get_ident()
 
     def watch(name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
         def look(part: torch.nn.Module, _: Any, output: Any) -> None:
-            if not found and isinstance(output, torch.Tensor) and not bool(torch.isfinite(output).all()):
+            ours = threading.get_ident() == mine and isinstance(output, torch.Tensor)
+            if ours and not found and not bool(torch.isfinite(output).all()):
                 found.append((name, part))
 
         return look

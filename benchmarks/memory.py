@@ -1,0 +1,78 @@
+"""``python -m benchmarks.memory FOLDER``: peak memory of text-to-video with full-size seeded weights.
+
+Writes the weights of T2V-1.3B, UMT5-XXL (bfloat16) and Wan-VAE into FOLDER once, 15 GB, then makes a small video from
+them in a process of its own for each way of holding weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import cygnet
+from benchmarks.seeded import seeded
+from cygnet.checkpoints import read_component, save_official
+from cygnet.checkpoints.catalogue import resolve
+from cygnet.checkpoints.detect import ComponentConfig
+from cygnet.models.dit.config import T2V_1_3B
+from cygnet.models.dit.model import DiT
+from cygnet.models.umt5.config import UMT5_XXL
+from cygnet.models.umt5.model import UMT5Encoder
+from cygnet.models.vae.config import WAN_VAE
+from cygnet.models.vae.model import WanVAE
+
+WAYS = {"stages": True, "stream": "stream"}
+PARTS: dict[str, tuple[type[torch.nn.Module], ComponentConfig, torch.dtype]] = {
+    "dit": (DiT, T2V_1_3B, torch.bfloat16),
+    "text_encoder": (UMT5Encoder, UMT5_XXL, torch.bfloat16),
+    "vae": (WanVAE, WAN_VAE, torch.float32),
+}
+
+
+def write(folder: Path) -> None:
+    """The weight files that are not there yet; the text encoder borrows the embedded model's vocabulary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = read_component(resolve("tiny-t2v")["text_encoder"], "text_encoder").tokenizer_bytes
+    for name, (kind, config, dtype) in PARTS.items():
+        path = folder / f"{name}.safetensors"
+        if not path.exists():
+            state = seeded(kind, config, dtype).state_dict()
+            save_official(path, state, config, tokenizer=tokenizer if name == "text_encoder" else None)
+
+
+def make(folder: Path, way: str, steps: int) -> None:
+    """Make the video and print what it took."""
+    started = time.perf_counter()
+    paths = {name: folder / f"{name}.safetensors" for name in PARTS}
+    wan = cygnet.load(paths, device="cpu", dtype=torch.bfloat16, offload=WAYS[way])  # type: ignore[arg-type]
+    wan.generate("a red ball", num_frames=17, size=(256, 256), num_steps=steps, seed=1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"way": way, "peak_gib": round(peak / 2**30, 2), "seconds": round(time.perf_counter() - started)}))
+
+
+def main() -> None:
+    """Parse arguments and measure."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--part", choices=["write", *WAYS], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part == "write":
+        write(options.folder)
+    elif options.part:
+        make(options.folder, options.part, options.steps)
+    else:
+        command = [sys.executable, "-m", "benchmarks.memory", str(options.folder), "--steps", str(options.steps)]
+        for part in ("write", *WAYS):
+            subprocess.run([*command, "--part", part], check=True)
+
+
+if __name__ == "__main__":
+    main()
