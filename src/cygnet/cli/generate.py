@@ -293,6 +293,7 @@ class Result:
 
 def check_without_model(wish: Wish) -> None:
     """Refuse what no model could make, before torch is imported: within a fraction of a second."""
+    from cygnet.media.files import open_regular
     from cygnet.models.dit.config import TINY_T2V
     from cygnet.pipelines.presets import PRESETS
     from cygnet.pipelines.request import GenerateRequest, parse_size
@@ -303,7 +304,23 @@ def check_without_model(wish: Wish) -> None:
     if size is not None and size.lower() not in AREAS:
         fields["width"], fields["height"] = parse_size(size)
     # The defaults of the smallest model: what stands in for absent fields must never be the reason for a refusal.
-    GenerateRequest.create({"prompt": wish.prompt, "seed": wish.seeds[-1], **fields}, PRESETS[TINY_T2V])
+    request = GenerateRequest.create({"prompt": wish.prompt, "seed": wish.seeds[-1], **fields}, PRESETS[TINY_T2V])
+    for path in wish.images.values():
+        if path is not None:
+            with open_regular(path, max_bytes=sys.maxsize):
+                pass
+    if "{model}" in (wish.out or ""):
+        return
+    for target in plan_targets(wish.out, wish.prompt, wish.seeds, ""):
+        if target.suffix != ".png":  # the number of frames decides what that becomes
+            check_target(
+                target,
+                width=request.width,
+                height=request.height,
+                fps=request.fps,
+                num_frames=request.num_frames,
+                overwrite=wish.overwrite,
+            )
 
 
 def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) -> list[Result]:
