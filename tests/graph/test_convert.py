@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from cygnet.errors import RequestError
-from cygnet.graph.convert import expand_choices, is_prompt, is_workflow, to_prompt
+from cygnet.graph.convert import expand_choices, expand_prefix, is_prompt, is_workflow, to_prompt
 from cygnet.graph.schema import parse_registry
 
 REGISTRY = parse_registry(
@@ -316,3 +317,19 @@ def test_choices_and_comments_in_a_prompt(text: str, want: str) -> None:
 def test_every_choice_can_be_drawn() -> None:
     drawn = {expand_choices("{a|b|{c|d}}", random.Random(seed).choice) for seed in range(60)}
     assert drawn == {"a", "b", "c", "d"}
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("v/%date:yyyy-MM-dd%/x", "v/2026-03-07/x"),
+        ("%date:yy.M.d_hh:mm:ss%", "26.3.7_09:05:00"),
+        ("%KSampler.seed%-%My sampler.steps%", "7-20"),
+        ("%My sampler.name%", "a_b"),
+        ("%My sampler.model%_%nobody.seed%_%width%_100%", "%My sampler.model%_%nobody.seed%_%width%_100%"),
+    ],
+)
+def test_a_prefix_is_filled_as_the_page_fills_it(text: str, want: str) -> None:
+    inputs = {"seed": 7, "steps": 20, "name": "a/b", "model": ["1", 0]}
+    prompt = {"3": {"class_type": "KSampler", "inputs": inputs, "_meta": {"title": "My sampler"}}}
+    assert expand_prefix(text, prompt, datetime(2026, 3, 7, 9, 5)) == want

@@ -140,10 +140,16 @@ def _parsed(text: str | bytes, path: Path) -> Any:
 
 
 def _choose_words(prompt: dict[str, Any], classes: Mapping[str, Any]) -> None:
-    """Do to prompts what the page does when it submits a workflow: drop comments, pick one of ``{a|b}``."""
-    from cygnet.graph.convert import expand_choices
+    """Do to texts what the page does when it submits a workflow: drop comments, pick one of ``{a|b}``, fill prefixes."""
+    from datetime import datetime
 
+    from cygnet.graph.convert import expand_choices, expand_prefix
+
+    now = datetime.now()
     for node in prompt.values():
+        prefix = node["inputs"].get("filename_prefix")
+        if isinstance(prefix, str):
+            node["inputs"]["filename_prefix"] = expand_prefix(prefix, prompt, now)
         kind = classes[node["class_type"]].describe() if node["class_type"] in classes else None
         for it in kind.inputs if kind is not None else ():
             value = node["inputs"].get(it.name)

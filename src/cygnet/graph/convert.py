@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from cygnet.errors import RequestError
@@ -338,6 +339,35 @@ def expand_choices(text: str, choose: Any) -> str:
     """
     text = re.sub(r"/\*[\s\S]*?\*/|//[^\n]*", "", text)
     return _choices(text, 0, choose, nested=False)[0]
+
+
+def expand_prefix(text: str, prompt: Prompt, now: datetime) -> str:
+    """A file name's prefix as the page submits it: ``%date:yyyy-MM-dd%`` and ``%Title.widget%`` replaced.
+
+    A node is named by its title or type. What names none, or no constant, stays; ``/`` and the like in a value become
+    ``_``, for a value is no folder.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        inside = found[1]
+        if inside.startswith("date:"):
+            return re.sub(r"yyyy|yy|MM?|dd?|hh?|mm?|ss?", lambda it: _moment(it[0], now), inside.removeprefix("date:"))
+        title, dot, name = inside.rpartition(".")
+        for node in prompt.values() if dot else ():
+            given = node["inputs"].get(name)
+            if title in (node.get("_meta", {}).get("title"), node["class_type"]) and isinstance(
+                given, str | int | float
+            ):
+                return re.sub(r'[/?<>\\:*|"\x00-\x1f\x7f]', "_", str(given))
+        return found[0]
+
+    return re.sub(r"%([^%]+)%", value, text)
+
+
+def _moment(token: str, now: datetime) -> str:
+    values = {"y": now.year, "M": now.month, "d": now.day, "h": now.hour, "m": now.minute, "s": now.second}
+    number = values[token[0]] % 100 if token == "yy" else values[token[0]]
+    return f"{number:0{len(token)}d}"
 
 
 def _choices(text: str, at: int, choose: Any, *, nested: bool) -> tuple[str, int]:
