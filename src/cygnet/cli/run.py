@@ -140,7 +140,7 @@ def _parsed(text: str | bytes, path: Path) -> Any:
 
 
 def _choose_words(prompt: dict[str, Any], classes: Mapping[str, Any]) -> None:
-    """Do to texts what the page does when it submits a workflow: drop comments, pick one of ``{a|b}``, fill prefixes."""
+    """Do to texts what the page does on submitting: drop comments, pick one of ``{a|b}``, fill prefixes."""
     from datetime import datetime
 
     from cygnet.graph.convert import expand_choices, expand_prefix
