@@ -143,9 +143,11 @@ def test_converting_leaves_none_of_the_file_in_memory(tmp_path: Path, stored: to
     for name in large:
         assert float(weights.tensor(name, torch.bfloat16)[0, 0]) == 1
     assert mapped_bytes() - before < file.nbytes / 8
-    kept = [file.tensor(name).float().sum() for name in large]  # the same without conversion does stay
-    assert mapped_bytes() - before > file.nbytes / 2
-    assert len(kept) == 4
+    kept = [file.tensor(name) for name in large]
+    assert [float(it.float().sum()) for it in kept] == 4 * [2048.0**2]
+    assert mapped_bytes() - before > file.nbytes / 2, "unconverted tensors are the file's own pages"
+    del kept
+    assert mapped_bytes() - before < file.nbytes / 8, "and those go with them"
 
 
 def test_giving_pages_back_does_not_undo_what_was_written(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 import tracemalloc
@@ -12,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cygnet.checkpoints.safetensors_file import MAX_HEADER_BYTES, MAX_TENSORS, read_safetensors
 from cygnet.errors import CygnetError, WeightFileError
@@ -199,3 +200,18 @@ def test_header_names_survive_any_unicode(tmp_path: Path) -> None:
     header = {name: entry("U8", [1], i, i + 1) for i, name in enumerate(names)}
     text = json.dumps(header, ensure_ascii=False).encode()
     assert list(read_safetensors(raw_safetensors(tmp_path / "u.safetensors", text, b"1234")).tensors) == names
+
+
+def test_the_pages_of_a_file_go_with_the_last_tensor_in_them(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(4), "b": torch.zeros(4)}, tmp_path / "x.safetensors")
+    file = read_safetensors(tmp_path / "x.safetensors")
+    first, second = file.tensor("a"), file.tensor("b")
+    mapping = file.mapped[0]._map
+    assert mapping is not None
+    assert mapping() is not None
+    del first
+    assert mapping() is not None
+    del second
+    gc.collect()
+    assert mapping() is None
+    assert torch.equal(file.tensor("a"), torch.ones(4))

@@ -7,6 +7,7 @@ import math
 import mmap
 import os
 import stat
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -144,7 +145,8 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._opened_as = regular_file(path)
-        self._map: mmap.mmap | None = None
+        self._map: weakref.ref[mmap.mmap] | None = None
+        """Kept by the tensors in it alone, so that its pages go with the last of them."""
         self._passing: mmap.mmap | None = None
 
     def tensor(self, info: TensorInfo, place: Place) -> torch.Tensor:
@@ -152,9 +154,11 @@ class MappedFile:
 
         Raises ``WeightFileError`` if the file changed since it was opened.
         """
-        if self._map is None:
-            self._map = self._mapped()
-        return self._view(info, place, self._map)
+        mapped = None if self._map is None else self._map()
+        if mapped is None:
+            mapped = self._mapped()
+            self._map = weakref.ref(mapped)
+        return self._view(info, place, mapped)
 
     @contextmanager
     def borrowed(self, info: TensorInfo, place: Place) -> Iterator[torch.Tensor]:
