@@ -137,6 +137,7 @@ KINDS: dict[str, type] = {
         hidden={"me": "UNIQUE_ID", "everything": "PROMPT", "page": "EXTRA_PNGINFO"},
     ),
     "Method": classic({}, ("STRING",), lambda: (current().preview_method,)),
+    "Echo": classic({"value": ("*", {})}, ("*",), lambda value: (value,)),
     "Wrong": classic({}, ("STRING", "STRING"), lambda: ("one",)),
     "Grown": classic(
         {
@@ -443,3 +444,10 @@ def test_dynamic_inputs_arrive_as_mappings() -> None:
 def test_a_list_constant_is_no_link() -> None:
     events, _ = run({"1": node("Show", text={"__value__": ["9", 0]})})
     assert shown(events) == [["9", 0]]
+
+
+@pytest.mark.parametrize("value", [[[1], [2]], [{"a": 1}, {"b": 2}], [None, 0], ["1", 0]])
+def test_a_list_of_two_things_is_a_value_like_any_other(value: list[Any]) -> None:
+    events, ended = run({"1": node("Echo", value={"__value__": value}), "2": node("Show", text=["1", 0])})
+    assert ended.state == "success"
+    assert shown(events) == [value]

@@ -30,7 +30,7 @@ from cygnet.graph.events import (
 from cygnet.graph.results import ExecutionBlocker, Result, parse_result, slices
 from cygnet.graph.schema import AUTOGROW, DYNAMIC_COMBO, NodeType
 from cygnet.graph.traces import trace_of
-from cygnet.graph.validate import is_link, unwrapped
+from cygnet.graph.validate import is_link, unwrapped, well_formed
 from cygnet.types import CancelToken
 
 Values = list[list[Any]]
@@ -464,7 +464,7 @@ def _merged(results: list[Result]) -> Mapping[str, Sequence[Any]] | None:
 
 
 def _links_into(value: Any, nodes: Mapping[str, Any]) -> bool:
-    return isinstance(value, list) and len(value) == 2 and value[0] in nodes and isinstance(value[1], int)
+    return is_link(value) and well_formed(value) and value[0] in nodes
 
 
 def _shortened(value: Any) -> str:

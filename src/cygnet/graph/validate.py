@@ -159,10 +159,11 @@ def unwrapped(value: Any) -> Any:
 
 def links_of(inputs: Mapping[str, Any]) -> list[str]:
     """Ids of the nodes that well-formed links lead to, in the order of the inputs."""
-    return [value[0] for value in inputs.values() if is_link(value) and _well_formed(value)]
+    return [value[0] for value in inputs.values() if is_link(value) and well_formed(value)]
 
 
-def _well_formed(link: list[Any]) -> bool:
+def well_formed(link: list[Any]) -> bool:
+    """Whether it is a node id and an output number; any other list leads nowhere."""
     return len(link) == 2 and isinstance(link[0], str) and isinstance(link[1], int) and not isinstance(link[1], bool)
 
 
@@ -268,7 +269,7 @@ class _Node:
         return self.link(it, value) if is_link(value) else self.constant(it, value)
 
     def link(self, it: Input, link: list[Any]) -> list[Problem]:
-        if not _well_formed(link):
+        if not well_formed(link):
             text = "A link must be a node id and an output number"
             return [
                 _about(it, "bad_linked_input", text, received_value=link if len(str(link)) <= 200 else _short(link))
