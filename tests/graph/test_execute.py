@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from cygnet.graph.events import (
     NodesCached,
     NodeSpoke,
     NodeStarted,
+    to_json,
 )
 from cygnet.graph.execute import Executor, Job
 from cygnet.graph.results import ExecutionBlocker
@@ -138,6 +140,8 @@ KINDS: dict[str, type] = {
     ),
     "Method": classic({}, ("STRING",), lambda: (current().preview_method,)),
     "Echo": classic({"value": ("*", {})}, ("*",), lambda value: (value,)),
+    "Mute": classic({}, (), lambda: {"ui": {"text": [{1, 2}]}}, OUTPUT_NODE=True),
+    "Moody": classic({}, ("STRING",), lambda: ("well",), INPUT_TYPES=classmethod(lambda cls: MOOD.pop())),
     "Wrong": classic({}, ("STRING", "STRING"), lambda: ("one",)),
     "Grown": classic(
         {
@@ -149,6 +153,7 @@ KINDS: dict[str, type] = {
     ),
 }
 FILE = {"digest": "one"}
+MOOD: list[dict[str, Any]] = []
 CLASSES: dict[str, NodeClass] = {name: Classic(name, it) for name, it in KINDS.items()}
 
 
@@ -451,3 +456,41 @@ def test_a_list_of_two_things_is_a_value_like_any_other(value: list[Any]) -> Non
     events, ended = run({"1": node("Echo", value={"__value__": value}), "2": node("Show", text=["1", 0])})
     assert ended.state == "success"
     assert shown(events) == [value]
+
+
+def test_a_type_that_cannot_be_described_at_run_time_fails_its_job_and_not_the_executor() -> None:
+    MOOD.clear()
+    events, ended = run({"1": node("Moody"), "2": node("Show", text=["1", 0])})
+    failed = next(it for it in events if isinstance(it, NodeFailed))
+    assert (failed.place.node, failed.exception_type) == ("1", "IndexError")
+    assert (ended.state, ended.at, events[-1]) == ("error", failed.place, ended)
+
+
+def test_what_cannot_be_told_fails_its_node_each_time() -> None:
+    executor = Executor(CLASSES)
+
+    def told(event: Event) -> None:
+        json.dumps(to_json(event))
+        events.append(event)
+
+    for _ in range(2):
+        events: list[Event] = []
+        job = Job(prompt={"1": node("Mute")}, outputs=("1",))
+        assert executor.run(job, told).state == "error"
+        failed = next(it for it in events if isinstance(it, NodeFailed))
+        assert (failed.place.node, failed.executed) == ("1", ())
+
+
+def test_a_kept_result_that_cannot_be_told_fails_its_node() -> None:
+    executor = Executor(CLASSES)
+    prompt = {"1": node("Show", text="a")}
+    run(prompt, executor=executor)
+
+    def refuse(event: Event) -> None:
+        if isinstance(event, NodeFinished):
+            raise TypeError("it is no JSON")
+        events.append(event)
+
+    events: list[Event] = []
+    assert executor.run(Job(prompt=prompt, outputs=("1",)), refuse).state == "error"
+    assert [it.place.node for it in events if isinstance(it, NodeFailed)] == ["1"]

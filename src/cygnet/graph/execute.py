@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -190,8 +191,9 @@ class _Run:
     # What is needed
 
     def _add(self, key: str, node: Mapping[str, Any], place: Place) -> None:
-        node_class = self.classes[node["class_type"]]
-        self.nodes[key] = _Node(key, node_class.describe(), node_class, node["inputs"], place)
+        with self._blaming(place):
+            node_class = self.classes[node["class_type"]]
+            self.nodes[key] = _Node(key, node_class.describe(), node_class, node["inputs"], place)
 
     def _needed(self) -> list[str]:
         """Every node that the outputs lead to, lazily or not."""
@@ -212,18 +214,25 @@ class _Run:
             node = self.nodes[pending.pop()]
             if node.key in self.values or node.key in self.waiting or node.key in running_now:
                 continue
-            kept = self.cache.get(self._key(node.key))
-            if kept is not None:
-                self.values[node.key] = [list(column) for column in kept.values]
-                if kept.ui is not None:
-                    self.sink(NodeFinished(node.place, kept.ui, cached=True))
-                continue
+            with self._blaming(node.place):
+                if self._recall(node):
+                    continue
             self.waiting[node.key] = node
             sources = {source for name, (source, _) in node.links.items() if name not in node.lazy}
             node.missing = {source for source in sources if source not in self.values}
             pending += sorted(node.missing)
         for node in self.waiting.values():
             node.missing -= self.values.keys()
+
+    def _recall(self, node: _Node) -> bool:
+        """Take a node's result from the cache, if it is there."""
+        kept = self.cache.get(self._key(node.key))
+        if kept is None:
+            return False
+        self.values[node.key] = [list(column) for column in kept.values]
+        if kept.ui is not None:
+            self.sink(NodeFinished(node.place, kept.ui, cached=True))
+        return True
 
     def _key(self, key: str) -> str | None:
         """The cache key of a node, and on the way of everything behind it."""
@@ -261,11 +270,11 @@ class _Run:
     async def _step(self, node: _Node) -> None:
         self.now = node.place
         arguments: dict[str, list[Any]] = {}
-        try:
+        with self._blaming(node.place, arguments):
             if node.expanded is not None:
                 self._finish(node, node.expanded)
                 return
-            arguments = self._arguments(node)
+            arguments.update(self._arguments(node))
             if self._asks_for_more(node, arguments):
                 return
             self.sink(NodeStarted(node.place))
@@ -275,10 +284,6 @@ class _Run:
                 self._results(node, results)
             else:
                 self.tasks[asyncio.ensure_future(later)] = node
-        except (Cancelled, _Stop):
-            raise
-        except Exception as error:  # whatever a node raises ends the job, not the executor
-            self._fail(node, error, arguments)
 
     def _arguments(self, node: _Node) -> dict[str, list[Any]]:
         """Each input's list of values; lazy ones only if they are there."""
@@ -356,19 +361,25 @@ class _Run:
         done, _ = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED, timeout=0.1)
         for task in done:
             node = self.tasks.pop(task)
-            try:
+            with self._blaming(node.place, self._arguments(node)):
                 self._results(node, task.result())
-            except (Cancelled, _Stop):
-                raise
-            except Exception as error:  # as in _step
-                self._fail(node, error, self._arguments(node))
 
-    def _fail(self, node: _Node, error: Exception, arguments: Mapping[str, list[Any]]) -> None:
+    @contextmanager
+    def _blaming(self, place: Place, arguments: Mapping[str, list[Any]] | None = None) -> Iterator[None]:
+        """Whatever is raised inside ends the job, not the executor, as a failure of the node at ``place``."""
+        try:
+            yield
+        except (Cancelled, _Stop):
+            raise
+        except Exception as error:  # foreign code may raise anything
+            self._fail(place, error, arguments or {})
+
+    def _fail(self, place: Place, error: Exception, arguments: Mapping[str, list[Any]]) -> None:
         name = type(error).__name__
         module = type(error).__module__
         self.exhausted = out_of_memory(error)
         failed = NodeFailed(
-            node.place,
+            place,
             f"{str(error) or name}{_OUT_OF_MEMORY if self.exhausted else ''}",
             name if module == "builtins" else f"{module}.{name}",
             tuple(trace_of(error)),
@@ -376,7 +387,7 @@ class _Run:
             tuple(self.executed),
         )
         self.sink(failed)
-        raise _Stop(node.place) from error
+        raise _Stop(place) from error
 
     # Results
 
@@ -413,6 +424,7 @@ class _Run:
                 else:
                     column.append(value)
         ui = node.ui if node.expanded is not None else _merged(results)
+        self.sink(NodeFinished(node.place, ui))  # first: what cannot be told is not kept either
         self.waiting.pop(node.key, None)
         self.values[node.key] = columns
         self.executed.append(node.key)
@@ -420,7 +432,6 @@ class _Run:
             other.missing.discard(node.key)
         if not any(isinstance(value, ExecutionBlocker) for column in columns for value in column):
             self.cache.put(self._key(node.key), Kept(columns, ui))
-        self.sink(NodeFinished(node.place, ui))
 
 
 async def _gather(returned: list[Any], outputs: int, name: str) -> list[Result]:
