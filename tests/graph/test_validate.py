@@ -90,8 +90,32 @@ class Many:
     OUTPUT_NODE = True
 
 
+class Short:
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {}
+
+    RETURN_TYPES = ("IMAGE", ["a", "b"], "INT")
+    RETURN_NAMES = ("picture",)
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "run"
+
+
+class Undescribed(Save):
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        raise FileNotFoundError("no such folder")
+
+
+class Twisted(Save):
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"size": ("INT", {"min": "one"})}}
+
+
 CLASSES: dict[str, NodeClass] = {
-    it.__name__: Classic(it.__name__, it) for it in (Source, Join, Save, Picky, Raises, Many)
+    it.__name__: Classic(it.__name__, it)
+    for it in (Source, Join, Save, Picky, Raises, Many, Short, Undescribed, Twisted)
 }
 GOOD = {"count": 2, "mode": "a", "file": "3.png"}
 
@@ -322,3 +346,21 @@ def test_every_output_behind_a_problem_that_is_not_told_is_left_out_too() -> Non
 def test_a_loop_that_no_output_needs_does_not_count() -> None:
     prompt = {**ring(3), "s": node("Source", **GOOD), "out": node("Save", images=["s", 0], quality=1)}
     assert validate(prompt, CLASSES).outputs == ("out",)
+
+
+def test_outputs_without_a_name_have_their_types() -> None:
+    outputs = CLASSES["Short"].describe().outputs
+    assert [(it.name, it.type, it.is_list) for it in outputs] == [
+        ("picture", "IMAGE", True),
+        ("COMBO", "COMBO", False),
+        ("INT", "INT", False),
+    ]
+
+
+@pytest.mark.parametrize("name", ["Undescribed", "Twisted"])
+def test_a_class_that_cannot_declare_its_inputs_is_a_problem_of_its_node(name: str) -> None:
+    verdict = judge(n1=node("Short"), n2=node(name, size=1))
+    assert verdict.error is not None
+    assert verdict.outputs == ()
+    assert list(verdict.nodes) == ["2"]
+    assert only_problem(verdict, "2")["type"] == "exception_during_validation"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cygnet.graph.schema import COMBO, Input, NodeType, Output, Section
+from cygnet.graph.schema import Input, NodeType, Output, Section
 
 
 class NodeClass(Protocol):
@@ -107,16 +107,11 @@ class Classic:
             for section in sections
             for name, spec in (declared.get(section) or {}).items()
         ]
-        kinds = [kind if isinstance(kind, str) else COMBO for kind in it.RETURN_TYPES]
-        names = getattr(it, "RETURN_NAMES", None) or kinds
-        lists = getattr(it, "OUTPUT_IS_LIST", None) or [False] * len(kinds)
+        names, lists = (getattr(it, name, None) or () for name in ("RETURN_NAMES", "OUTPUT_IS_LIST"))
         return NodeType(
             name=self.name,
             inputs=tuple(inputs),
-            outputs=tuple(
-                Output(name=str(name), type=kind, is_list=bool(many))
-                for name, kind, many in zip(names, kinds, lists, strict=True)
-            ),
+            outputs=Output.several(it.RETURN_TYPES, names, lists),
             is_output=bool(getattr(it, "OUTPUT_NODE", False)),
             display_name=self.display_name,
             category=getattr(it, "CATEGORY", ""),
