@@ -96,6 +96,14 @@ def grow(text: str) -> dict[str, Any]:
     return {"expand": inner, "result": (["x.2", 0], "plain")}
 
 
+def coil(to: str) -> dict[str, Any]:
+    inner = {
+        "y.1": {"class_type": "Upper", "inputs": {"text": ["y.2", 0]}},
+        "y.2": {"class_type": "Upper", "inputs": {"text": [to, 0]}},
+    }
+    return {"expand": inner, "result": (["y.1", 0],)}
+
+
 def work(steps: int) -> tuple[int]:
     for i in range(steps):
         current().progress(i + 1, steps)
@@ -140,6 +148,7 @@ KINDS: dict[str, type] = {
     ),
     "Method": classic({}, ("STRING",), lambda: (current().preview_method,)),
     "Echo": classic({"value": ("*", {})}, ("*",), lambda value: (value,)),
+    "Coil": classic({"to": STRING}, ("STRING",), coil),
     "Mute": classic({}, (), lambda: {"ui": {"text": [{1, 2}]}}, OUTPUT_NODE=True),
     "Moody": classic({}, ("STRING",), lambda: ("well",), INPUT_TYPES=classmethod(lambda cls: MOOD.pop())),
     "Wrong": classic({}, ("STRING", "STRING"), lambda: ("one",)),
@@ -494,3 +503,14 @@ def test_a_kept_result_that_cannot_be_told_fails_its_node() -> None:
     events: list[Event] = []
     assert executor.run(Job(prompt=prompt, outputs=("1",)), refuse).state == "error"
     assert [it.place.node for it in events if isinstance(it, NodeFailed)] == ["1"]
+
+
+@pytest.mark.parametrize("to", ["y.1", "y.2", "1", "2"])
+def test_an_expansion_that_needs_itself_fails_in_words(to: str) -> None:
+    prompt = {"1": node("Coil", to=to), "2": node("Upper", text=["1", 0]), "3": node("Show", text=["2", 0])}
+    events, ended = run(prompt)
+    (failed,) = [it for it in events if isinstance(it, NodeFailed)]
+    assert failed.place.real == "1"
+    assert "need one another's results" in failed.message
+    assert ended.state == "error"
+    assert RUNS == []

@@ -54,6 +54,9 @@ _OUT_OF_MEMORY = (
 )
 
 
+_CYCLE = "nodes of an expansion need one another's results"
+
+
 class Executor:
     """Runs jobs one after another, keeping results and node objects between them. Not for several threads at once."""
 
@@ -185,8 +188,10 @@ class _Run:
             node = self._next()
             if node is not None:
                 await self._step(node)
-            else:
+            elif self.tasks:
                 await self._some_task()
+            else:
+                self._stuck()
 
     # What is needed
 
@@ -237,12 +242,16 @@ class _Run:
     def _key(self, key: str) -> str | None:
         """The cache key of a node, and on the way of everything behind it."""
         stack = [key]
+        opened: set[str] = set()
         while stack:
             node = self.nodes[stack[-1]]
             behind = [source for source, _ in node.links.values() if source not in self.keys]
             if node.key in self.keys:
                 stack.pop()
+            elif behind and node.key in opened:  # something behind it led back to it
+                raise ValueError(f"{_CYCLE}: {node.key} is behind {behind[0]}, which is behind it")
             elif behind:
+                opened.add(node.key)
                 stack += behind
             else:
                 self.keys[stack.pop()] = self._own_key(node)
@@ -266,6 +275,12 @@ class _Run:
             return ready[0] if ready else None
         feeds = {source for node in self.waiting.values() if node.kind.is_output for source in node.missing}
         return min(ready, key=lambda node: 0 if node.kind.is_output else 1 if node.key in feeds else 2)
+
+    def _stuck(self) -> None:
+        """Every node waits for another: an expansion needs what comes of the node that it replaces."""
+        node = next((it for it in self.waiting.values() if it.expanded is not None), next(iter(self.waiting.values())))
+        with self._blaming(node.place):
+            raise ValueError(f"{_CYCLE}: {node.key} waits for {', '.join(sorted(node.missing))}")
 
     async def _step(self, node: _Node) -> None:
         self.now = node.place
