@@ -149,6 +149,12 @@ KINDS: dict[str, type] = {
     "Method": classic({}, ("STRING",), lambda: (current().preview_method,)),
     "Echo": classic({"value": ("*", {})}, ("*",), lambda value: (value,)),
     "Coil": classic({"to": STRING}, ("STRING",), coil),
+    "Linked": classic(
+        {"text": STRING, "mode": STRING},
+        ("STRING",),
+        lambda text, mode: logged("Linked", (text + mode,)),
+        IS_CHANGED=classmethod(lambda cls, text, mode: FINGERPRINTED.append((text, mode))),
+    ),
     "Mute": classic({}, (), lambda: {"ui": {"text": [{1, 2}]}}, OUTPUT_NODE=True),
     "Moody": classic({}, ("STRING",), lambda: ("well",), INPUT_TYPES=classmethod(lambda cls: MOOD.pop())),
     "Wrong": classic({}, ("STRING", "STRING"), lambda: ("one",)),
@@ -162,6 +168,7 @@ KINDS: dict[str, type] = {
     ),
 }
 FILE = {"digest": "one"}
+FINGERPRINTED: list[Any] = []
 MOOD: list[dict[str, Any]] = []
 CLASSES: dict[str, NodeClass] = {name: Classic(name, it) for name, it in KINDS.items()}
 
@@ -514,3 +521,18 @@ def test_an_expansion_that_needs_itself_fails_in_words(to: str) -> None:
     assert "need one another's results" in failed.message
     assert ended.state == "error"
     assert RUNS == []
+
+
+def test_a_fingerprint_is_given_none_for_a_link() -> None:
+    FINGERPRINTED.clear()
+    executor = Executor(CLASSES)
+    prompt = {
+        "1": node("Text", value="a"),
+        "2": node("Linked", text=["1", 0], mode="m"),
+        "3": node("Show", text=["2", 0]),
+    }
+    for _ in range(2):
+        events, _ = run(prompt, executor=executor)
+        assert shown(events) == ["am"]
+    assert FINGERPRINTED == [(None, "m")] * 2
+    assert RUNS.count("Linked") == 1

@@ -46,7 +46,10 @@ class NodeClass(Protocol):
         ...
 
     def fingerprint(self, values: Mapping[str, Any]) -> Any:
-        """Changes whenever results may, though the constants are equal (a file was replaced); may raise."""
+        """Changes whenever results may, though the constants are equal (a file was replaced); may raise.
+
+        Linked inputs are None: their values are not known yet, and the keys of what feeds them count by themselves.
+        """
         ...
 
     def instance(self) -> Any:

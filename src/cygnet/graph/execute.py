@@ -259,7 +259,7 @@ class _Run:
 
     def _own_key(self, node: _Node) -> str | None:
         try:
-            fingerprint = node.node_class.fingerprint(node.constants)
+            fingerprint = node.node_class.fingerprint({**dict.fromkeys(node.links), **node.constants})
         except Exception:  # a foreign hook may raise anything; then its results are not kept
             return None
         personal = not node.node_class.idempotent or "UNIQUE_ID" in _hidden(node.kind).values()
