@@ -113,9 +113,25 @@ class Twisted(Save):
         return {"required": {"size": ("INT", {"min": "one"})}}
 
 
+class AnyType(str):
+    __slots__ = ()
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
+class Wild:
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"whatever": (AnyType("whatever"),)}}
+
+    RETURN_TYPES = (AnyType("anything"), "INT")
+    FUNCTION = "run"
+
+
 CLASSES: dict[str, NodeClass] = {
     it.__name__: Classic(it.__name__, it)
-    for it in (Source, Join, Save, Picky, Raises, Many, Short, Undescribed, Twisted)
+    for it in (Source, Join, Save, Picky, Raises, Many, Short, Undescribed, Twisted, Wild)
 }
 GOOD = {"count": 2, "mode": "a", "file": "3.png"}
 
@@ -364,3 +380,17 @@ def test_a_class_that_cannot_declare_its_inputs_is_a_problem_of_its_node(name: s
     assert verdict.outputs == ()
     assert list(verdict.nodes) == ["2"]
     assert only_problem(verdict, "2")["type"] == "exception_during_validation"
+
+
+def test_a_string_that_differs_from_nothing_is_a_wildcard() -> None:
+    verdict = judge(
+        n1=node("Source", **GOOD), n2=node("Wild", whatever=["1", 1]), n3=node("Save", images=["2", 0], quality=1)
+    )
+    assert verdict.outputs == ("3",)
+    described = CLASSES["Wild"].describe().info()
+    assert described["input"]["required"]["whatever"] == ["*", {}]
+    assert described["output"] == ["*", "INT"]
+    verdict = judge(
+        n1=node("Source", **GOOD), n2=node("Wild", whatever=["1", 1]), n3=node("Save", images=["2", 1], quality=1)
+    )
+    assert only_problem(verdict, "3")["type"] == "return_type_mismatch"

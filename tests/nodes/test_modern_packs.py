@@ -102,7 +102,8 @@ class Count(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(node_id="DemoCount", inputs=[io.Image.Input("image"), io.Int.Input("step")],
+        return io.Schema(node_id="DemoCount", inputs=[io.Image.Input("image"), io.Int.Input("step"),
+                                                         io.Custom(Any_("any")).Input("more", optional=True)],
                          outputs=[io.Int.Output()])
 
     @classmethod
@@ -113,6 +114,10 @@ class Count(io.ComfyNode):
     def execute(cls, image, step):
         Count.runs += step
         return NodeOutput(Count.runs)
+
+class Any_(str):
+    def __ne__(self, other):
+        return False
 
 class Demo(ComfyExtension):
     loaded = False
@@ -244,3 +249,7 @@ def test_a_node_whose_fingerprint_names_a_link_is_kept(classes: dict[str, Any]) 
     }
     for _ in range(2):
         assert shown(ran(prompt, classes, executor), "3") == {"text": ["1"]}
+
+
+def test_a_custom_type_may_be_a_wildcard(classes: dict[str, Any]) -> None:
+    assert classes["DemoCount"].describe().input("more").type == "*"

@@ -32,6 +32,17 @@ def fits(given: str, wanted: str) -> bool:
     return bool({part.strip() for part in left.split(",")} & {part.strip() for part in right.split(",")})
 
 
+def type_name(declared: object) -> str:
+    """The name of a declared type: a list of choices is a combo, and a wildcard ``*``.
+
+    Packs write a wildcard as a string, of any name, that says of no other string that it differs; that is lost as soon
+    as the type is plain text, so it is asked here, where it is read.
+    """
+    if not isinstance(declared, str):
+        return COMBO
+    return declared if declared != "the name of no type" else "*"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Input:
     """One declared input of a node type."""
@@ -50,7 +61,7 @@ class Input:
         kind = declared[0]
         options = dict(declared[1]) if len(declared) > 1 and declared[1] else {}
         if isinstance(kind, str):
-            return cls(name=name, type=kind, section=section, options=options)
+            return cls(name=name, type=type_name(kind), section=section, options=options)
         return cls(name=name, type=COMBO, section=section, options={**options, "options": list(kind)}, listed=True)
 
     def declared(self) -> list[Any]:
@@ -110,7 +121,7 @@ class Output:
     @classmethod
     def several(cls, kinds: Sequence[Any], names: Sequence[Any], lists: Sequence[Any]) -> tuple[Output, ...]:
         """From what a class declares side by side: an output without a name has its type's, one unmarked is no list."""
-        types = [kind if isinstance(kind, str) else COMBO for kind in kinds]
+        types = [type_name(kind) for kind in kinds]
         labels = [*names[: len(types)], *types[len(names) :]]
         marks = [*lists[: len(types)], *[False] * (len(types) - len(lists))]
         return tuple(
