@@ -96,6 +96,16 @@ def grow(text: str) -> dict[str, Any]:
     return {"expand": inner, "result": (["x.2", 0], "plain")}
 
 
+async def digest_later() -> str:
+    await asyncio.sleep(0)
+    return FILE["digest"]
+
+
+async def want_later(self: Any, yes: Any, no: Any) -> list[str]:
+    await asyncio.sleep(0)
+    return [] if yes else ["yes"]
+
+
 def coil(to: str) -> dict[str, Any]:
     inner = {
         "y.1": {"class_type": "Upper", "inputs": {"text": ["y.2", 0]}},
@@ -154,6 +164,13 @@ KINDS: dict[str, type] = {
         ("STRING",),
         lambda text, mode: logged("Linked", (text + mode,)),
         IS_CHANGED=classmethod(lambda cls, text, mode: FINGERPRINTED.append((text, mode))),
+    ),
+    "Later": classic({}, ("STRING",), lambda: logged("Later", ("f",)), IS_CHANGED=staticmethod(digest_later)),
+    "LateSwitch": classic(
+        {"yes": ("*", {"lazy": True}), "no": ("*", {"lazy": True})},
+        ("*",),
+        lambda yes=None, no=None: (yes or no,),
+        check_lazy_status=want_later,
     ),
     "Mute": classic({}, (), lambda: {"ui": {"text": [{1, 2}]}}, OUTPUT_NODE=True),
     "Moody": classic({}, ("STRING",), lambda: ("well",), INPUT_TYPES=classmethod(lambda cls: MOOD.pop())),
@@ -536,3 +553,24 @@ def test_a_fingerprint_is_given_none_for_a_link() -> None:
         assert shown(events) == ["am"]
     assert FINGERPRINTED == [(None, "m")] * 2
     assert RUNS.count("Linked") == 1
+
+
+def test_a_fingerprint_may_be_async() -> None:
+    executor = Executor(CLASSES)
+    prompt = {"1": node("Later"), "2": node("Show", text=["1", 0])}
+    for digest, runs in (("one", 1), ("one", 1), ("two", 2)):
+        FILE["digest"] = digest
+        run(prompt, executor=executor)
+        assert RUNS.count("Later") == runs
+
+
+def test_which_lazy_inputs_are_wanted_may_be_told_async() -> None:
+    prompt = {
+        "1": node("Text", value="a"),
+        "2": node("Text", value="b"),
+        "3": node("LateSwitch", yes=["1", 0], no=["2", 0]),
+        "4": node("Show", text=["3", 0]),
+    }
+    events, _ = run(prompt)
+    assert shown(events) == ["a"]
+    assert "Text b" not in RUNS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -113,6 +114,13 @@ class Twisted(Save):
         return {"required": {"size": ("INT", {"min": "one"})}}
 
 
+class Patient(Save):
+    @classmethod
+    async def VALIDATE_INPUTS(cls, quality: int) -> bool | str:
+        await asyncio.sleep(0)
+        return True if quality < 50 else "too good"
+
+
 class AnyType(str):
     __slots__ = ()
 
@@ -131,7 +139,7 @@ class Wild:
 
 CLASSES: dict[str, NodeClass] = {
     it.__name__: Classic(it.__name__, it)
-    for it in (Source, Join, Save, Picky, Raises, Many, Short, Undescribed, Twisted, Wild)
+    for it in (Source, Join, Save, Picky, Raises, Many, Short, Undescribed, Twisted, Patient, Wild)
 }
 GOOD = {"count": 2, "mode": "a", "file": "3.png"}
 
@@ -394,3 +402,10 @@ def test_a_string_that_differs_from_nothing_is_a_wildcard() -> None:
         n1=node("Source", **GOOD), n2=node("Wild", whatever=["1", 1]), n3=node("Save", images=["2", 1], quality=1)
     )
     assert only_problem(verdict, "3")["type"] == "return_type_mismatch"
+
+
+def test_a_check_may_be_async() -> None:
+    source = node("Source", **GOOD)
+    assert judge(n1=source, n2=node("Patient", images=["1", 0], quality=1)).outputs == ("2",)
+    problem = only_problem(judge(n1=source, n2=node("Patient", images=["1", 0], quality=60)), "2")
+    assert (problem["type"], problem["details"]) == ("custom_validation_failed", "quality: too good")

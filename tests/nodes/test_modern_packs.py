@@ -50,7 +50,7 @@ class Paint(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, size):
+    async def validate_inputs(cls, size):
         return True if size != 13 else "thirteen brings bad luck"
 
     @classmethod
@@ -107,7 +107,7 @@ class Count(io.ComfyNode):
                          outputs=[io.Int.Output()])
 
     @classmethod
-    def fingerprint_inputs(cls, image, step):
+    async def fingerprint_inputs(cls, image, step):
         return "told" if image is None else "known"
 
     @classmethod

@@ -6,8 +6,10 @@ custom nodes are written to it. Nothing here runs a node: see :mod:`cygnet.graph
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -146,7 +148,7 @@ class Classic:
         arguments = _accepted(hook, values)
         if self.judges_links:
             arguments["input_types"] = dict(link_types)
-        verdict = hook(**arguments)
+        verdict = _settled(hook(**arguments))
         if verdict is True:
             return None
         return verdict if isinstance(verdict, str) else "the node refused these values"
@@ -154,7 +156,7 @@ class Classic:
     def fingerprint(self, values: Mapping[str, Any]) -> Any:
         """See :class:`NodeClass`; None without the hook."""
         hook = getattr(self.implementation, "IS_CHANGED", None)
-        return None if hook is None else hook(**_accepted(hook, values))
+        return None if hook is None else _settled(hook(**_accepted(hook, values)))
 
     def instance(self) -> Any:
         """See :class:`NodeClass`."""
@@ -165,7 +167,7 @@ class Classic:
         hook = getattr(instance, "check_lazy_status", None)
         if hook is None:
             return sorted(lazy)
-        return list(hook(**_accepted(hook, {**dict.fromkeys(lazy), **values})) or ())
+        return list(_settled(hook(**_accepted(hook, {**dict.fromkeys(lazy), **values}))) or ())
 
     def call(self, instance: Any, values: Mapping[str, Any]) -> Any:
         """See :class:`NodeClass`."""
@@ -181,6 +183,18 @@ def describe_all(classes: Mapping[str, NodeClass], failed: Callable[[str, Except
         except Exception as error:  # a foreign class may raise anything, and must not hide the others
             failed(name, error)
     return described
+
+
+def _settled(answer: Any) -> Any:
+    """What a hook answers, which may be ``async``. In a thread of its own: a loop may be running in this one."""
+    if not inspect.isawaitable(answer):
+        return answer
+
+    async def wait() -> Any:
+        return await answer
+
+    with ThreadPoolExecutor(1, thread_name_prefix="hook") as thread:
+        return thread.submit(asyncio.run, wait()).result()
 
 
 def _parameters(hook: Callable[..., Any]) -> tuple[list[str], bool]:
