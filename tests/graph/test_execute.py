@@ -121,6 +121,13 @@ def work(steps: int) -> tuple[int]:
     return (steps,)
 
 
+async def work_later(steps: int) -> tuple[int]:
+    for i in range(steps):
+        await asyncio.sleep(0)
+        current().progress(i + 1, steps)
+    return (steps,)
+
+
 STRING, INT = ("STRING", {}), ("INT", {})
 KINDS: dict[str, type] = {
     "Text": classic({"value": STRING}, ("STRING",), lambda value: logged(f"Text {value}", (value,))),
@@ -172,6 +179,7 @@ KINDS: dict[str, type] = {
         lambda yes=None, no=None: (yes or no,),
         check_lazy_status=want_later,
     ),
+    "LateWork": classic({"steps": INT}, ("INT",), work_later),
     "Mute": classic({}, (), lambda: {"ui": {"text": [{1, 2}]}}, OUTPUT_NODE=True),
     "Moody": classic({}, ("STRING",), lambda: ("well",), INPUT_TYPES=classmethod(lambda cls: MOOD.pop())),
     "Wrong": classic({}, ("STRING", "STRING"), lambda: ("one",)),
@@ -574,3 +582,34 @@ def test_which_lazy_inputs_are_wanted_may_be_told_async() -> None:
     events, _ = run(prompt)
     assert shown(events) == ["a"]
     assert "Text b" not in RUNS
+
+
+def test_async_nodes_keep_their_own_context() -> None:
+    prompt = {
+        "1": node("LateWork", steps=2),
+        "2": node("LateWork", steps=3),
+        "3": node("Pair", a=["1", 0], b=["2", 0]),
+        "4": node("Show", text=["3", 0]),
+    }
+    events, ended = run(prompt)
+    assert ended.state == "success"
+    for key, steps in (("1", 2), ("2", 3)):
+        told = [(it.value, it.total) for it in events if isinstance(it, NodeProgressed) and it.place.node == key]
+        assert told == [(i + 1, steps) for i in range(steps)]
+
+
+def test_a_stop_is_honoured_inside_an_async_node() -> None:
+    token = CancelToken()
+    events: list[Event] = []
+
+    def watch(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, NodeProgressed) and event.value == 3:
+            token.cancel()
+
+    prompt = {"1": node("LateWork", steps=100), "2": node("Slow", value="a"), "3": node("Pair", a=["1", 0], b=["2", 0])}
+    ended = Executor(CLASSES).run(Job(prompt=prompt, outputs=("3",)), watch, token)
+    assert ended.state == "interrupted"
+    assert ended.at is not None
+    assert ended.at.node == "1"
+    assert [it.value for it in events if isinstance(it, NodeProgressed)] == [1, 2, 3]

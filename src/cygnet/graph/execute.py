@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,10 +152,10 @@ class _Run:
     keys: dict[str, str | None] = field(default_factory=dict)
     values: dict[str, Values] = field(default_factory=dict)
     waiting: dict[str, _Node] = field(default_factory=dict)
-    tasks: dict[asyncio.Future[list[Result]], _Node] = field(default_factory=dict)
+    tasks: dict[asyncio.Task[list[Result]], _Node] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
     now: Place | None = None
-    """The node that was last set to work."""
+    """The node that was last set to work or heard of."""
     exhausted: bool = False
     """Whether memory did not suffice."""
 
@@ -298,7 +298,7 @@ class _Run:
             if later is None:
                 self._results(node, results)
             else:
-                self.tasks[asyncio.ensure_future(later)] = node
+                self.tasks[later] = node
 
     def _arguments(self, node: _Node) -> dict[str, list[Any]]:
         """Each input's list of values; lazy ones only if they are there."""
@@ -348,8 +348,8 @@ class _Run:
 
     def _call(
         self, node: _Node, arguments: dict[str, list[Any]]
-    ) -> tuple[list[Result], Awaitable[list[Result]] | None]:
-        """Results, or what to wait for. A call that is given a blocker gives blockers."""
+    ) -> tuple[list[Result], asyncio.Task[list[Result]] | None]:
+        """Results, or what to wait for, in the same context. A call that is given a blocker gives blockers."""
         instance = self._instance(node)
         calls: list[Mapping[str, Any]]
         calls = [arguments] if node.node_class.input_is_list else list(slices(arguments))
@@ -363,7 +363,7 @@ class _Run:
                 else:
                     returned.append(node.node_class.call(instance, _nested(node.kind, values)))
             if any(inspect.isawaitable(it) for it in returned):
-                return [], _gather(returned, count, node.kind.name)
+                return [], asyncio.create_task(_gather(returned, count, node.kind.name))
         return [parse_result(it, count, node.kind.name) for it in returned], None
 
     def _blocked(self, node: _Node, blocker: ExecutionBlocker) -> ExecutionBlocker:
@@ -376,6 +376,7 @@ class _Run:
         done, _ = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED, timeout=0.1)
         for task in done:
             node = self.tasks.pop(task)
+            self.now = node.place
             with self._blaming(node.place, self._arguments(node)):
                 self._results(node, task.result())
 
