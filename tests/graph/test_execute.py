@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from cygnet.graph.events import (
     NodesCached,
     NodeSpoke,
     NodeStarted,
+    to_json,
 )
 from cygnet.graph.execute import Executor, Job
 from cygnet.graph.results import ExecutionBlocker
@@ -94,10 +96,35 @@ def grow(text: str) -> dict[str, Any]:
     return {"expand": inner, "result": (["x.2", 0], "plain")}
 
 
+async def digest_later() -> str:
+    await asyncio.sleep(0)
+    return FILE["digest"]
+
+
+async def want_later(self: Any, yes: Any, no: Any) -> list[str]:
+    await asyncio.sleep(0)
+    return [] if yes else ["yes"]
+
+
+def coil(to: str) -> dict[str, Any]:
+    inner = {
+        "y.1": {"class_type": "Upper", "inputs": {"text": ["y.2", 0]}},
+        "y.2": {"class_type": "Upper", "inputs": {"text": [to, 0]}},
+    }
+    return {"expand": inner, "result": (["y.1", 0],)}
+
+
 def work(steps: int) -> tuple[int]:
     for i in range(steps):
         current().progress(i + 1, steps)
     current().say(f"did {steps}")
+    return (steps,)
+
+
+async def work_later(steps: int) -> tuple[int]:
+    for i in range(steps):
+        await asyncio.sleep(0)
+        current().progress(i + 1, steps)
     return (steps,)
 
 
@@ -137,6 +164,24 @@ KINDS: dict[str, type] = {
         hidden={"me": "UNIQUE_ID", "everything": "PROMPT", "page": "EXTRA_PNGINFO"},
     ),
     "Method": classic({}, ("STRING",), lambda: (current().preview_method,)),
+    "Echo": classic({"value": ("*", {})}, ("*",), lambda value: (value,)),
+    "Coil": classic({"to": STRING}, ("STRING",), coil),
+    "Linked": classic(
+        {"text": STRING, "mode": STRING},
+        ("STRING",),
+        lambda text, mode: logged("Linked", (text + mode,)),
+        IS_CHANGED=classmethod(lambda cls, text, mode: FINGERPRINTED.append((text, mode))),
+    ),
+    "Later": classic({}, ("STRING",), lambda: logged("Later", ("f",)), IS_CHANGED=staticmethod(digest_later)),
+    "LateSwitch": classic(
+        {"yes": ("*", {"lazy": True}), "no": ("*", {"lazy": True})},
+        ("*",),
+        lambda yes=None, no=None: (yes or no,),
+        check_lazy_status=want_later,
+    ),
+    "LateWork": classic({"steps": INT}, ("INT",), work_later),
+    "Mute": classic({}, (), lambda: {"ui": {"text": [{1, 2}]}}, OUTPUT_NODE=True),
+    "Moody": classic({}, ("STRING",), lambda: ("well",), INPUT_TYPES=classmethod(lambda cls: MOOD.pop())),
     "Wrong": classic({}, ("STRING", "STRING"), lambda: ("one",)),
     "Grown": classic(
         {
@@ -148,6 +193,8 @@ KINDS: dict[str, type] = {
     ),
 }
 FILE = {"digest": "one"}
+FINGERPRINTED: list[Any] = []
+MOOD: list[dict[str, Any]] = []
 CLASSES: dict[str, NodeClass] = {name: Classic(name, it) for name, it in KINDS.items()}
 
 
@@ -443,3 +490,126 @@ def test_dynamic_inputs_arrive_as_mappings() -> None:
 def test_a_list_constant_is_no_link() -> None:
     events, _ = run({"1": node("Show", text={"__value__": ["9", 0]})})
     assert shown(events) == [["9", 0]]
+
+
+@pytest.mark.parametrize("value", [[[1], [2]], [{"a": 1}, {"b": 2}], [None, 0], ["1", 0]])
+def test_a_list_of_two_things_is_a_value_like_any_other(value: list[Any]) -> None:
+    events, ended = run({"1": node("Echo", value={"__value__": value}), "2": node("Show", text=["1", 0])})
+    assert ended.state == "success"
+    assert shown(events) == [value]
+
+
+def test_a_type_that_cannot_be_described_at_run_time_fails_its_job_and_not_the_executor() -> None:
+    MOOD.clear()
+    events, ended = run({"1": node("Moody"), "2": node("Show", text=["1", 0])})
+    failed = next(it for it in events if isinstance(it, NodeFailed))
+    assert (failed.place.node, failed.exception_type) == ("1", "IndexError")
+    assert (ended.state, ended.at, events[-1]) == ("error", failed.place, ended)
+
+
+def test_what_cannot_be_told_fails_its_node_each_time() -> None:
+    executor = Executor(CLASSES)
+
+    def told(event: Event) -> None:
+        json.dumps(to_json(event))
+        events.append(event)
+
+    for _ in range(2):
+        events: list[Event] = []
+        job = Job(prompt={"1": node("Mute")}, outputs=("1",))
+        assert executor.run(job, told).state == "error"
+        failed = next(it for it in events if isinstance(it, NodeFailed))
+        assert (failed.place.node, failed.executed) == ("1", ())
+
+
+def test_a_kept_result_that_cannot_be_told_fails_its_node() -> None:
+    executor = Executor(CLASSES)
+    prompt = {"1": node("Show", text="a")}
+    run(prompt, executor=executor)
+
+    def refuse(event: Event) -> None:
+        if isinstance(event, NodeFinished):
+            raise TypeError("it is no JSON")
+        events.append(event)
+
+    events: list[Event] = []
+    assert executor.run(Job(prompt=prompt, outputs=("1",)), refuse).state == "error"
+    assert [it.place.node for it in events if isinstance(it, NodeFailed)] == ["1"]
+
+
+@pytest.mark.parametrize("to", ["y.1", "y.2", "1", "2"])
+def test_an_expansion_that_needs_itself_fails_in_words(to: str) -> None:
+    prompt = {"1": node("Coil", to=to), "2": node("Upper", text=["1", 0]), "3": node("Show", text=["2", 0])}
+    events, ended = run(prompt)
+    (failed,) = [it for it in events if isinstance(it, NodeFailed)]
+    assert failed.place.real == "1"
+    assert "need one another's results" in failed.message
+    assert ended.state == "error"
+    assert RUNS == []
+
+
+def test_a_fingerprint_is_given_none_for_a_link() -> None:
+    FINGERPRINTED.clear()
+    executor = Executor(CLASSES)
+    prompt = {
+        "1": node("Text", value="a"),
+        "2": node("Linked", text=["1", 0], mode="m"),
+        "3": node("Show", text=["2", 0]),
+    }
+    for _ in range(2):
+        events, _ = run(prompt, executor=executor)
+        assert shown(events) == ["am"]
+    assert FINGERPRINTED == [(None, "m")] * 2
+    assert RUNS.count("Linked") == 1
+
+
+def test_a_fingerprint_may_be_async() -> None:
+    executor = Executor(CLASSES)
+    prompt = {"1": node("Later"), "2": node("Show", text=["1", 0])}
+    for digest, runs in (("one", 1), ("one", 1), ("two", 2)):
+        FILE["digest"] = digest
+        run(prompt, executor=executor)
+        assert RUNS.count("Later") == runs
+
+
+def test_which_lazy_inputs_are_wanted_may_be_told_async() -> None:
+    prompt = {
+        "1": node("Text", value="a"),
+        "2": node("Text", value="b"),
+        "3": node("LateSwitch", yes=["1", 0], no=["2", 0]),
+        "4": node("Show", text=["3", 0]),
+    }
+    events, _ = run(prompt)
+    assert shown(events) == ["a"]
+    assert "Text b" not in RUNS
+
+
+def test_async_nodes_keep_their_own_context() -> None:
+    prompt = {
+        "1": node("LateWork", steps=2),
+        "2": node("LateWork", steps=3),
+        "3": node("Pair", a=["1", 0], b=["2", 0]),
+        "4": node("Show", text=["3", 0]),
+    }
+    events, ended = run(prompt)
+    assert ended.state == "success"
+    for key, steps in (("1", 2), ("2", 3)):
+        told = [(it.value, it.total) for it in events if isinstance(it, NodeProgressed) and it.place.node == key]
+        assert told == [(i + 1, steps) for i in range(steps)]
+
+
+def test_a_stop_is_honoured_inside_an_async_node() -> None:
+    token = CancelToken()
+    events: list[Event] = []
+
+    def watch(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, NodeProgressed) and event.value == 3:
+            token.cancel()
+
+    prompt = {"1": node("LateWork", steps=100), "2": node("Slow", value="a"), "3": node("Pair", a=["1", 0], b=["2", 0])}
+    ended = Executor(CLASSES).run(Job(prompt=prompt, outputs=("3",)), watch, token)
+    assert ended.state == "interrupted"
+    assert ended.at is not None
+    assert ended.at.node == "1"
+    assert [it.value for it in events if isinstance(it, NodeProgressed)] == [1, 2, 3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -90,8 +91,55 @@ class Many:
     OUTPUT_NODE = True
 
 
+class Short:
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {}
+
+    RETURN_TYPES = ("IMAGE", ["a", "b"], "INT")
+    RETURN_NAMES = ("picture",)
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "run"
+
+
+class Undescribed(Save):
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        raise FileNotFoundError("no such folder")
+
+
+class Twisted(Save):
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"size": ("INT", {"min": "one"})}}
+
+
+class Patient(Save):
+    @classmethod
+    async def VALIDATE_INPUTS(cls, quality: int) -> bool | str:
+        await asyncio.sleep(0)
+        return True if quality < 50 else "too good"
+
+
+class AnyType(str):
+    __slots__ = ()
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
+class Wild:
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"whatever": (AnyType("whatever"),)}}
+
+    RETURN_TYPES = (AnyType("anything"), "INT")
+    FUNCTION = "run"
+
+
 CLASSES: dict[str, NodeClass] = {
-    it.__name__: Classic(it.__name__, it) for it in (Source, Join, Save, Picky, Raises, Many)
+    it.__name__: Classic(it.__name__, it)
+    for it in (Source, Join, Save, Picky, Raises, Many, Short, Undescribed, Twisted, Patient, Wild)
 }
 GOOD = {"count": 2, "mode": "a", "file": "3.png"}
 
@@ -322,3 +370,42 @@ def test_every_output_behind_a_problem_that_is_not_told_is_left_out_too() -> Non
 def test_a_loop_that_no_output_needs_does_not_count() -> None:
     prompt = {**ring(3), "s": node("Source", **GOOD), "out": node("Save", images=["s", 0], quality=1)}
     assert validate(prompt, CLASSES).outputs == ("out",)
+
+
+def test_outputs_without_a_name_have_their_types() -> None:
+    outputs = CLASSES["Short"].describe().outputs
+    assert [(it.name, it.type, it.is_list) for it in outputs] == [
+        ("picture", "IMAGE", True),
+        ("COMBO", "COMBO", False),
+        ("INT", "INT", False),
+    ]
+
+
+@pytest.mark.parametrize("name", ["Undescribed", "Twisted"])
+def test_a_class_that_cannot_declare_its_inputs_is_a_problem_of_its_node(name: str) -> None:
+    verdict = judge(n1=node("Short"), n2=node(name, size=1))
+    assert verdict.error is not None
+    assert verdict.outputs == ()
+    assert list(verdict.nodes) == ["2"]
+    assert only_problem(verdict, "2")["type"] == "exception_during_validation"
+
+
+def test_a_string_that_differs_from_nothing_is_a_wildcard() -> None:
+    verdict = judge(
+        n1=node("Source", **GOOD), n2=node("Wild", whatever=["1", 1]), n3=node("Save", images=["2", 0], quality=1)
+    )
+    assert verdict.outputs == ("3",)
+    described = CLASSES["Wild"].describe().info()
+    assert described["input"]["required"]["whatever"] == ["*", {}]
+    assert described["output"] == ["*", "INT"]
+    verdict = judge(
+        n1=node("Source", **GOOD), n2=node("Wild", whatever=["1", 1]), n3=node("Save", images=["2", 1], quality=1)
+    )
+    assert only_problem(verdict, "3")["type"] == "return_type_mismatch"
+
+
+def test_a_check_may_be_async() -> None:
+    source = node("Source", **GOOD)
+    assert judge(n1=source, n2=node("Patient", images=["1", 0], quality=1)).outputs == ("2",)
+    problem = only_problem(judge(n1=source, n2=node("Patient", images=["1", 0], quality=60)), "2")
+    assert (problem["type"], problem["details"]) == ("custom_validation_failed", "quality: too good")

@@ -50,7 +50,7 @@ class Paint(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, size):
+    async def validate_inputs(cls, size):
         return True if size != 13 else "thirteen brings bad luck"
 
     @classmethod
@@ -97,13 +97,35 @@ class Same(io.ComfyNode):
     def execute(cls, a):
         return NodeOutput(block_execution="not today")
 
+class Count(io.ComfyNode):
+    runs = 0
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="DemoCount", inputs=[io.Image.Input("image"), io.Int.Input("step"),
+                                                         io.Custom(Any_("any")).Input("more", optional=True)],
+                         outputs=[io.Int.Output()])
+
+    @classmethod
+    async def fingerprint_inputs(cls, image, step):
+        return "told" if image is None else "known"
+
+    @classmethod
+    def execute(cls, image, step):
+        Count.runs += step
+        return NodeOutput(Count.runs)
+
+class Any_(str):
+    def __ne__(self, other):
+        return False
+
 class Demo(ComfyExtension):
     loaded = False
     async def on_load(self):
         Demo.loaded = True
     async def get_node_list(self):
         assert Demo.loaded
-        return [Paint, Keep, Look, Same]
+        return [Paint, Keep, Look, Same, Count]
 
 async def comfy_entrypoint():
     return Demo()
@@ -128,7 +150,7 @@ def classes(tmp_path: Path) -> dict[str, Any]:
     ours = node_classes(shop)
     (found,) = packs.load(shop, [tmp_path / "custom_nodes"], ours)
     assert found.error == "", found.traceback
-    assert set(found.nodes) == {"DemoPaint", "DemoKeep", "DemoLook", "DemoSame"}
+    assert set(found.nodes) == {"DemoPaint", "DemoKeep", "DemoLook", "DemoSame", "DemoCount"}
     return {**ours, **found.nodes}
 
 
@@ -136,11 +158,11 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
-def ran(prompt: dict[str, Any], classes: dict[str, Any]) -> list[Event]:
+def ran(prompt: dict[str, Any], classes: dict[str, Any], executor: Executor | None = None) -> list[Event]:
     verdict = validate(prompt, classes)
     assert verdict.error is None, verdict
     seen: list[Event] = []
-    Executor(classes).run(Job(prompt=verdict.prompt, outputs=verdict.outputs, extra={}), seen.append)
+    (executor or Executor(classes)).run(Job(prompt=verdict.prompt, outputs=verdict.outputs, extra={}), seen.append)
     return seen
 
 
@@ -216,3 +238,18 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     (folder / "__init__.py").write_text("from comfy_api.latest import io\nx = io.DynamicSlot\n")
     (found,) = packs.load(Workshop(Folders.below(tmp_path)), [tmp_path / "custom_nodes"], {})
     assert "DynamicSlot" in found.error
+
+
+def test_a_node_whose_fingerprint_names_a_link_is_kept(classes: dict[str, Any]) -> None:
+    executor = Executor(classes)
+    prompt = {
+        "1": node("DemoPaint", size=16, gain=1.0, mode="light"),
+        "2": node("DemoCount", image=["1", 0], step=1),
+        "3": node("PreviewAny", source=["2", 0]),
+    }
+    for _ in range(2):
+        assert shown(ran(prompt, classes, executor), "3") == {"text": ["1"]}
+
+
+def test_a_custom_type_may_be_a_wildcard(classes: dict[str, Any]) -> None:
+    assert classes["DemoCount"].describe().input("more").type == "*"

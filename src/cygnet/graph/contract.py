@@ -6,12 +6,14 @@ custom nodes are written to it. Nothing here runs a node: see :mod:`cygnet.graph
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cygnet.graph.schema import COMBO, Input, NodeType, Output, Section
+from cygnet.graph.schema import Input, NodeType, Output, Section
 
 
 class NodeClass(Protocol):
@@ -46,7 +48,10 @@ class NodeClass(Protocol):
         ...
 
     def fingerprint(self, values: Mapping[str, Any]) -> Any:
-        """Changes whenever results may, though the constants are equal (a file was replaced); may raise."""
+        """Changes whenever results may, though the constants are equal (a file was replaced); may raise.
+
+        Linked inputs are None: their values are not known yet, and the keys of what feeds them count by themselves.
+        """
         ...
 
     def instance(self) -> Any:
@@ -107,16 +112,11 @@ class Classic:
             for section in sections
             for name, spec in (declared.get(section) or {}).items()
         ]
-        kinds = [kind if isinstance(kind, str) else COMBO for kind in it.RETURN_TYPES]
-        names = getattr(it, "RETURN_NAMES", None) or kinds
-        lists = getattr(it, "OUTPUT_IS_LIST", None) or [False] * len(kinds)
+        names, lists = (getattr(it, name, None) or () for name in ("RETURN_NAMES", "OUTPUT_IS_LIST"))
         return NodeType(
             name=self.name,
             inputs=tuple(inputs),
-            outputs=tuple(
-                Output(name=str(name), type=kind, is_list=bool(many))
-                for name, kind, many in zip(names, kinds, lists, strict=True)
-            ),
+            outputs=Output.several(it.RETURN_TYPES, names, lists),
             is_output=bool(getattr(it, "OUTPUT_NODE", False)),
             display_name=self.display_name,
             category=getattr(it, "CATEGORY", ""),
@@ -148,7 +148,7 @@ class Classic:
         arguments = _accepted(hook, values)
         if self.judges_links:
             arguments["input_types"] = dict(link_types)
-        verdict = hook(**arguments)
+        verdict = _settled(hook(**arguments))
         if verdict is True:
             return None
         return verdict if isinstance(verdict, str) else "the node refused these values"
@@ -156,7 +156,7 @@ class Classic:
     def fingerprint(self, values: Mapping[str, Any]) -> Any:
         """See :class:`NodeClass`; None without the hook."""
         hook = getattr(self.implementation, "IS_CHANGED", None)
-        return None if hook is None else hook(**_accepted(hook, values))
+        return None if hook is None else _settled(hook(**_accepted(hook, values)))
 
     def instance(self) -> Any:
         """See :class:`NodeClass`."""
@@ -167,7 +167,7 @@ class Classic:
         hook = getattr(instance, "check_lazy_status", None)
         if hook is None:
             return sorted(lazy)
-        return list(hook(**_accepted(hook, {**dict.fromkeys(lazy), **values})) or ())
+        return list(_settled(hook(**_accepted(hook, {**dict.fromkeys(lazy), **values}))) or ())
 
     def call(self, instance: Any, values: Mapping[str, Any]) -> Any:
         """See :class:`NodeClass`."""
@@ -183,6 +183,18 @@ def describe_all(classes: Mapping[str, NodeClass], failed: Callable[[str, Except
         except Exception as error:  # a foreign class may raise anything, and must not hide the others
             failed(name, error)
     return described
+
+
+def _settled(answer: Any) -> Any:
+    """What a hook answers, which may be ``async``. In a thread of its own: a loop may be running in this one."""
+    if not inspect.isawaitable(answer):
+        return answer
+
+    async def wait() -> Any:
+        return await answer
+
+    with ThreadPoolExecutor(1, thread_name_prefix="hook") as thread:
+        return thread.submit(asyncio.run, wait()).result()
 
 
 def _parameters(hook: Callable[..., Any]) -> tuple[list[str], bool]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ from cygnet.graph.events import (
 from cygnet.graph.results import ExecutionBlocker, Result, parse_result, slices
 from cygnet.graph.schema import AUTOGROW, DYNAMIC_COMBO, NodeType
 from cygnet.graph.traces import trace_of
-from cygnet.graph.validate import is_link, unwrapped
+from cygnet.graph.validate import is_link, unwrapped, well_formed
 from cygnet.types import CancelToken
 
 Values = list[list[Any]]
@@ -51,6 +52,9 @@ _OUT_OF_MEMORY = (
     "\nMemory did not suffice. All models and kept results were let go; ask for a smaller size or fewer frames, or "
     "load a model with fewer parameters or a smaller weight_dtype."
 )
+
+
+_CYCLE = "nodes of an expansion need one another's results"
 
 
 class Executor:
@@ -148,10 +152,10 @@ class _Run:
     keys: dict[str, str | None] = field(default_factory=dict)
     values: dict[str, Values] = field(default_factory=dict)
     waiting: dict[str, _Node] = field(default_factory=dict)
-    tasks: dict[asyncio.Future[list[Result]], _Node] = field(default_factory=dict)
+    tasks: dict[asyncio.Task[list[Result]], _Node] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
     now: Place | None = None
-    """The node that was last set to work."""
+    """The node that was last set to work or heard of."""
     exhausted: bool = False
     """Whether memory did not suffice."""
 
@@ -184,14 +188,17 @@ class _Run:
             node = self._next()
             if node is not None:
                 await self._step(node)
-            else:
+            elif self.tasks:
                 await self._some_task()
+            else:
+                self._stuck()
 
     # What is needed
 
     def _add(self, key: str, node: Mapping[str, Any], place: Place) -> None:
-        node_class = self.classes[node["class_type"]]
-        self.nodes[key] = _Node(key, node_class.describe(), node_class, node["inputs"], place)
+        with self._blaming(place):
+            node_class = self.classes[node["class_type"]]
+            self.nodes[key] = _Node(key, node_class.describe(), node_class, node["inputs"], place)
 
     def _needed(self) -> list[str]:
         """Every node that the outputs lead to, lazily or not."""
@@ -212,12 +219,9 @@ class _Run:
             node = self.nodes[pending.pop()]
             if node.key in self.values or node.key in self.waiting or node.key in running_now:
                 continue
-            kept = self.cache.get(self._key(node.key))
-            if kept is not None:
-                self.values[node.key] = [list(column) for column in kept.values]
-                if kept.ui is not None:
-                    self.sink(NodeFinished(node.place, kept.ui, cached=True))
-                continue
+            with self._blaming(node.place):
+                if self._recall(node):
+                    continue
             self.waiting[node.key] = node
             sources = {source for name, (source, _) in node.links.items() if name not in node.lazy}
             node.missing = {source for source in sources if source not in self.values}
@@ -225,15 +229,29 @@ class _Run:
         for node in self.waiting.values():
             node.missing -= self.values.keys()
 
+    def _recall(self, node: _Node) -> bool:
+        """Take a node's result from the cache, if it is there."""
+        kept = self.cache.get(self._key(node.key))
+        if kept is None:
+            return False
+        self.values[node.key] = [list(column) for column in kept.values]
+        if kept.ui is not None:
+            self.sink(NodeFinished(node.place, kept.ui, cached=True))
+        return True
+
     def _key(self, key: str) -> str | None:
         """The cache key of a node, and on the way of everything behind it."""
         stack = [key]
+        opened: set[str] = set()
         while stack:
             node = self.nodes[stack[-1]]
             behind = [source for source, _ in node.links.values() if source not in self.keys]
             if node.key in self.keys:
                 stack.pop()
+            elif behind and node.key in opened:  # something behind it led back to it
+                raise ValueError(f"{_CYCLE}: {node.key} is behind {behind[0]}, which is behind it")
             elif behind:
+                opened.add(node.key)
                 stack += behind
             else:
                 self.keys[stack.pop()] = self._own_key(node)
@@ -241,7 +259,7 @@ class _Run:
 
     def _own_key(self, node: _Node) -> str | None:
         try:
-            fingerprint = node.node_class.fingerprint(node.constants)
+            fingerprint = node.node_class.fingerprint({**dict.fromkeys(node.links), **node.constants})
         except Exception:  # a foreign hook may raise anything; then its results are not kept
             return None
         personal = not node.node_class.idempotent or "UNIQUE_ID" in _hidden(node.kind).values()
@@ -258,14 +276,20 @@ class _Run:
         feeds = {source for node in self.waiting.values() if node.kind.is_output for source in node.missing}
         return min(ready, key=lambda node: 0 if node.kind.is_output else 1 if node.key in feeds else 2)
 
+    def _stuck(self) -> None:
+        """Every node waits for another: an expansion needs what comes of the node that it replaces."""
+        node = next((it for it in self.waiting.values() if it.expanded is not None), next(iter(self.waiting.values())))
+        with self._blaming(node.place):
+            raise ValueError(f"{_CYCLE}: {node.key} waits for {', '.join(sorted(node.missing))}")
+
     async def _step(self, node: _Node) -> None:
         self.now = node.place
         arguments: dict[str, list[Any]] = {}
-        try:
+        with self._blaming(node.place, arguments):
             if node.expanded is not None:
                 self._finish(node, node.expanded)
                 return
-            arguments = self._arguments(node)
+            arguments.update(self._arguments(node))
             if self._asks_for_more(node, arguments):
                 return
             self.sink(NodeStarted(node.place))
@@ -274,11 +298,7 @@ class _Run:
             if later is None:
                 self._results(node, results)
             else:
-                self.tasks[asyncio.ensure_future(later)] = node
-        except (Cancelled, _Stop):
-            raise
-        except Exception as error:  # whatever a node raises ends the job, not the executor
-            self._fail(node, error, arguments)
+                self.tasks[later] = node
 
     def _arguments(self, node: _Node) -> dict[str, list[Any]]:
         """Each input's list of values; lazy ones only if they are there."""
@@ -328,8 +348,8 @@ class _Run:
 
     def _call(
         self, node: _Node, arguments: dict[str, list[Any]]
-    ) -> tuple[list[Result], Awaitable[list[Result]] | None]:
-        """Results, or what to wait for. A call that is given a blocker gives blockers."""
+    ) -> tuple[list[Result], asyncio.Task[list[Result]] | None]:
+        """Results, or what to wait for, in the same context. A call that is given a blocker gives blockers."""
         instance = self._instance(node)
         calls: list[Mapping[str, Any]]
         calls = [arguments] if node.node_class.input_is_list else list(slices(arguments))
@@ -343,7 +363,7 @@ class _Run:
                 else:
                     returned.append(node.node_class.call(instance, _nested(node.kind, values)))
             if any(inspect.isawaitable(it) for it in returned):
-                return [], _gather(returned, count, node.kind.name)
+                return [], asyncio.create_task(_gather(returned, count, node.kind.name))
         return [parse_result(it, count, node.kind.name) for it in returned], None
 
     def _blocked(self, node: _Node, blocker: ExecutionBlocker) -> ExecutionBlocker:
@@ -356,19 +376,26 @@ class _Run:
         done, _ = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED, timeout=0.1)
         for task in done:
             node = self.tasks.pop(task)
-            try:
+            self.now = node.place
+            with self._blaming(node.place, self._arguments(node)):
                 self._results(node, task.result())
-            except (Cancelled, _Stop):
-                raise
-            except Exception as error:  # as in _step
-                self._fail(node, error, self._arguments(node))
 
-    def _fail(self, node: _Node, error: Exception, arguments: Mapping[str, list[Any]]) -> None:
+    @contextmanager
+    def _blaming(self, place: Place, arguments: Mapping[str, list[Any]] | None = None) -> Iterator[None]:
+        """Whatever is raised inside ends the job, not the executor, as a failure of the node at ``place``."""
+        try:
+            yield
+        except (Cancelled, _Stop):
+            raise
+        except Exception as error:  # foreign code may raise anything
+            self._fail(place, error, arguments or {})
+
+    def _fail(self, place: Place, error: Exception, arguments: Mapping[str, list[Any]]) -> None:
         name = type(error).__name__
         module = type(error).__module__
         self.exhausted = out_of_memory(error)
         failed = NodeFailed(
-            node.place,
+            place,
             f"{str(error) or name}{_OUT_OF_MEMORY if self.exhausted else ''}",
             name if module == "builtins" else f"{module}.{name}",
             tuple(trace_of(error)),
@@ -376,7 +403,7 @@ class _Run:
             tuple(self.executed),
         )
         self.sink(failed)
-        raise _Stop(node.place) from error
+        raise _Stop(place) from error
 
     # Results
 
@@ -413,6 +440,7 @@ class _Run:
                 else:
                     column.append(value)
         ui = node.ui if node.expanded is not None else _merged(results)
+        self.sink(NodeFinished(node.place, ui))  # first: what cannot be told is not kept either
         self.waiting.pop(node.key, None)
         self.values[node.key] = columns
         self.executed.append(node.key)
@@ -420,7 +448,6 @@ class _Run:
             other.missing.discard(node.key)
         if not any(isinstance(value, ExecutionBlocker) for column in columns for value in column):
             self.cache.put(self._key(node.key), Kept(columns, ui))
-        self.sink(NodeFinished(node.place, ui))
 
 
 async def _gather(returned: list[Any], outputs: int, name: str) -> list[Result]:
@@ -464,7 +491,7 @@ def _merged(results: list[Result]) -> Mapping[str, Sequence[Any]] | None:
 
 
 def _links_into(value: Any, nodes: Mapping[str, Any]) -> bool:
-    return isinstance(value, list) and len(value) == 2 and value[0] in nodes and isinstance(value[1], int)
+    return is_link(value) and well_formed(value) and value[0] in nodes
 
 
 def _shortened(value: Any) -> str:

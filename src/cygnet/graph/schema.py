@@ -32,6 +32,17 @@ def fits(given: str, wanted: str) -> bool:
     return bool({part.strip() for part in left.split(",")} & {part.strip() for part in right.split(",")})
 
 
+def type_name(declared: object) -> str:
+    """The name of a declared type: a list of choices is a combo, and a wildcard ``*``.
+
+    Packs write a wildcard as a string, of any name, that says of no other string that it differs; that is lost as soon
+    as the type is plain text, so it is asked here, where it is read.
+    """
+    if not isinstance(declared, str):
+        return COMBO
+    return declared if declared != "the name of no type" else "*"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Input:
     """One declared input of a node type."""
@@ -50,7 +61,7 @@ class Input:
         kind = declared[0]
         options = dict(declared[1]) if len(declared) > 1 and declared[1] else {}
         if isinstance(kind, str):
-            return cls(name=name, type=kind, section=section, options=options)
+            return cls(name=name, type=type_name(kind), section=section, options=options)
         return cls(name=name, type=COMBO, section=section, options={**options, "options": list(kind)}, listed=True)
 
     def declared(self) -> list[Any]:
@@ -107,6 +118,17 @@ class Output:
     is_list: bool = False
     """The node returns a list whose members are spread over what follows."""
 
+    @classmethod
+    def several(cls, kinds: Sequence[Any], names: Sequence[Any], lists: Sequence[Any]) -> tuple[Output, ...]:
+        """From what a class declares side by side: an output without a name has its type's, one unmarked is no list."""
+        types = [type_name(kind) for kind in kinds]
+        labels = [*names[: len(types)], *types[len(names) :]]
+        marks = [*lists[: len(types)], *[False] * (len(types) - len(lists))]
+        return tuple(
+            cls(name=str(label), type=kind, is_list=bool(many))
+            for label, kind, many in zip(labels, types, marks, strict=True)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeType:
@@ -130,19 +152,14 @@ class NodeType:
         """From an entry of ``object_info``. Raises :class:`~cygnet.errors.RequestError` when it is not one."""
         try:
             declared, order = info["input"], info.get("input_order", {})
-            lists = info.get("output_is_list") or [False] * len(info["output"])
-            names = info.get("output_name") or info["output"]
-            outputs = [
-                Output(name=str(label), type=kind if isinstance(kind, str) else COMBO, is_list=bool(many))
-                for label, kind, many in zip(names, info["output"], lists, strict=True)
-            ]
+            outputs = Output.several(info["output"], info.get("output_name") or (), info.get("output_is_list") or ())
             inputs = [Input.parse(key, spec, section) for section, key, spec in _declarations(declared, order)]
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise RequestError(f"the description of node type {name!r} cannot be read: {error!r}") from error
         return cls(
             name=name,
             inputs=tuple(inputs),
-            outputs=tuple(outputs),
+            outputs=outputs,
             is_output=bool(info.get("output_node")),
             display_name=info.get("display_name") or "",
             category=info.get("category") or "",

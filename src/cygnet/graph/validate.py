@@ -79,7 +79,11 @@ def validate(prompt: Prompt, classes: Mapping[str, NodeClass], targets: Collecti
         name = node.get("class_type") if isinstance(node, Mapping) else None
         if not isinstance(name, str) or name not in classes or not isinstance(node.get("inputs"), Mapping):
             return Verdict(prompt, error=_unknown(key, node, name))
-        types.setdefault(name, classes[name].describe())
+        try:
+            types[name] = types.get(name) or classes[name].describe()
+        except Exception as error:  # a foreign class may raise anything
+            problem = _raised(f"Node {key} ({name}) cannot be described", error)
+            return Verdict(prompt, error=problem, nodes={key: NodeProblems(name, [problem])})
     wanted = [
         key
         for key, node in prompt.items()
@@ -100,7 +104,10 @@ def _judge(
     for key in needed:
         node = prompt[key]
         kind = types[node["class_type"]]
-        problems = _Node(key, node["inputs"], kind, classes[node["class_type"]], prompt, types).problems()
+        try:
+            problems = _Node(key, node["inputs"], kind, classes[node["class_type"]], prompt, types).problems()
+        except Exception as error:  # what a foreign class declares may be anything
+            problems = [_raised("The node cannot be checked by what it declares", error)]
         if problems:
             found[key] = NodeProblems(kind.name, problems)
     for first, ring in _rings(needed, needs).items():
@@ -159,10 +166,11 @@ def unwrapped(value: Any) -> Any:
 
 def links_of(inputs: Mapping[str, Any]) -> list[str]:
     """Ids of the nodes that well-formed links lead to, in the order of the inputs."""
-    return [value[0] for value in inputs.values() if is_link(value) and _well_formed(value)]
+    return [value[0] for value in inputs.values() if is_link(value) and well_formed(value)]
 
 
-def _well_formed(link: list[Any]) -> bool:
+def well_formed(link: list[Any]) -> bool:
+    """Whether it is a node id and an output number; any other list leads nowhere."""
     return len(link) == 2 and isinstance(link[0], str) and isinstance(link[1], int) and not isinstance(link[1], bool)
 
 
@@ -221,6 +229,11 @@ def _unknown(key: str, node: Any, name: Any) -> Problem:
     return Problem("missing_node_type", message, f"Node ID '#{key}'", info)
 
 
+def _raised(message: str, error: Exception) -> Problem:
+    info = {"exception_type": type(error).__name__, "traceback": trace_of(error)}
+    return Problem("exception_during_validation", message, str(error), info)
+
+
 # One node
 
 
@@ -268,7 +281,7 @@ class _Node:
         return self.link(it, value) if is_link(value) else self.constant(it, value)
 
     def link(self, it: Input, link: list[Any]) -> list[Problem]:
-        if not _well_formed(link):
+        if not well_formed(link):
             text = "A link must be a node id and an output number"
             return [
                 _about(it, "bad_linked_input", text, received_value=link if len(str(link)) <= 200 else _short(link))
@@ -316,8 +329,7 @@ class _Node:
         try:
             wrong = self.node_class.check(constants, link_types)
         except Exception as error:  # a foreign hook may raise anything
-            info = {"exception_type": type(error).__name__, "traceback": trace_of(error)}
-            return [Problem("exception_during_validation", "The node's own check failed", str(error), info)]
+            return [_raised("The node's own check failed", error)]
         if wrong is None:
             return []
         judged = self.node_class.judged

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from cygnet.graph.results import ExecutionBlocker
-from cygnet.graph.schema import AUTOGROW, COMBO, DYNAMIC_COMBO, MATCH
+from cygnet.graph.schema import AUTOGROW, COMBO, DYNAMIC_COMBO, MATCH, type_name
 
 _COMMON = ("display_name", "optional", "tooltip", "lazy")
 _ENDING = ("extra_dict", "raw_link")
@@ -144,6 +144,7 @@ class Output:
 
 def custom(io_type: str) -> type:
     """A type by its name in graphs, with ``Input``, ``Output`` and, for annotations, ``Type``."""
+    io_type = type_name(io_type)
     parts = {name: type(name, (base,), {"io_type": io_type}) for name, base in (("Input", Input), ("Output", Output))}
     return type(io_type, (), {"io_type": io_type, "Type": Any, **parts})
 
