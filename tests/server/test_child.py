@@ -171,3 +171,23 @@ def test_a_process_that_forgot_a_child_ends_all_the_same() -> None:
         "if __name__ == '__main__': asyncio.run(main())\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_a_child_whose_server_was_killed_does_not_outlive_it() -> None:
+    code = (
+        "import asyncio, os, signal\nfrom cygnet.server.child import Child\n"
+        "async def main():\n"
+        "    child = Child('tests.server.children:echo', {}, lambda it: None, print)\n"
+        "    child.start()\n"
+        "    await child.ask('echo', text='ready')\n"
+        "    child.tell('hang')\n"
+        "    print('ready', flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "if __name__ == '__main__': asyncio.run(main())\n"
+    )
+    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+    server.kill()
+    assert server.stdout.read() == "", "the child, which holds the other end, has ended too"
+    server.wait()

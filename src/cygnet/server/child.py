@@ -38,6 +38,8 @@ BEAT = 5.0
 MOST_MISSED = 24
 """Signs of life that may fail to come one after another; then the process is frozen, and is ended. They are counted by
 the server's own ticks and not by a clock, so that a machine that sleeps loses no child."""
+ORPHAN_GRACE = 2.0
+"""Seconds that a child has to end by itself once its server is gone; a node that does not heed a stop is cut off."""
 _ESCAPE = re.compile(rb"\\(?:u[dD][89aAbB]..\\u[dD][c-fC-F]..|(?P<half>u[dD][89a-fA-F]..)|.)", re.DOTALL)
 """Any escape in JSON: a pair of surrogates, half of one, or another."""
 _log = logging.getLogger(__name__)
@@ -135,9 +137,14 @@ def _leave_signals_to_the_server() -> None:
 
 
 def _beat(channel: Channel, seconds: float) -> None:
-    while True:
+    """Tell that this process lives, and end it when its server does not: its job may be begun elsewhere by now."""
+    server = multiprocessing.parent_process()
+    assert server is not None
+    while server.is_alive():
         channel.send({"beat": True})
-        time.sleep(seconds)
+        server.join(seconds)
+    time.sleep(ORPHAN_GRACE)
+    os._exit(1)
 
 
 @dataclass(eq=False)
