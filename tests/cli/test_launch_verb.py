@@ -13,7 +13,7 @@ import pytest
 from cli_process import Command
 from cygnet.cli import launch as module
 from cygnet.cli.launch import _all_bound, _bound
-from cygnet.cli.studio import read_token
+from cygnet.cli.studio import model_roots, read_token
 from cygnet.errors import RequestError
 from cygnet.server.settings import Settings
 
@@ -184,3 +184,12 @@ def test_a_token_file_without_a_token_is_refused(tmp_path: Path, content: bytes 
         (tmp_path / "token.txt").write_bytes(content)
     with pytest.raises(RequestError, match=r"token file token\.txt"):
         read_token(tmp_path / "token.txt")
+
+
+def test_default_folders_of_a_paths_file_come_first(tmp_path: Path) -> None:
+    file = tmp_path / "extra.yaml"
+    file.write_text("a:\n  vae: /more/vae\nb:\n  is_default: true\n  vae: /first/vae\n  ipadapter: /first/adapters\n")
+    roots = model_roots(tmp_path / "base", [file])
+    assert roots["vae"][:3] == ["/first/vae", str(tmp_path / "base" / "models" / "vae"), "/more/vae"]
+    assert roots["ipadapter"] == ["/first/adapters"]
+    assert roots["loras"][0] == str(tmp_path / "base" / "models" / "loras")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from cygnet.graph.schema import COMBO, Input, NodeType
 from cygnet.graph.validate import validate
 from cygnet.media.video_read import read_metadata, read_video
 from cygnet.models.vae.config import WAN_LATENTS_MEAN
-from cygnet.nodes import conditioning, latents, sampling
+from cygnet.nodes import conditioning, files, latents, sampling
 from cygnet.nodes.catalogue import embedded_files, node_classes
 from cygnet.nodes.workshop import FileHandle, Workshop
 from cygnet.types import CancelToken
@@ -385,3 +387,39 @@ def test_sound_goes_from_a_video_to_a_video(shop: Workshop, tmp_path: Path) -> N
     assert heard["waveform"][0, 0, 10_000:20_000].abs().max() > 0.2
     with pytest.raises(RequestError, match="is not a waveform"):
         call("CreateVideo", images=torch.rand(8, 16, 16, 3), fps=8.0, audio={})
+
+
+def test_a_video_has_the_methods_that_custom_nodes_call(tmp_path: Path) -> None:
+    waveform = torch.zeros(1, 1, 44100)
+    video = files.VideoValue(torch.rand(10, 16, 32, 3), 30000 / 1001, {"waveform": waveform, "sample_rate": 44100})
+    parts = video.get_components()
+    assert (parts.images is video.images, parts.audio is video.audio) == (True, True)
+    assert parts.frame_rate == video.get_frame_rate() == Fraction(30000, 1001)
+    assert (video.get_dimensions(), video.get_frame_count()) == ((32, 16), 10)
+    assert video.get_duration() == pytest.approx(10 * 1001 / 30000)
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"another")
+    video.save_to(str(path), metadata={"prompt": {"1": {}}})
+    clip = read_video(path)
+    assert (clip.frames.shape, clip.fps) == ((10, 16, 32, 3), pytest.approx(30000 / 1001))
+    assert json.loads(read_metadata(path)["prompt"]) == {"1": {}}
+    assert video.get_stream_source().read(12)[4:8] == b"ftyp"
+    with pytest.raises(RequestError, match="saved as h264"):
+        video.save_to(path, codec="av1")
+
+
+def test_a_custom_nodes_own_video_is_saved_and_taken_apart(shop: Workshop) -> None:
+    nodes = node_classes(shop)
+
+    class Theirs:
+        def get_components(self) -> SimpleNamespace:
+            return SimpleNamespace(images=torch.rand(3, 16, 16, 3), audio=None, frame_rate=Fraction(12))
+
+    def call(name: str, **inputs: Any) -> Any:
+        return nodes[name].call(nodes[name].instance(), inputs)
+
+    saved = call("SaveVideo", video=Theirs(), filename_prefix="a", format="auto", codec="auto")
+    assert read_video(shop.folders.output / saved["ui"]["images"][0]["filename"]).fps == 12
+    assert call("GetVideoComponents", video=Theirs())[1:] == (None, 12.0)
+    with pytest.raises(RequestError, match="which is no VIDEO"):
+        call("GetVideoComponents", video=torch.rand(3, 16, 16, 3))

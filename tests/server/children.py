@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -27,9 +28,24 @@ def echo(channel: Channel, options: Mapping[str, Any]) -> None:
                 time.sleep(1000)
             case "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
+            case "subprocess":
+                channel.answer(message, _terminated)
             case "leave":
                 sys.exit(3)
     channel.send({"goodbye": True})
+
+
+def _terminated() -> list[int]:
+    """How a program and a fork of a child end when they are asked to."""
+    program = subprocess.Popen(["sleep", "60"])
+    program.terminate()
+    fork = os.fork()
+    if not fork:
+        time.sleep(20)
+        os._exit(0)
+    time.sleep(0.5)
+    os.kill(fork, signal.SIGTERM)
+    return [program.wait(), os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])]
 
 
 FREED: list[bool] = []

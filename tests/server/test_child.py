@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -136,3 +138,56 @@ def test_a_machine_that_sleeps_loses_no_process(monkeypatch: pytest.MonkeyPatch)
         assert ended == []
 
     with_child(story)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_processes_is_left_to_the_server(number: signal.Signals) -> None:
+    async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
+        assert child.pid is not None
+        os.kill(child.pid, number)  # while Python itself is still starting in it
+        assert await child.ask("echo", text="ready") == "ready"
+        os.kill(child.pid, number)
+        assert await child.ask("echo", text="alive") == "alive"
+        await child.stop(10)
+        assert ended == ["ended with exit code 0"]
+
+    with_child(story)
+
+
+def test_what_a_child_starts_can_be_terminated() -> None:
+    async def story(child: Child, heard: list[Any], ended: list[str]) -> None:
+        assert await child.ask("subprocess") == [-signal.SIGTERM, -signal.SIGTERM]
+
+    with_child(story)
+
+
+def test_a_process_that_forgot_a_child_ends_all_the_same() -> None:
+    code = (
+        "import asyncio\nfrom cygnet.server.child import Child\n"
+        "async def main():\n"
+        "    child = Child('tests.server.children:echo', {}, print, print)\n"
+        "    child.start()\n"
+        "    await child.ask('echo', text='ready')\n"
+        "if __name__ == '__main__': asyncio.run(main())\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_a_child_whose_server_was_killed_does_not_outlive_it() -> None:
+    code = (
+        "import asyncio, os, signal\nfrom cygnet.server.child import Child\n"
+        "async def main():\n"
+        "    child = Child('tests.server.children:echo', {}, lambda it: None, print)\n"
+        "    child.start()\n"
+        "    await child.ask('echo', text='ready')\n"
+        "    child.tell('hang')\n"
+        "    print('ready', flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "if __name__ == '__main__': asyncio.run(main())\n"
+    )
+    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+    server.kill()
+    assert server.stdout.read() == "", "the child, which holds the other end, has ended too"
+    server.wait()

@@ -39,6 +39,10 @@ def test_a_waiting_job(store: JobStore) -> None:
     assert (row["status"], row["priority"], row["outputs_count"], row["preview_output"]) == ("pending", 1, 0, None)
     assert row["execution_error"] is None
     assert isinstance(row["create_time"], int)
+    assert job_detail(it)["execution_status"] is None
+    begun = store.claim()
+    assert begun is not None
+    assert job_detail(begun)["execution_status"] is None
 
 
 def test_a_finished_job_is_shown_by_its_saved_file(store: JobStore) -> None:
@@ -60,6 +64,7 @@ def test_a_finished_job_is_shown_by_its_saved_file(store: JobStore) -> None:
         "messages": [["execution_success", {"prompt_id": "j"}]],
     }
     detail = job_detail(it)
+    assert detail["execution_status"] == entry["status"]
     assert detail["workflow"]["extra_data"]["extra_pnginfo"]["workflow"] == {"id": "w"}
     assert detail["update_time"] == it.ended_ms
 

@@ -93,7 +93,9 @@ def test_a_job_that_takes_its_worker_down_again_and_again_is_set_aside(store: Jo
         record = store.claim()
         assert record is not None
         assert record.id == "poison"
-        store.lose("exit code -11", only=["poison"])
+        assert record.started_ms is not None
+        (lost,) = store.lose("exit code -11", only=["poison"])
+        assert (lost.started_ms is None) == (lost.state == "pending"), "one that waits again has not begun"
     record = store.require("poison")
     assert record.state == "quarantined"
     assert record.ending is not None

@@ -49,13 +49,19 @@ def folders_of(base: Path, given: Mapping[str, Path | None]) -> Folders:
 
 
 def model_roots(base: Path, places: Sequence[Path]) -> dict[str, list[str]]:
-    """Model folders by kind: those below ``base`` first (where downloads go), then all others that are known."""
+    """Model folders by kind: those that an extra_model_paths.yaml makes the default, then those below ``base``, then
+    all others that are known."""
     from cygnet.checkpoints.discovery import model_folders
 
-    roots = {kind: [str(base / "models" / kind)] for kind in KINDS}
-    for folder in model_folders(places):
-        if str(folder.path) not in roots.setdefault(folder.kind, []):
-            roots[folder.kind].append(str(folder.path))
+    known = model_folders(places)
+    roots: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for kind, path in (
+        *((it.kind, it.path) for it in known if it.is_default),
+        *((kind, base / "models" / kind) for kind in KINDS),
+        *((it.kind, it.path) for it in known),
+    ):
+        if str(path) not in roots.setdefault(kind, []):
+            roots[kind].append(str(path))
     return roots
 
 

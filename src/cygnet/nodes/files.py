@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,14 +33,81 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".m4v", ".gif", ".webp")
 
 
+@dataclass
+class VideoComponents:
+    """What a ``VIDEO`` is made of."""
+
+    images: torch.Tensor
+    """``[T, H, W, C]`` in 0..1"""
+    frame_rate: Fraction
+    audio: Mapping[str, Any] | None = None
+    """``AUDIO`` as it flows through a graph: ``waveform [1, C, N]`` in -1..1 and ``sample_rate``."""
+    metadata: Mapping[str, Any] | None = None
+
+
 @dataclass(frozen=True)
 class VideoValue:
-    """``VIDEO`` as it flows through a graph: frames ``[T, H, W, C]`` in 0..1, their rate, and the sound if any."""
+    """``VIDEO`` as it flows through a graph, with the methods that custom nodes call. Theirs may be other classes."""
 
     images: torch.Tensor
     fps: float
     audio: Mapping[str, Any] | None = None
-    """``AUDIO`` as it flows through a graph: ``waveform [1, C, N]`` in -1..1 and ``sample_rate``."""
+
+    def get_components(self) -> VideoComponents:
+        """Frames, rate and sound."""
+        return VideoComponents(self.images, self.get_frame_rate(), self.audio)
+
+    def get_dimensions(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.images.shape[2], self.images.shape[1]
+
+    def get_frame_count(self) -> int:
+        """How many frames there are."""
+        return len(self.images)
+
+    def get_frame_rate(self) -> Fraction:
+        """Frames per second; 30000/1001 and its like are told as such."""
+        short = Fraction(self.fps).limit_denominator(1001)
+        return short if float(short) == self.fps else Fraction(self.fps)
+
+    def get_duration(self) -> float:
+        """Seconds."""
+        return len(self.images) / self.fps
+
+    def get_stream_source(self) -> io.BytesIO:
+        """The video as an mp4 file."""
+        file = io.BytesIO()
+        self.save_to(file)
+        file.seek(0)
+        return file
+
+    def save_to(
+        self,
+        path: str | os.PathLike[str] | io.BytesIO,
+        format: str = "auto",
+        codec: str = "auto",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write an mp4 file, over one that is there; ``metadata`` is kept inside, as JSON where it is no text."""
+        for name, value, allowed in (("format", format, "mp4"), ("codec", codec, "h264")):
+            if getattr(value, "value", value) not in ("auto", allowed):  # texts, or an enumeration of them
+                raise RequestError(f"{name} is {value!r}; a video is saved as {allowed}, or auto", field=name)
+        told = {key: it if isinstance(it, str) else json.dumps(it) for key, it in (metadata or {}).items()}
+        if isinstance(path, io.BytesIO):
+            with tempfile.TemporaryDirectory() as folder:
+                self.save_to(file := Path(folder) / "video.mp4", metadata=told)
+                path.write(file.read_bytes())
+            return
+        sound = None if self.audio is None else to_sound(self.audio)
+        _fill(Path(path), self.images, self.fps, "mp4", told, sound=sound, overwrite=True)
+
+
+def video_components(video: Any) -> VideoComponents:
+    """What a ``VIDEO`` is made of, whichever class a custom node made it of."""
+    if not callable(getattr(video, "get_components", None)):
+        raise RequestError(f"video is a {type(video).__name__}, which is no VIDEO", field="video")
+    found: VideoComponents = video.get_components()
+    return found
 
 
 class LoadImage(Node):
@@ -138,7 +210,7 @@ class SaveVideo(Node):
 
     def run(
         self,
-        video: VideoValue,
+        video: Any,
         filename_prefix: str,
         format: str,
         codec: str,
@@ -146,8 +218,9 @@ class SaveVideo(Node):
         extra_pnginfo: Any = None,
     ) -> dict[str, Any]:
         told = described(self.shop, prompt, extra_pnginfo)
-        sound = None if video.audio is None else to_sound(video.audio)
-        return animated(write(self.shop, video.images, video.fps, filename_prefix, "mp4", told, sound=sound))
+        it = video_components(video)
+        sound = None if it.audio is None else to_sound(it.audio)
+        return animated(write(self.shop, it.images, float(it.frame_rate), filename_prefix, "mp4", told, sound=sound))
 
 
 class SaveAnimatedWEBP(Node):
@@ -337,31 +410,36 @@ def write(
 
     A fourth channel, opacity, is kept where the format can.
     """
+    path, saved = shop.folders.next_file(prefix, f".{kind}", folder, width=images.shape[2], height=images.shape[1])
+    _fill(
+        path, images, fps, kind, metadata,
+        quality=quality, sound=sound, effort=effort, codec=codec, rate_factor=rate_factor,
+    )  # fmt: skip
+    return saved
+
+
+def _fill(
+    path: Path, images: torch.Tensor, fps: float, kind: VideoFormat, metadata: Mapping[str, str], **more: Any
+) -> None:
     height, width, channels = images.shape[1:]
     alpha = channels == 4 and kind in ("webp", "png")
-    path, saved = shop.folders.next_file(prefix, f".{kind}", folder, width=width, height=height)
     writer = open_writer(
         path,
         width=width,
         height=height,
         fps=fps,
         format=kind,
-        quality=quality,
         metadata=metadata,
         num_frames=len(images),
-        sound=sound,
         alpha=alpha,
-        effort=effort,
-        codec=codec,
-        rate_factor=rate_factor,
+        **more,
     )
     with writer as opened:
         for frame in images:
             opened.write(to_bytes(frame, 4 if alpha else 3)[None])
-    return saved
 
 
 def to_bytes(frame: torch.Tensor, channels: int = 3) -> Frames:
     """``[H, W, C]`` in 0..1 to uint8, its first ``channels``, cut off and not rounded, as the official export does."""
-    pixels: Frames = (frame[..., :channels].clamp(0, 1) * 255).to(torch.uint8).numpy()
+    pixels: Frames = (frame[..., :channels].clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
     return pixels

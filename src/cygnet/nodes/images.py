@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cygnet.graph.context import current
-from cygnet.nodes.files import VideoValue
+from cygnet.nodes.files import video_components
 from cygnet.nodes.latents import MOST
 from cygnet.nodes.workshop import Node
 
@@ -49,8 +49,9 @@ class GetVideoComponents(Node):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"video": ("VIDEO",)}}
 
-    def run(self, video: VideoValue) -> tuple[torch.Tensor, Any, float]:
-        return video.images, video.audio, video.fps
+    def run(self, video: Any) -> tuple[torch.Tensor, Any, float]:
+        it = video_components(video)
+        return it.images, it.audio, float(it.frame_rate)
 
 
 class ImageScale(Node):

@@ -8,6 +8,7 @@ JSON and not pickle: what a crashed or captured child sends cannot run code in t
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import faulthandler
 import importlib
@@ -15,13 +16,15 @@ import itertools
 import json
 import logging
 import multiprocessing
+import os
 import queue
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -35,6 +38,8 @@ BEAT = 5.0
 MOST_MISSED = 24
 """Signs of life that may fail to come one after another; then the process is frozen, and is ended. They are counted by
 the server's own ticks and not by a clock, so that a machine that sleeps loses no child."""
+ORPHAN_GRACE = 2.0
+"""Seconds that a child has to end by itself once its server is gone; a node that does not heed a stop is cut off."""
 _ESCAPE = re.compile(rb"\\(?:u[dD][89aAbB]..\\u[dD][c-fC-F]..|(?P<half>u[dD][89a-fA-F]..)|.)", re.DOTALL)
 """Any escape in JSON: a pair of surrogates, half of one, or another."""
 _log = logging.getLogger(__name__)
@@ -86,8 +91,7 @@ class Channel:
 
 def _run(target: str, options: Mapping[str, Any], connection: Connection, beat: float) -> None:
     """The child's main: ``target`` is ``module:function``, called with its channel and options."""
-    # Ctrl-C reaches the whole group of processes; the server decides what happens to its children.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _leave_signals_to_the_server()
     faulthandler.enable()  # a crash leaves its stack on stderr
     channel = Channel(connection)
     threading.Thread(target=_beat, args=(channel, beat), daemon=True, name="tells that the process lives").start()
@@ -95,10 +99,52 @@ def _run(target: str, options: Mapping[str, Any], connection: Connection, beat: 
     getattr(importlib.import_module(module), name)(channel, options)
 
 
+def _signals_to_stop() -> list[signal.Signals]:
+    """Those that Ctrl-C, service managers and closing terminals send to all processes, not to the server alone."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Start a process in here so that no signal to stop ends it before it has said what it does about them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would let them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _signals_to_stop())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_signals_to_the_server() -> None:
+    """The server decides what happens to its children: it sends a message, or kills.
+
+    A handler that does nothing and not SIG_IGN, which what a node starts (ffmpeg, say) would inherit: its owner could
+    not terminate it any more. Ctrl-C alone is ignored there too.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    others = [it for it in _signals_to_stop() if it != signal.SIGINT]
+    for number in others:
+        signal.signal(number, lambda number, frame: None)
+    if hasattr(os, "register_at_fork"):  # a new program has the defaults; a fork keeps handlers
+        os.register_at_fork(after_in_child=lambda: [signal.signal(it, signal.SIG_DFL) for it in others])
+        for number in others:
+            signal.siginterrupt(number, False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _signals_to_stop())
+
+
 def _beat(channel: Channel, seconds: float) -> None:
-    while True:
+    """Tell that this process lives, and end it when its server does not: its job may be begun elsewhere by now."""
+    server = multiprocessing.parent_process()
+    assert server is not None
+    while server.is_alive():
         channel.send({"beat": True})
-        time.sleep(seconds)
+        server.join(seconds)
+    time.sleep(ORPHAN_GRACE)
+    os._exit(1)
 
 
 @dataclass(eq=False)
@@ -132,7 +178,9 @@ class Child:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_run, args=(self.target, dict(self.options), theirs, BEAT), daemon=True)
-        self._process.start()
+        with _held_back():
+            self._process.start()
+        atexit.register(self.kill)  # multiprocessing would terminate it then, which it does not heed, and wait
         theirs.close()
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._read, args=(loop,), daemon=True, name=f"reads {self.target}").start()
@@ -186,6 +234,7 @@ class Child:
 
     def _lost(self, how: str) -> None:
         how = self._verdict or how
+        atexit.unregister(self.kill)
         if self._tick is not None:
             self._tick.cancel()
         for future in self._open.values():

@@ -381,7 +381,7 @@ class Engine:
         running = self.running
         if running is None or self._worker is None or (job_id is not None and job_id != running.record.id):
             return False
-        self._worker.tell("cancel", job=running.record.id)
+        self._worker.tell("cancel", job=running.record.id, fence=running.record.fence)
         if not running.stopping:
             running.stopping = True
             self._later(STOPS_WITHIN, lambda: self._insist(running))

@@ -78,7 +78,7 @@ def job_detail(it: JobRecord) -> dict[str, Any]:
         **job_row(it),
         "update_time": it.ended_ms or it.started_ms or it.created_ms,
         "outputs": {} if it.ending is None else it.ending.outputs,
-        "execution_status": _status(it),
+        "execution_status": None if it.state in ("pending", "running") else _status(it),
         "execution_meta": {} if it.ending is None else it.ending.meta,
         "workflow": {"prompt": it.submission.prompt, "extra_data": it.submission.extra},
     }

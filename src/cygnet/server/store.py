@@ -260,6 +260,7 @@ class JobStore:
                 db.execute(
                     "UPDATE jobs SET state = CASE WHEN attempts < ?1 THEN 'pending' ELSE 'quarantined' END,"
                     " result = CASE WHEN attempts < ?1 THEN NULL ELSE ?2 END,"
+                    " started_ms = CASE WHEN attempts < ?1 THEN NULL ELSE started_ms END,"
                     " ended_ms = CASE WHEN attempts < ?1 THEN NULL ELSE ?3 END,"
                     f" ended = CASE WHEN attempts < ?1 THEN NULL ELSE {_NEXT_END} END, fence = fence + 1 WHERE id = ?4",
                     (MOST_ATTEMPTS, _ending_text(ending), _now(), job_id),

@@ -44,19 +44,20 @@ def serve_jobs(
     """
     executor = Executor(classes, cache, preview_method=preview_method, relieve=free)
     orders: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    running: dict[str, CancelToken] = {}
+    tokens: dict[tuple[str, int], CancelToken] = {}
+    """By job and attempt: a job may be asked for again while its earlier run is still being ended here."""
 
     def listen() -> None:
         while (message := channel.receive()) is not None:
             if message["what"] == "cancel":
-                token = running.get(message["job"])
+                token = tokens.get((message["job"], message["fence"]))
                 if token is not None:
                     token.cancel()
             else:
                 if message["what"] == "run":
-                    running[message["job"]] = CancelToken()
+                    tokens[message["job"], message["fence"]] = CancelToken()
                 orders.put(message)
-        for token in [*running.values()]:
+        for token in [*tokens.values()]:
             token.cancel()
         orders.put(None)
 
@@ -68,8 +69,9 @@ def serve_jobs(
                 executor.cache.clear()
             free()
         elif order["what"] == "run":
-            _run(channel, executor, order, running[order["job"]])
-            del running[order["job"]]
+            attempt = order["job"], order["fence"]
+            _run(channel, executor, order, tokens[attempt])
+            del tokens[attempt]
         channel.send({"devices": devices()})
 
 
