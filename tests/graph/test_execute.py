@@ -180,6 +180,9 @@ KINDS: dict[str, type] = {
         check_lazy_status=want_later,
     ),
     "LateWork": classic({"steps": INT}, ("INT",), work_later),
+    "Nameless": classic(
+        {}, ("STRING",), lambda me: ("well",), INPUT_TYPES=classmethod(lambda cls: {"hidden": {"me": ()}})
+    ),
     "Mute": classic({}, (), lambda: {"ui": {"text": [{1, 2}]}}, OUTPUT_NODE=True),
     "Moody": classic({}, ("STRING",), lambda: ("well",), INPUT_TYPES=classmethod(lambda cls: MOOD.pop())),
     "Wrong": classic({}, ("STRING", "STRING"), lambda: ("one",)),
@@ -499,9 +502,10 @@ def test_a_list_of_two_things_is_a_value_like_any_other(value: list[Any]) -> Non
     assert shown(events) == [value]
 
 
-def test_a_type_that_cannot_be_described_at_run_time_fails_its_job_and_not_the_executor() -> None:
+@pytest.mark.parametrize("kind", ["Moody", "Nameless"])
+def test_a_type_that_cannot_be_described_at_run_time_fails_its_job_and_not_the_executor(kind: str) -> None:
     MOOD.clear()
-    events, ended = run({"1": node("Moody"), "2": node("Show", text=["1", 0])})
+    events, ended = run({"1": node(kind), "2": node("Show", text=["1", 0])})
     failed = next(it for it in events if isinstance(it, NodeFailed))
     assert (failed.place.node, failed.exception_type) == ("1", "IndexError")
     assert (ended.state, ended.at, events[-1]) == ("error", failed.place, ended)

@@ -254,7 +254,8 @@ class _Run:
                 opened.add(node.key)
                 stack += behind
             else:
-                self.keys[stack.pop()] = self._own_key(node)
+                with self._blaming(node.place):
+                    self.keys[stack.pop()] = self._own_key(node)
         return self.keys[key]
 
     def _own_key(self, node: _Node) -> str | None:
