@@ -106,6 +106,10 @@ async def want_later(self: Any, yes: Any, no: Any) -> list[str]:
     return [] if yes else ["yes"]
 
 
+def bare() -> dict[str, Any]:
+    return {"expand": {"z.1": {"class_type": "Echo", "inputs": {"value": [1, 2, 3]}}}, "result": (["z.1", 0],)}
+
+
 def coil(to: str) -> dict[str, Any]:
     inner = {
         "y.1": {"class_type": "Upper", "inputs": {"text": ["y.2", 0]}},
@@ -183,6 +187,7 @@ KINDS: dict[str, type] = {
     "Nameless": classic(
         {}, ("STRING",), lambda me: ("well",), INPUT_TYPES=classmethod(lambda cls: {"hidden": {"me": ()}})
     ),
+    "Bare": classic({}, ("*",), bare),
     "Mute": classic({}, (), lambda: {"ui": {"text": [{1, 2}]}}, OUTPUT_NODE=True),
     "Moody": classic({}, ("STRING",), lambda: ("well",), INPUT_TYPES=classmethod(lambda cls: MOOD.pop())),
     "Wrong": classic({}, ("STRING", "STRING"), lambda: ("one",)),
@@ -617,3 +622,8 @@ def test_a_stop_is_honoured_inside_an_async_node() -> None:
     assert ended.at is not None
     assert ended.at.node == "1"
     assert [it.value for it in events if isinstance(it, NodeProgressed)] == [1, 2, 3]
+
+
+def test_an_expansion_may_give_its_nodes_lists() -> None:
+    events, _ = run({"1": node("Bare"), "2": node("Show", text=["1", 0])})
+    assert shown(events) == [[1, 2, 3]]
