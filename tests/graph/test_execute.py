@@ -106,6 +106,10 @@ async def want_later(self: Any, yes: Any, no: Any) -> list[str]:
     return [] if yes else ["yes"]
 
 
+def bare() -> dict[str, Any]:
+    return {"expand": {"z.1": {"class_type": "Echo", "inputs": {"value": [1, 2, 3]}}}, "result": (["z.1", 0],)}
+
+
 def coil(to: str) -> dict[str, Any]:
     inner = {
         "y.1": {"class_type": "Upper", "inputs": {"text": ["y.2", 0]}},
@@ -180,6 +184,10 @@ KINDS: dict[str, type] = {
         check_lazy_status=want_later,
     ),
     "LateWork": classic({"steps": INT}, ("INT",), work_later),
+    "Nameless": classic(
+        {}, ("STRING",), lambda me: ("well",), INPUT_TYPES=classmethod(lambda cls: {"hidden": {"me": ()}})
+    ),
+    "Bare": classic({}, ("*",), bare),
     "Mute": classic({}, (), lambda: {"ui": {"text": [{1, 2}]}}, OUTPUT_NODE=True),
     "Moody": classic({}, ("STRING",), lambda: ("well",), INPUT_TYPES=classmethod(lambda cls: MOOD.pop())),
     "Wrong": classic({}, ("STRING", "STRING"), lambda: ("one",)),
@@ -499,9 +507,10 @@ def test_a_list_of_two_things_is_a_value_like_any_other(value: list[Any]) -> Non
     assert shown(events) == [value]
 
 
-def test_a_type_that_cannot_be_described_at_run_time_fails_its_job_and_not_the_executor() -> None:
+@pytest.mark.parametrize("kind", ["Moody", "Nameless"])
+def test_a_type_that_cannot_be_described_at_run_time_fails_its_job_and_not_the_executor(kind: str) -> None:
     MOOD.clear()
-    events, ended = run({"1": node("Moody"), "2": node("Show", text=["1", 0])})
+    events, ended = run({"1": node(kind), "2": node("Show", text=["1", 0])})
     failed = next(it for it in events if isinstance(it, NodeFailed))
     assert (failed.place.node, failed.exception_type) == ("1", "IndexError")
     assert (ended.state, ended.at, events[-1]) == ("error", failed.place, ended)
@@ -613,3 +622,8 @@ def test_a_stop_is_honoured_inside_an_async_node() -> None:
     assert ended.at is not None
     assert ended.at.node == "1"
     assert [it.value for it in events if isinstance(it, NodeProgressed)] == [1, 2, 3]
+
+
+def test_an_expansion_may_give_its_nodes_lists() -> None:
+    events, _ = run({"1": node("Bare"), "2": node("Show", text=["1", 0])})
+    assert shown(events) == [[1, 2, 3]]

@@ -119,7 +119,7 @@ class _Node:
 
     @property
     def links(self) -> dict[str, tuple[str, int]]:
-        return {it: (self.inputs[it][0], self.inputs[it][1]) for it in self._names() if is_link(self.inputs.get(it))}
+        return {it: (self.inputs[it][0], self.inputs[it][1]) for it in self._names() if _leads(self.inputs.get(it))}
 
     @property
     def lazy(self) -> set[str]:
@@ -128,7 +128,7 @@ class _Node:
     @property
     def constants(self) -> dict[str, Any]:
         present = {it: self.inputs[it] for it in self._names() if it in self.inputs}
-        return {name: unwrapped(value) for name, value in present.items() if not is_link(value)}
+        return {name: unwrapped(value) for name, value in present.items() if not _leads(value)}
 
     def _names(self) -> list[str]:
         """Inputs that it declares, dynamic ones by the names that are there."""
@@ -254,7 +254,8 @@ class _Run:
                 opened.add(node.key)
                 stack += behind
             else:
-                self.keys[stack.pop()] = self._own_key(node)
+                with self._blaming(node.place):
+                    self.keys[stack.pop()] = self._own_key(node)
         return self.keys[key]
 
     def _own_key(self, node: _Node) -> str | None:
@@ -491,7 +492,12 @@ def _merged(results: list[Result]) -> Mapping[str, Sequence[Any]] | None:
 
 
 def _links_into(value: Any, nodes: Mapping[str, Any]) -> bool:
-    return is_link(value) and well_formed(value) and value[0] in nodes
+    return _leads(value) and value[0] in nodes
+
+
+def _leads(value: Any) -> bool:
+    """Whether it is a link. Nodes of an expansion are given objects as they are, and so lists that are none."""
+    return is_link(value) and well_formed(value)
 
 
 def _shortened(value: Any) -> str:
