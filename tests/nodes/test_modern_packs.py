@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,19 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     (folder / "__init__.py").write_text("from comfy_api.latest import io\nx = io.DynamicSlot\n")
     (found,) = packs.load(Workshop(Folders.below(tmp_path)), [tmp_path / "custom_nodes"], {})
     assert "DynamicSlot" in found.error
+
+
+def test_a_custom_node_makes_a_video(classes: dict[str, Any]) -> None:
+    made: dict[str, Any] = {}
+    exec(
+        "from comfy_api.latest import InputImpl, Types\n"
+        "from comfy_api.input_impl import VideoFromComponents\n"
+        "from comfy_api.util import VideoComponents\n"
+        "import torch\n"
+        "parts = Types.VideoComponents(images=torch.zeros(4, 8, 16, 3), frame_rate=Fraction(8))\n"
+        "video = InputImpl.VideoFromComponents(parts)\n",
+        {"Fraction": Fraction},
+        made,
+    )
+    assert made["video"].get_dimensions() == (16, 8)
+    assert made["VideoFromComponents"](made["VideoComponents"](made["parts"].images, 2)).get_duration() == 2
