@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +254,19 @@ def test_a_node_whose_fingerprint_names_a_link_is_kept(classes: dict[str, Any]) 
 
 def test_a_custom_type_may_be_a_wildcard(classes: dict[str, Any]) -> None:
     assert classes["DemoCount"].describe().input("more").type == "*"
+
+
+def test_a_custom_node_makes_a_video(classes: dict[str, Any]) -> None:
+    made: dict[str, Any] = {}
+    exec(
+        "from comfy_api.latest import InputImpl, Types\n"
+        "from comfy_api.input_impl import VideoFromComponents\n"
+        "from comfy_api.util import VideoComponents\n"
+        "import torch\n"
+        "parts = Types.VideoComponents(images=torch.zeros(4, 8, 16, 3), frame_rate=Fraction(8))\n"
+        "video = InputImpl.VideoFromComponents(parts)\n",
+        {"Fraction": Fraction},
+        made,
+    )
+    assert made["video"].get_dimensions() == (16, 8)
+    assert made["VideoFromComponents"](made["VideoComponents"](made["parts"].images, 2)).get_duration() == 2

@@ -20,7 +20,7 @@ from cygnet.errors import Cancelled, RequestError
 from cygnet.graph.context import current
 from cygnet.graph.folders import annotated, can_be_named, inside, relative_name
 from cygnet.graph.results import ExecutionBlocker
-from cygnet.nodes import modern
+from cygnet.nodes import files, modern
 from cygnet.nodes.host import Host
 from cygnet.nodes.latents import MOST
 from cygnet.nodes.modern_ui import ui_names
@@ -89,11 +89,27 @@ def _modules(shop: Workshop, host: Host) -> dict[str, dict[str, Any]]:
     }
 
 
+def _video_from_components(components: files.VideoComponents) -> files.VideoValue:
+    """A ``VIDEO`` of what a custom node made."""
+    return files.VideoValue(components.images, float(components.frame_rate), components.audio)
+
+
 def _modern(shop: Workshop) -> dict[str, dict[str, Any]]:
     """The modules of the current contract, under the names of its versions."""
     io, ui = modern.io_names(), ui_names(shop)
-    spaces = {"IO": SimpleNamespace(**io), "UI": SimpleNamespace(**ui)}
-    found: dict[str, dict[str, Any]] = {"comfy_api": {"__path__": []}}
+    made = {"VideoFromComponents": _video_from_components}
+    parts = {"VideoComponents": files.VideoComponents}
+    spaces = {
+        "IO": SimpleNamespace(**io),
+        "UI": SimpleNamespace(**ui),
+        "InputImpl": SimpleNamespace(**made),
+        "Types": SimpleNamespace(**parts),
+    }
+    found: dict[str, dict[str, Any]] = {
+        "comfy_api": {"__path__": []},
+        "comfy_api.input_impl": made,
+        "comfy_api.util": parts,
+    }
     for version in ("comfy_api.latest", "comfy_api.v0_0_2"):
         found[version] = {"__path__": [], "ComfyExtension": modern.ComfyExtension, **spaces}
         found |= {f"{version}.{name}": io for name in ("io", "_io")}
