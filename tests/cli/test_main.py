@@ -45,7 +45,11 @@ def test_help_and_version_need_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--frames", "80"], ["--size", "100x100"], ["--steps", "0"], ["--guidance", "nan"], ["--solver", "x"]]
+    "arguments",
+    [
+        *(["--frames", "80"], ["--size", "100x100"], ["--steps", "0"], ["--guidance", "nan"], ["--solver", "x"]),
+        *(["--image", "no.png"], ["--video", "no.mp4"], ["--out", "a.avi"], ["--out", "nowhere/a.mp4"]),
+    ],
 )
 def test_what_no_model_could_make_is_refused_before_torch_is_imported(arguments: list[str]) -> None:
     code = (

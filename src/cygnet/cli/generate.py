@@ -24,6 +24,7 @@ from cygnet.types import CancelToken
 if TYPE_CHECKING:
     from cygnet.api import VideoStream, Wan
     from cygnet.media.video import Frames
+    from cygnet.pipelines.request import GenerateRequest
 
 MAX_COUNT = 1_000
 MAX_DRAWN_SEED = 2**32
@@ -313,14 +314,19 @@ def check_without_model(wish: Wish) -> None:
         return
     for target in plan_targets(wish.out, wish.prompt, wish.seeds, ""):
         if target.suffix != ".png":  # the number of frames decides what that becomes
-            check_target(
-                target,
-                width=request.width,
-                height=request.height,
-                fps=request.fps,
-                num_frames=request.num_frames,
-                overwrite=wish.overwrite,
-            )
+            check_place(target, request, wish)
+
+
+def check_place(target: Target, request: GenerateRequest, wish: Wish) -> list[str]:
+    """Whether a video of ``request`` can go there; notes on its format."""
+    return check_target(
+        target,
+        width=request.width,
+        height=request.height,
+        fps=request.fps,
+        num_frames=request.num_frames,
+        overwrite=wish.overwrite,
+    )
 
 
 def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) -> list[Result]:
@@ -345,14 +351,7 @@ def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) ->
         request = stream.request
         stream.close()
     for target in targets:
-        notes = check_target(
-            target,
-            width=request.width,
-            height=request.height,
-            fps=request.fps,
-            num_frames=request.num_frames,
-            overwrite=wish.overwrite,
-        )
+        notes = check_place(target, request, wish)
     for note in notes:
         voice.note(f"note: {note}")
     if len(targets) > 1 and not wish.stream:  # now weights may stay in memory between videos
