@@ -48,7 +48,7 @@ from cygnet.runtime.memory import free_memory
 from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
 from cygnet.runtime.residency import Resident, Stage, StageResidency, loaded
 from cygnet.runtime.residency import release_unused as release_unused
-from cygnet.runtime.step_cache import make_step_cache
+from cygnet.runtime.step_cache import make_step_cache as make_step_cache
 from cygnet.runtime.streaming import MatrixStream, streamed_names
 from cygnet.runtime.text_memory import DiskTextMemory
 from cygnet.types import ComponentName, Progress, ProgressSink, Residency, ignore_progress
