@@ -33,6 +33,7 @@ VERBS = {
     "inspect": "Say what a weight file or folder is, and what it can serve.",
     "models": "List the models that have a name, and what of them is here.",
     "pull": "Fetch the weights of a named model.",
+    "bench": "Measure how well and how fast VAEs carry videos.",
     "doctor": "Say what this machine can run, what is missing, and the remedy.",
 }
 """Verb → what it is for. The function of that name in the module of that name does it; its docstring is its help."""
