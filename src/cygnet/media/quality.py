@@ -21,7 +21,7 @@ K1, K2 = 0.01, 0.03
 
 
 def psnr(a: Frames, b: Frames) -> float:
-    """Peak signal-to-noise ratio over all pixels, in dB; infinite for equal videos.
+    """Peak signal-to-noise ratio over all values, in dB; infinite for equal ones. Takes single pictures too.
 
     Raises :class:`~cygnet.errors.RequestError` when the shapes differ; so do the others.
     """
@@ -39,9 +39,10 @@ def ssim(a: Frames, b: Frames) -> float:
     Frames are at least 11 pixels wide and high. Source: Wang et al., IEEE Transactions on Image Processing 13(4), 2004.
     """
     _check(a, b)
-    if min(a.shape[1:3]) < WINDOW:
+    if a.ndim != 4 or min(a.shape[1:3]) < WINDOW:
         raise RequestError(
-            f"the frames are {a.shape[2]}x{a.shape[1]}; SSIM looks through windows of {WINDOW}x{WINDOW}", field="frames"
+            f"the videos are {list(a.shape)}; SSIM looks through windows of {WINDOW}x{WINDOW} at [T, H, W, 3]",
+            field="frames",
         )
     offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     line = torch.exp(-(offsets**2) / (2 * SPREAD**2))
@@ -72,5 +73,5 @@ def motion(video: Frames) -> float:
 
 
 def _check(a: Frames, b: Frames) -> None:
-    if a.shape != b.shape or a.ndim != 4 or not a.size:
-        raise RequestError(f"the videos are {list(a.shape)} and {list(b.shape)}; they must be alike [T, H, W, 3]")
+    if a.shape != b.shape or not a.size:
+        raise RequestError(f"the videos are {list(a.shape)} and {list(b.shape)}; they must be alike, and not empty")
