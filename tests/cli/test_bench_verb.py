@@ -50,6 +50,12 @@ def test_the_middle_of_a_video_is_carried_and_compared(cygnet: Command, clip: Pa
     assert row["fps"] == pytest.approx(5 / sum(row["seconds"][0]))
 
 
+def test_the_processors_time_can_be_counted_in_place_of_the_clocks(cygnet: Command, clip: Path, vae: Path) -> None:
+    done = cygnet("bench", "vae", clip, "--vae", vae, *QUICK, "--json", "--processor-time", "--device", "cpu")
+    assert done.code == 0, done.err
+    assert done.json()["clock"] == "processor"
+
+
 def test_taehv_decodes_what_the_wan_vae_encodes(cygnet: Command, clip: Path, vae: Path, place: Path) -> None:
     save_file(PreviewDecoder().state_dict(), place / "taew2_1.safetensors")
     done = cygnet("bench", "vae", clip, "--vae", vae, "--taehv", "taew2_1.safetensors", *QUICK, "--json")

@@ -25,6 +25,7 @@ def bench(
     size: Annotated[str, Parameter(metavar="WxH")] = "256x256",
     frames: Whole = 17,
     rounds: Whole = 3,
+    processor_time: Switch = False,
     device: Annotated[str, Parameter(metavar="NAME")] = "auto",
     dtype: Annotated[str, Parameter(metavar="NAME")] = "float32",
     plot: File = None,
@@ -56,6 +57,8 @@ def bench(
         How many frames of each video, 4n+1.
     rounds
         Counted runs of each.
+    processor_time
+        Count the time of all processor threads, not the clock's: on a busy machine it is the steadier one.
     device
         auto, cpu, cuda or cuda:N.
     dtype
@@ -84,7 +87,18 @@ def bench(
     assert rounds is not None
     if not 1 <= rounds <= MAX_ROUNDS:
         raise RequestError(f"rounds is {rounds}; it must be a whole number from 1 to {MAX_ROUNDS}", field="rounds")
-    plan = Plan.create(videos, vae, taehv, names, size=size, frames=frames, rounds=rounds, device=device, dtype=dtype)
+    plan = Plan.create(
+        videos,
+        vae,
+        taehv,
+        names,
+        size=size,
+        frames=frames,
+        rounds=rounds,
+        processor_time=processor_time,
+        device=device,
+        dtype=dtype,
+    )
     if plot is not None:
         check_plot(plot, overwrite=overwrite)
     with cancelled_by_interrupt(voice.note) as cancel:

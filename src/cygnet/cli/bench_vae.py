@@ -45,6 +45,7 @@ class Plan:
     height: int
     frames: int
     rounds: int
+    processor_time: bool
     device: str
     dtype: str
 
@@ -59,6 +60,7 @@ class Plan:
         size: str,
         frames: int,
         rounds: int,
+        processor_time: bool,
         device: str,
         dtype: str,
     ) -> Self:
@@ -86,6 +88,7 @@ class Plan:
             height=height,
             frames=frames,
             rounds=rounds,
+            processor_time=processor_time,
             device=device,
             dtype=dtype,
         )
@@ -110,9 +113,12 @@ def measure(plan: Plan, note: Callable[[str], None], cancel: CancelToken) -> dic
     from cygnet.media.quality import psnr, ssim
     from cygnet.runtime.precision import parse_device
 
+    place = parse_device(plan.device)
+    if plan.processor_time and place.type != "cpu":
+        raise RequestError(f"processor_time is for the processor, and device is {place}", field="processor_time")
     clips = [_clip(path, plan) for path in plan.videos]
     codecs = _codecs(plan)
-    place = parse_device(plan.device)
+    now = time.process_time if plan.processor_time else _clock(place)
     pixels = [to_signed(clip)[None] for clip in clips]
     if not pixels:
         shape = (1, 3, plan.frames, plan.height, plan.width)
@@ -124,11 +130,11 @@ def measure(plan: Plan, note: Callable[[str], None], cancel: CancelToken) -> dic
         encoding = decoding = 0.0
         for number, video in enumerate(pixels):
             cancel.check()
-            start = _now(place)
+            start = now()
             latents = codec.encode(video)
-            middle = _now(place)
+            middle = now()
             result = codec.decode(latents)
-            encoding, decoding = encoding + middle - start, decoding + _now(place) - middle
+            encoding, decoding = encoding + middle - start, decoding + now() - middle
             if clips and codec.trained and len(likeness[codec.name]) < len(clips):
                 made = _rounded(result)
                 likeness[codec.name].append((psnr(clips[number], made), ssim(clips[number], made)))
@@ -152,6 +158,7 @@ def measure(plan: Plan, note: Callable[[str], None], cancel: CancelToken) -> dic
         "frames": count,
         "size": None if clips else [plan.width, plan.height],
         "rounds": plan.rounds,
+        "clock": "processor" if plan.processor_time else "wall",
         "device": str(place),
         "dtype": plan.dtype,
         "threads": torch.get_num_threads(),
@@ -180,12 +187,16 @@ def _row(
     }
 
 
-def _now(place: torch.device) -> float:
-    if place.type == "cuda":
-        import torch
+def _clock(place: torch.device) -> Callable[[], float]:
+    """The time by the clock, once all that was asked of ``place`` is done."""
+    import torch
 
-        torch.cuda.synchronize(place)
-    return time.perf_counter()
+    def now() -> float:
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+        return time.perf_counter()
+
+    return now
 
 
 def _rounded(video: torch.Tensor) -> Frames:
@@ -320,7 +331,11 @@ def draw(result: dict[str, Any], path: Path, *, overwrite: bool) -> None:
             axes.axvline(row["fps"], color=colour, linestyle="--", label=f"{label}: speed alone")
         else:
             axes.scatter(row["fps"], row["psnr"], s=row["parameters"] / 1e5 + 20, alpha=0.6, color=colour, label=label)
+    known = [row["psnr"] for row in result["rows"] if row["psnr"] is not None] or [0.0]
+    axes.set_ylim(min(known) - 3, max(known) + 3)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("frames per second, encoding and decoding")
     axes.set_ylabel("PSNR, dB")
     axes.legend(frameon=False, fontsize=8, markerscale=0.5)

@@ -128,8 +128,8 @@ def generate(
     recipe
         lightx2v or self-forcing: solver, steps, shift and guidance for weights distilled to four steps.
     cache
-        Answer some steps from earlier ones: easy, mag or tea, with a threshold such as easy:0.05. Lossy; calibrate
-        skips nothing and measures the tables of mag and tea, for the receipt.
+        Answer some steps from earlier ones: easy, mag or tea, with a threshold such as easy:0.05. Lossy.
+        calibrate skips nothing, and measures the tables of mag and tea for the receipt.
     cache_table
         Those of this receipt, or a JSON list of numbers, in place of the published ones.
     model
