@@ -282,7 +282,8 @@ def _seeded(name: str, place: torch.device, dtype: torch.dtype) -> Codec:
     except ImportError as error:
         raise MissingLibrary(f"--seeded {name} needs Diffusers: pip install 'cygnet[oracle]'") from error
     kind = diffusers.AutoencoderKLWan if name == "wan-diffusers" else diffusers.AutoencoderKLHunyuanVideo
-    vae = kind().to(place, dtype).eval()
+    vae = kind().to(place).eval()
+    vae = vae if dtype == torch.float32 else vae.to(dtype)  # it warns of any other way
     title = "Wan-VAE, Diffusers (random)" if name == "wan-diffusers" else "HunyuanVideo VAE, Diffusers (random)"
 
     def encode(video: torch.Tensor) -> torch.Tensor:
