@@ -255,6 +255,9 @@ class _Node:
         """The declared inputs, dynamic ones spelt out for the names and choices that are present."""
         for it in self.kind.inputs:
             yield from self.expanded(it)
+        for it in self.kind.undeclared(self.inputs):
+            if is_link(self.inputs[it.name]) or not it.links_alone:
+                yield it
 
     def expanded(self, it: Input) -> Iterable[Input]:
         if it.type == AUTOGROW:
