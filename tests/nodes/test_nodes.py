@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from cygnet.checkpoints.catalogue import EMBEDDED
-from cygnet.errors import Cancelled, RequestError
+from cygnet.errors import Cancelled, MediaError, RequestError
 from cygnet.graph.context import Context, running
 from cygnet.graph.events import Event, NodeFailed, NodeFinished, NodePreviewed, NodeProgressed, Place
 from cygnet.graph.execute import Executor, Job
@@ -23,7 +24,7 @@ from cygnet.graph.schema import COMBO, Input, NodeType
 from cygnet.graph.validate import validate
 from cygnet.media.video_read import read_metadata, read_video
 from cygnet.models.vae.config import WAN_LATENTS_MEAN
-from cygnet.nodes import conditioning, files, latents, sampling
+from cygnet.nodes import conditioning, latents, sampling, videos
 from cygnet.nodes.catalogue import embedded_files, node_classes
 from cygnet.nodes.workshop import FileHandle, Workshop
 from cygnet.types import CancelToken
@@ -391,7 +392,7 @@ def test_sound_goes_from_a_video_to_a_video(shop: Workshop, tmp_path: Path) -> N
 
 def test_a_video_has_the_methods_that_custom_nodes_call(tmp_path: Path) -> None:
     waveform = torch.zeros(1, 1, 44100)
-    video = files.VideoValue(torch.rand(10, 16, 32, 3), 30000 / 1001, {"waveform": waveform, "sample_rate": 44100})
+    video = videos.VideoValue(torch.rand(10, 16, 32, 3), 30000 / 1001, {"waveform": waveform, "sample_rate": 44100})
     parts = video.get_components()
     assert (parts.images is video.images, parts.audio is video.audio) == (True, True)
     assert parts.frame_rate == video.get_frame_rate() == Fraction(30000, 1001)
@@ -403,9 +404,83 @@ def test_a_video_has_the_methods_that_custom_nodes_call(tmp_path: Path) -> None:
     clip = read_video(path)
     assert (clip.frames.shape, clip.fps) == ((10, 16, 32, 3), pytest.approx(30000 / 1001))
     assert json.loads(read_metadata(path)["prompt"]) == {"1": {}}
-    assert video.get_stream_source().read(12)[4:8] == b"ftyp"
+    stream = video.get_stream_source()
+    assert isinstance(stream, io.BytesIO)
+    assert stream.read(12)[4:8] == b"ftyp"
     with pytest.raises(RequestError, match="saved as h264"):
         video.save_to(path, codec="av1")
+
+
+def test_a_video_of_a_file_is_read_when_it_is_needed_and_cut(tmp_path: Path) -> None:
+    waveform = torch.zeros(1, 1, 44100)
+    images = torch.arange(10)[:, None, None, None].expand(10, 16, 32, 3) / 10
+    videos.VideoValue(images, 10.0, {"waveform": waveform, "sample_rate": 44100}).save_to(tmp_path / "a.mp4")
+    whole = videos.VideoFromFile(str(tmp_path / "a.mp4"))
+    assert (whole.get_dimensions(), whole.get_frame_count(), whole.get_frame_rate()) == ((32, 16), 10, 10)
+    assert (whole.get_stream_source(), whole.get_container_format()) == (
+        str(tmp_path / "a.mp4"),
+        "mov,mp4,m4a,3gp,3g2,mj2",
+    )
+    inside = videos.VideoFromFile(io.BytesIO((tmp_path / "a.mp4").read_bytes()), start_time=-0.5, duration=0.2)
+    parts = inside.get_components()
+    assert (len(parts.images), inside.get_duration()) == (2, 0.2)
+    assert float(parts.images.mean()) == pytest.approx(0.55, abs=0.05)
+    assert parts.audio is not None
+    assert parts.audio["waveform"].shape[-1] == 8820
+    assert inside.get_container_format() == "mov,mp4,m4a,3gp,3g2,mj2"
+    assert whole.as_trimmed(0.5, 0.8) is None
+    rest = whole.as_trimmed(0.5, 0.8, strict_duration=False)
+    assert rest is not None
+    assert rest.get_frame_count() == 5
+    assert whole.as_trimmed(2.0) is None
+    with pytest.raises(MediaError, match="no part"):
+        videos.VideoFromFile(str(tmp_path / "a.mp4"), start_time=3).get_components()
+    missing = videos.VideoFromFile(str(tmp_path / "none.mp4"))
+    with pytest.raises(MediaError):
+        missing.get_dimensions()
+
+
+class Told:
+    """What a running node says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, event: Any) -> None:
+        self.lines.append(event.text)
+
+
+@pytest.mark.parametrize(
+    ("extra", "kept", "told"),
+    [
+        ({"workflow": {"a": [1]}, 7: "number", "Über-Name": 1}, {"workflow", "x7", "x_ber_name"}, ""),
+        ({"workflow": {"a": object()}, "other": 1}, {"other"}, "'workflow' (Object of type object"),
+        ({"workflow": {("a", "b"): 1}}, set(), "'workflow' (keys must be str"),
+        ({"workflow": 1, "long": "x" * (17 * 2**20)}, {"workflow"}, "'long' (metadata 'long' holds a NUL or more than"),
+        ({"prompt": 1, "cygnet_receipt": 2, "duration": 3, "": 4}, {"x"}, "'prompt' (its name is taken)"),
+        ("text", set(), "extra_pnginfo, which is a str and no mapping"),
+        (["workflow"], set(), "extra_pnginfo, which is a list and no mapping"),
+    ],
+)
+def test_what_a_file_cannot_hold_costs_no_result(
+    shop: Workshop, tmp_path: Path, extra: Any, kept: set[str], told: str
+) -> None:
+    nodes = node_classes(shop)
+    said = Told()
+    for name, more in (("SaveImage", {}), ("SaveWEBM", {"codec": "vp9", "fps": 8.0, "crf": 40.0})):
+        with running(Context(Place(node="1", display="1", real="1"), said, CancelToken())):
+            saved = nodes[name].call(
+                nodes[name].instance(),
+                {
+                    "images": torch.rand(1, 16, 16, 3), "filename_prefix": "a", "prompt": {"1": {}},
+                    "extra_pnginfo": extra, **more,
+                },
+            )  # fmt: skip
+        inside = read_metadata(shop.folders.output / saved["ui"]["images"][0]["filename"])
+        assert set(inside) - {"prompt", "cygnet_receipt", "encoder", "creation_time"} == kept
+        assert json.loads(inside["prompt"]) == {"1": {}}
+    assert all(told in it for it in said.lines)
+    assert bool(said.lines) == bool(told)
 
 
 def test_a_custom_nodes_own_video_is_saved_and_taken_apart(shop: Workshop) -> None:

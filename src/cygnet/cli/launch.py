@@ -266,7 +266,7 @@ def _serve(settings: Settings, options: dict[str, object], bound: list[socket.so
         tempfile.TemporaryDirectory(prefix="cygnet-") as private,  # nobody else may enter it
     ):
         settings = replace(settings, pack_socket=Path(private) / "packs")
-        options = {**options, "pack_socket": str(settings.pack_socket)}
+        options = {**options, "pack_socket": str(settings.pack_socket), "address": [address, port]}
         _empty(settings.folders.temp)
         _sweep(settings)
         _lay_out(settings.folders.input)

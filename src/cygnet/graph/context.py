@@ -51,6 +51,11 @@ def current() -> Context:
     return _current.get() or Context(Place(node="", display="", real=""), lambda event: None, CancelToken())
 
 
+def in_a_node() -> bool:
+    """Whether a node is running in this thread or task."""
+    return _current.get() is not None
+
+
 @contextmanager
 def running(context: Context) -> Iterator[None]:
     """Make ``context`` the current one for the length of a ``with`` block."""

@@ -16,6 +16,9 @@ from typing import Any, Protocol
 
 from cygnet.graph.schema import Input, NodeType, Output, Section
 
+COMPATIBLE_VERSION = "0.38.1"
+"""The ComfyUI version whose protocol and node contract are spoken here; clients and packs compare it."""
+
 
 class NodeClass(Protocol):
     """A node type that can be validated and run."""

@@ -14,9 +14,10 @@ from cygnet.graph.context import current
 from cygnet.media.files import discard, new_part, publish
 from cygnet.nodes.conditioning import Conditioning
 from cygnet.nodes.described import described
-from cygnet.nodes.files import HIDDEN, PICTURES, LoadImage, animated, input_files, to_bytes
+from cygnet.nodes.files import HIDDEN, PICTURES, LoadImage, animated, input_files
 from cygnet.nodes.images import METHODS, scaled
 from cygnet.nodes.latents import MOST, Latent
+from cygnet.nodes.videos import to_bytes
 from cygnet.nodes.workshop import FileHandle, Node
 
 _CELL = 8

@@ -466,6 +466,11 @@ def _plain(value: Any) -> Any:
     return [_plain(it) for it in value] if isinstance(value, (list, tuple)) else value
 
 
+def type_names() -> list[str]:
+    """The type names of graphs that this contract has names for."""
+    return sorted({*_TYPES.values()} - {"*"})
+
+
 def io_names() -> dict[str, Any]:
     """What ``comfy_api.latest.io`` holds."""
     types = {name: custom(kind) for name, kind in _TYPES.items()}

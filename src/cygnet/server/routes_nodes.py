@@ -14,13 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from cygnet.errors import RequestError
+from cygnet.graph.contract import COMPATIBLE_VERSION
 from cygnet.graph.folders import can_be_named, inside
 from cygnet.server import packs
 from cygnet.server.engine import Engine, Refused
 from cygnet.server.settings import Settings
 
-COMPATIBLE_VERSION = "0.38.1"
-"""The ComfyUI version whose protocol this server speaks; clients compare it."""
 ALIASES = {"unet": "diffusion_models", "clip": "text_encoders"}
 _WEIGHTS = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt", ".gguf")
 
