@@ -48,8 +48,11 @@ def nodes_router(engine: Engine, settings: Settings) -> APIRouter:
     async def model_kinds() -> list[str]:
         return sorted(settings.models)
 
+    # Routes that look into folders are plain functions: they run in a thread, and a large or distant folder keeps
+    # nobody else waiting.
+
     @router.get("/models/{kind}")
-    async def models(kind: str) -> list[str]:
+    def models(kind: str) -> list[str]:
         return [name for name, _, _ in _models(settings, kind)]
 
     @router.get("/experiment/models")
@@ -57,7 +60,7 @@ def nodes_router(engine: Engine, settings: Settings) -> APIRouter:
         return [{"name": kind, "folders": [str(it) for it in roots]} for kind, roots in settings.models.items()]
 
     @router.get("/experiment/models/{kind}")
-    async def model_files(kind: str) -> list[dict[str, Any]]:
+    def model_files(kind: str) -> list[dict[str, Any]]:
         rows = []
         for name, index, path in _models(settings, kind):
             stat = path.stat()
@@ -70,11 +73,11 @@ def nodes_router(engine: Engine, settings: Settings) -> APIRouter:
         raise HTTPException(404, "there is no picture of this model")
 
     @router.get("/view_metadata/{kind}")
-    async def metadata(kind: str, filename: str = "") -> JSONResponse:
+    def metadata(kind: str, filename: str = "") -> JSONResponse:
         return JSONResponse(_metadata(settings, kind, filename))
 
     @router.get("/embeddings")
-    async def embeddings() -> list[str]:
+    def embeddings() -> list[str]:
         return [name.rpartition(".")[0] for name, _, _ in _models(settings, "embeddings", missing_is_empty=True)]
 
     @router.get("/node_replacements")
