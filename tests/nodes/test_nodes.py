@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -255,6 +256,39 @@ def test_a_prompt_becomes_files_that_carry_their_workflow(shop: Workshop) -> Non
         assert told["workflow"].isascii()
         assert json.loads(told["prompt"])["4"]["inputs"]["text"] == "a red ball spins"
     assert [it for it in events if isinstance(it, NodePreviewed)]
+
+
+def test_the_first_and_the_last_step_are_shown_however_fast_the_others_are(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "SHOW_EVERY", 1e9)
+    prompt = text_to_video(d=node("SaveImage", images=["9", 0], filename_prefix="p"))
+    prompt["7"]["inputs"]["steps"] = 4
+    told = [it for it in run(shop, prompt) if isinstance(it, NodeProgressed | NodePreviewed) and it.place.node == "7"]
+    assert [it.value if isinstance(it, NodeProgressed) else "shown" for it in told] == [1, "shown", 2, 3, 4, "shown"]
+
+
+def test_files_that_are_saved_at_once_all_have_names_of_their_own(shop: Workshop) -> None:
+    """As when a command and the studio work in one folder: a name may be taken while a file is being written."""
+    nodes = node_classes(shop)
+    pixels = torch.rand(3, 16, 16, 3)
+    inputs: dict[str, dict[str, Any]] = {
+        "SaveImage": {"images": pixels},
+        "SaveAnimatedPNG": {"images": pixels, "fps": 8.0, "compress_level": 4},
+        "SaveAnimatedWEBP": {"images": pixels, "fps": 8.0, "lossless": True, "quality": 80, "method": "fastest"},
+    }
+
+    def save(name: str) -> list[str]:
+        shown = nodes[name].call(nodes[name].instance(), {**inputs[name], "filename_prefix": "same"})
+        return [it["filename"] for it in shown["ui"]["images"]]
+
+    with ThreadPoolExecutor(6) as threads:
+        named = [name for found in threads.map(save, [*inputs] * 6) for name in found]
+    assert len(named) == len(set(named)) == 30
+    assert {it.name for it in shop.folders.output.iterdir()} == set(named)
+    for name in named:
+        with Image.open(shop.folders.output / name) as picture:
+            picture.load()
 
 
 def test_the_same_seed_gives_the_same_frames_and_another_seed_others(shop: Workshop) -> None:

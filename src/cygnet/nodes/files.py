@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from cygnet.errors import RequestError
 from cygnet.graph.folders import FolderKind, Saved, can_be_named
+from cygnet.media.files import discard, new_part_folder, output_error, publish
 from cygnet.media.image import load_image
 from cygnet.media.sound import Sound
 from cygnet.media.video import Codec, VideoFormat
@@ -306,9 +308,44 @@ def write(
 
     A fourth channel, opacity, is kept where the format can.
     """
-    path, saved = shop.folders.next_file(prefix, f".{kind}", folder, width=images.shape[2], height=images.shape[1])
-    fill(
-        path, images, fps, kind, metadata,
-        quality=quality, sound=sound, effort=effort, codec=codec, rate_factor=rate_factor,
-    )  # fmt: skip
-    return saved
+
+    def made(path: Path) -> None:
+        fill(
+            path, images, fps, kind, metadata,
+            quality=quality, sound=sound, effort=effort, codec=codec, rate_factor=rate_factor,
+        )  # fmt: skip
+
+    return save_whole(shop, prefix, f".{kind}", made, folder, width=images.shape[2], height=images.shape[1])
+
+
+def save_whole(
+    shop: Workshop,
+    prefix: str,
+    suffix: str,
+    make: Callable[[Path], None],
+    folder: FolderKind = "output",
+    **values: object,
+) -> Saved:
+    """What ``make`` writes, under the next free name of a prefix.
+
+    The name is taken when the file is whole: another process may work in the same folder, and what an hour was computed
+    for is not lost because a name was taken meanwhile.
+    """
+    path, place = shop.folders.next_file(prefix, suffix, folder, **values)
+    try:
+        private = new_part_folder(path.parent)
+    except OSError as error:
+        raise output_error(error, path) from error
+    try:
+        make(private / path.name)
+        whole = private / path.name
+        while True:
+            try:
+                publish(whole, path, overwrite=False)
+                return place
+            except FileExistsError:
+                path, place = shop.folders.next_file(prefix, suffix, folder, **values)
+            except OSError as error:
+                raise output_error(error, path) from error
+    finally:
+        discard(private)
