@@ -48,6 +48,25 @@ def folders_of(base: Path, given: Mapping[str, Path | None]) -> Folders:
     return Folders(**places)
 
 
+def holder_of(temp: Path) -> Path:
+    """The folder in which a studio says that it holds a temporary folder."""
+    return temp.with_name(f".{temp.name}-owner")
+
+
+def running_studio(temp: Path) -> str | None:
+    """Where the studio answers that works with this temporary folder; None if none runs."""
+    import psutil
+
+    note = holder_of(temp) / "server.pid"
+    try:
+        process, address, *_ = note.read_text().splitlines()
+        # A studio that was killed leaves its note, and another process may have its number by now.
+        began = psutil.Process(int(process)).create_time()
+        return address if began <= note.stat().st_mtime + 1 else None
+    except (OSError, ValueError, psutil.Error):
+        return None
+
+
 def model_roots(base: Path, places: Sequence[Path]) -> dict[str, list[str]]:
     """Model folders by kind: those that an extra_model_paths.yaml makes the default, then those below ``base``, then
     all others that are known."""
