@@ -174,6 +174,23 @@ class Within(Node):
         return {"result": (node.out(0),), "expand": graph.finalize()}
 
 
+class AnyNumber(tuple):  # type: ignore[type-arg]
+    """Types of as many outputs as anyone asks for, as packs write it."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple.__getitem__(self, min(index, len(self) - 1))
+
+
+class Spread(Node):
+    """As many outputs as its text has letters."""
+
+    REQUIRED: ClassVar[dict[str, Any]] = {"text": ("STRING",)}
+    RETURN_TYPES = AnyNumber(("*",))
+
+    def run(self, text: str) -> tuple[str, ...]:
+        return tuple(text)
+
+
 class LoopOpen(Node):
     """The beginning of a loop: a number, and how often still to go round."""
 
@@ -275,7 +292,7 @@ CLASSES = {
     it.__name__: Classic(it.__name__, it)
     for it in (
         Text, Add, Show, Raw, HandOn, Chosen, Flexible, HalfFlexible, ManyLinks, Closed, Tell, Within, LoopOpen,
-        LoopClose, Nest, Both, BothLater, Numbers,
+        LoopClose, Spread, Nest, Both, BothLater, Numbers,
     )
 }  # fmt: skip
 
@@ -407,6 +424,21 @@ def test_a_loop_of_raw_links_goes_round_as_often_as_it_is_told() -> None:
     assert {it.real for it in places if it.parent} == {"4"}
     prompt["1"]["inputs"]["left"] = 6
     assert shown(prompt, executor) == [64]
+
+
+def test_a_node_may_have_any_number_of_outputs() -> None:
+    prompt = {
+        "1": node("Spread", text="abc"),
+        "2": node("Show", value=["1", 2]),
+        "3": node("Show", value=["1", 0]),
+    }
+    assert sorted(shown(prompt)) == ["a", "c"]
+    assert len(CLASSES["Spread"].describe().info()["output"]) == 1
+    prompt["1"] = node("Spread", text="ab")
+    assert "Spread (node 1) gave 2 values, and number 2 is asked for" in failure(prompt).message
+    prompt["1"] = node("Text", value="abc")
+    (problem,) = validate(prompt, CLASSES).nodes["2"].errors
+    assert problem.type == "bad_linked_input"
 
 
 @pytest.mark.parametrize("kind", ["Both", "BothLater"])

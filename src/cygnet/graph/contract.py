@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cygnet.graph.schema import Input, NodeType, Output, Section
+from cygnet.graph.schema import Input, NodeType, Output, Section, type_name
 
 COMPATIBLE_VERSION = "0.38.1"
 """The ComfyUI version whose protocol and node contract are spoken here; clients and packs compare it."""
@@ -126,6 +126,7 @@ class Classic:
             category=getattr(it, "CATEGORY", ""),
             hidden=dict(declared.get("hidden") or {}),
             extra=self._extra(),
+            further_outputs=_type_behind(it.RETURN_TYPES),
             further=functools.partial(self._further, declared),
         )
 
@@ -200,6 +201,16 @@ class Classic:
     def call(self, instance: Any, values: Mapping[str, Any]) -> Any:
         """See :class:`NodeClass`."""
         return getattr(instance, getattr(self.implementation, "FUNCTION"))(**values)  # noqa: B009 (untyped contract)
+
+
+def _type_behind(declared: Any) -> str | None:
+    """What a tuple of types says of a place behind its end: packs write such for nodes with any number of outputs."""
+    if type(declared) in (tuple, list):
+        return None
+    try:
+        return type_name(declared[len(declared)])
+    except IndexError:
+        return None
 
 
 def describe_all(classes: Mapping[str, NodeClass], failed: Callable[[str, Exception], None]) -> dict[str, NodeType]:

@@ -31,6 +31,7 @@ from cygnet.graph.events import (
 )
 from cygnet.graph.results import ExecutionBlocker, Result, parse_result, slices
 from cygnet.graph.scheduled import Scheduled, hidden, leads, nested
+from cygnet.graph.schema import NodeType
 from cygnet.graph.traces import trace_of
 from cygnet.types import CancelToken
 
@@ -271,10 +272,18 @@ class _Run:
         found: dict[str, list[Any]] = {name: [value] for name, value in node.constants.items()}
         for name, (source, slot) in node.links.items():
             if source in self.values and (name not in node.lazy or name in node.asked):
-                found[name] = self.values[source][slot]
+                found[name] = self._value(source, slot)
         for name, kind in hidden(node.kind).items():
             found[name] = [self._hidden_value(node, kind)]
         return found
+
+    def _value(self, source: str, slot: int) -> list[Any]:
+        """The values of a node's output; nodes with any number of outputs may have given fewer than are linked."""
+        given = self.values[source]
+        if slot >= len(given):
+            kind = self.nodes[source].kind.name
+            raise IndexError(f"{kind} (node {source}) gave {len(given)} values, and number {slot} is asked for")
+        return given[slot]
 
     def _hidden_value(self, node: Scheduled, kind: str) -> Any:
         match kind:
@@ -325,7 +334,6 @@ class _Run:
         instance = self._instance(node)
         calls: list[Mapping[str, Any]]
         calls = [arguments] if node.node_class.input_is_list else list(slices(arguments))
-        count = len(node.kind.outputs)
         returned: list[tuple[Context, Any]] = []
         for number, values in enumerate(calls):
             context = Context(node.place, self.sink, self.cancel, self.preview_method, self.job.id, number)
@@ -337,8 +345,8 @@ class _Run:
                     answer = node.node_class.call(instance, nested(node.kind, values))
             returned.append((context, answer))
         if any(inspect.isawaitable(answer) for _, answer in returned):
-            return [], asyncio.create_task(_gather(returned, count, node.kind.name))
-        return [parse_result(answer, count, node.kind.name) for _, answer in returned], None
+            return [], asyncio.create_task(_gather(returned, node.kind))
+        return [_parsed(answer, node.kind) for _, answer in returned], None
 
     def _blocked(self, node: Scheduled, blocker: ExecutionBlocker) -> ExecutionBlocker:
         if blocker.message is not None and node.kind.is_output:
@@ -448,12 +456,13 @@ class _Run:
         return result.expand is not None and leads(value) and value[0] in self.nodes
 
     def _finish(self, node: Scheduled, results: list[Result]) -> None:
-        columns: Values = [[] for _ in node.kind.outputs]
+        columns: Values = [[] for _ in range(max([len(node.kind.outputs), *(len(it.values) for it in results)]))]
         for result in results:
-            for column, output, value in zip(columns, node.kind.outputs, result.values, strict=True):
+            for slot, value in enumerate(result.values):
+                column, output = columns[slot], node.kind.output(slot)
                 if self._is_link_of(value, result):
-                    column += self.values[value[0]][value[1]]
-                elif output.is_list and not isinstance(value, ExecutionBlocker):
+                    column += self._value(value[0], value[1])
+                elif output is not None and output.is_list and not isinstance(value, ExecutionBlocker):
                     column += list(value or ())
                 else:
                     column.append(value)
@@ -468,12 +477,16 @@ class _Run:
             self.cache.put(self._key(node.key), Kept(columns, ui))
 
 
-async def _gather(returned: list[tuple[Context, Any]], outputs: int, name: str) -> list[Result]:
+async def _gather(returned: list[tuple[Context, Any]], kind: NodeType) -> list[Result]:
     found = []
     for context, answer in returned:
         with running(context):
-            found.append(parse_result(await answer if inspect.isawaitable(answer) else answer, outputs, name))
+            found.append(_parsed(await answer if inspect.isawaitable(answer) else answer, kind))
     return found
+
+
+def _parsed(answer: Any, kind: NodeType) -> Result:
+    return parse_result(answer, len(kind.outputs), kind.name, more=kind.further_outputs is not None)
 
 
 def _blocker(values: Mapping[str, Any]) -> ExecutionBlocker | None:

@@ -29,8 +29,11 @@ class Result:
     """None: no expansion, and no value is a link. An empty one may still have links to nodes that are there."""
 
 
-def parse_result(returned: Any, outputs: int, name: str) -> Result:
-    """Bring a return value of node type ``name`` with so many ``outputs`` to one form; raises TypeError in words."""
+def parse_result(returned: Any, outputs: int, name: str, *, more: bool = False) -> Result:
+    """Bring a return value of node type ``name`` with so many ``outputs`` to one form; raises TypeError in words.
+
+    With ``more`` it may have further ones behind.
+    """
     ui: Any = {}
     expand: Any = None
     if isinstance(returned, Mapping):
@@ -51,7 +54,7 @@ def parse_result(returned: Any, outputs: int, name: str) -> Result:
         raise TypeError(f"{name} returned {len(returned)} values; it declares {outputs} outputs")
     if not isinstance(ui, Mapping) or not isinstance(expand, Mapping | None):
         raise TypeError(f"{name} returned a ui or an expand that is no mapping")
-    return Result(tuple(returned[:outputs]), ui, expand)
+    return Result(tuple(returned if more else returned[:outputs]), ui, expand)
 
 
 def slices(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

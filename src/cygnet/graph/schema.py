@@ -157,6 +157,8 @@ class NodeType:
     """Arguments filled in by the executor: name to kind (``PROMPT``, ``EXTRA_PNGINFO``, ``UNIQUE_ID``)."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else a client is told: description, flags, ``python_module``."""
+    further_outputs: str | None = None
+    """Type of the outputs behind ``outputs``, where the node gives as many as it likes; None: it gives no more."""
     further: Callable[[str], Input | None] = _nothing_further
     """The input of a name that is not among ``inputs``, where the node takes names that it does not declare."""
 
@@ -203,6 +205,14 @@ class NodeType:
     def input(self, name: str) -> Input | None:
         """The declared input of that name."""
         return next((it for it in self.inputs if it.name == name), None)
+
+    def output(self, slot: int) -> Output | None:
+        """The output of that number, declared or one of those behind."""
+        if 0 <= slot < len(self.outputs):
+            return self.outputs[slot]
+        if slot < 0 or self.further_outputs is None:
+            return None
+        return Output(name=self.further_outputs, type=self.further_outputs)
 
     def undeclared(self, given: Iterable[str]) -> list[Input]:
         """The inputs of the ``given`` names that are not declared and that the node takes nevertheless."""
