@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.browser.steps import other_site
 
 from studio_process import Studio, launched
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 TOKEN = "a-long-and-random-token"
 # An editor frames the page from vscode-webview:, which Chromium lacks. Another site, let in here, stands in for it.
@@ -50,26 +50,6 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     it.stop()
 
 
-@contextmanager
-def editor(document: str) -> Iterator[str]:
-    """Another site that shows this document; a server, for Chromium keeps made up pages away from this machine."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("content-type", "text/html")
-            self.end_headers()
-            self.wfile.write(document.encode())
-
-        def log_message(self, *words: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://localhost:{server.server_port}/"
-        server.shutdown()
-
-
 def enter(page: Any) -> None:
     page.fill("#token", "not the token")
     page.click("button")
@@ -91,7 +71,7 @@ def test_the_token_is_given_once_in_a_window(tab: Callable[[Studio], Any], guard
 
 def test_the_token_is_given_once_in_the_frame_of_another_site(tab: Callable[[Studio], Any], guarded: Studio) -> None:
     page = tab(guarded)
-    with editor(f"<iframe src='{guarded.url}' style='width:1400px;height:900px'></iframe>") as outer:
+    with other_site(f"<iframe src='{guarded.url}' style='width:1400px;height:900px'></iframe>") as outer:
         page.context.route(outer, lambda route: route.continue_())
         page.goto(outer)
         enter(page.frames[-1])
