@@ -85,15 +85,15 @@ def test_models_are_listed_by_kind(client: TestClient) -> None:
     "route",
     [
         *("models/vae", "experiment/models/vae", "internal/files/input", "extensions"),
-        *("userdata?dir=workflows&recurse=true", "v2/userdata?path=workflows"),
+        *("userdata?dir=lists&recurse=true", "v2/userdata?path=lists"),
     ],
 )
 def test_folders_are_looked_into_while_others_are_answered(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, route: str
 ) -> None:
     """A folder of many files, or one on a slow disk, is walked in a thread and not on the event loop."""
-    client.post("/api/userdata/workflows%2Fa.json", json={})
-    client.post("/upload/image", files={"image": ("a.png", picture(), "image/png")})
+    client.post("/api/userdata/lists%2Fa.json", json={})
+    client.post("/upload/image", files={"image": ("listed.png", picture(), "image/png")})
     on_the_loop = []
 
     def spied(real: Any) -> Any:
