@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu.profile``: what the device's rates are and where the time of a step and of the VAE goes."""
+"""``python -m benchmarks.gpu.profile``: the rates of the device, and where the time of a step and of the VAE goes."""
 
 from __future__ import annotations
 
