@@ -7,7 +7,6 @@ import time
 
 import pytest
 import torch
-
 from benchmarks.measure import Timing, in_turn, relative_error
 
 
