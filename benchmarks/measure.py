@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -36,12 +37,18 @@ class Timing:
         return low, high
 
 
-def in_turn(sides: Mapping[str, Work], rounds: int) -> dict[str, Timing]:
-    """Time all sides after one run of each that does not count; every other round goes backwards (A B B A)."""
+def in_turn(sides: Mapping[str, Work], rounds: int, budget: float = math.inf) -> dict[str, Timing]:
+    """Time all sides after one run of each that does not count; every other round goes backwards (A B B A).
+
+    As many rounds are made as fit into ``budget`` seconds, judged by the run that does not count; at least one.
+    """
+    start = time.perf_counter()
     for work in sides.values():
         work()
+    first = time.perf_counter() - start
+    fitting = rounds if first * (1 + rounds) <= budget else max(1, int(budget / first) - 1)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds):
+    for number in range(min(rounds, fitting)):
         order = list(sides) if number % 2 == 0 else list(reversed(sides))
         for name in order:
             start = time.perf_counter()
@@ -56,14 +63,21 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def environment(packages: Sequence[str] = ("torch", "diffusers", "transformers")) -> dict[str, Any]:
-    """What the figures depend on."""
-    found: dict[str, Any] = {"python": platform.python_version(), "threads": torch.get_num_threads()}
-    for name in packages:
+def packages(*names: str) -> dict[str, str | None]:
+    """The versions of installed packages; None for one that is not."""
+    found: dict[str, str | None] = {}
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = None
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on."""
+    found: dict[str, Any] = {"python": platform.python_version(), "threads": torch.get_num_threads()}
+    found.update(packages("torch", "diffusers", "transformers"))
     found["processor"] = _processor()
     found["instructions"] = torch.backends.cpu.get_cpu_capability()
     found["amx"] = bool(torch.cpu._is_amx_tile_supported())
