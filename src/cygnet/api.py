@@ -334,16 +334,26 @@ def load(
     dtype: Dtype = "auto",
     offload: Offload = None,
     loras: Sequence[Lora] = (),
+    allow_partial_loras: bool = False,
     on_progress: ProgressSink = ignore_progress,
 ) -> Wan:
     """A model by name ("tiny-t2v", "t2v-1.3b", ...), folder, combined file, or a mapping of parts to files.
 
-    ``loras`` are files, or ``(file, strength)`` pairs, merged into the transformer: ``[("style.safetensors", 0.8)]``.
+    ``loras`` are files, or ``(file, strength)`` pairs, merged into the transformer: ``[("style.safetensors", 0.8)]``;
+    one of which it has less than half is refused unless ``allow_partial_loras``.
     ``offload="stream"`` needs the least memory. See :func:`cygnet.assembly.load_components` for that and the other
     arguments and for what is raised.
     """
     return Wan(
-        load_components(source, device=device, dtype=dtype, offload=offload, loras=loras, on_progress=on_progress)
+        load_components(
+            source,
+            device=device,
+            dtype=dtype,
+            offload=offload,
+            loras=loras,
+            allow_partial_loras=allow_partial_loras,
+            on_progress=on_progress,
+        )
     )
 
 

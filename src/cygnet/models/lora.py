@@ -150,7 +150,8 @@ def _features(layer: nn.Module) -> tuple[int, int] | None:
 
 def _adding(branch: LowRank) -> Any:
     def add(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        return output + branch(inputs[0]).to(output.dtype)
+        change: torch.Tensor = branch(inputs[0])
+        return output + change.to(output.dtype)
 
     return add
 
