@@ -134,9 +134,12 @@ def _adapter(file: WeightFile, module: str, parts: Mapping[str, str], noted: Not
     if rank == 0:
         raise WeightFileError(f"{where} has rank 0; the file is damaged")
     alpha = _alpha(file, where, parts)
-    if kind == "difference" or rank is None:
-        return Adapter(module, parts, 1.0, kind, rank, alpha)
-    scale = noted.scale(module, stem, rank) if alpha is None else alpha / rank
+    if kind == "difference":
+        scale = 1.0
+    elif alpha is None:
+        scale = noted.scale(module, stem, rank)
+    else:  # that of two whole matrices (LoKr) is 1, whatever its alpha
+        scale = 1.0 if rank is None else alpha / rank
     return Adapter(module, parts, scale, kind, rank, alpha)
 
 
