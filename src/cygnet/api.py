@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from cygnet.assembly import Device, Dtype, LoadedModel, Lora, Offload, Source, load_components
+from cygnet.assembly import DEFAULT, Device, Dtype, Execution, LoadedModel, Lora, Offload, Source, load_components
 from cygnet.checkpoints import ComponentConfig, save_diffusers_pipeline, save_official
 from cygnet.checkpoints.folders import TOKENIZER_FILES
 from cygnet.checkpoints.saving import staged_folder
@@ -335,14 +335,15 @@ def load(
     offload: Offload = None,
     loras: Sequence[Lora] = (),
     allow_partial_loras: bool = False,
+    execution: Execution = DEFAULT,
     on_progress: ProgressSink = ignore_progress,
 ) -> Wan:
     """A model by name ("tiny-t2v", "t2v-1.3b", ...), folder, combined file, or a mapping of parts to files.
 
     ``loras`` are files, or ``(file, strength)`` pairs, merged into the transformer: ``[("style.safetensors", 0.8)]``;
-    one of which it has less than half is refused unless ``allow_partial_loras``.
-    ``offload="stream"`` needs the least memory. See :func:`cygnet.assembly.load_components` for that and the other
-    arguments and for what is raised.
+    one of which it has less than half is refused unless ``allow_partial_loras``. ``offload="stream"`` needs the least
+    memory; ``execution`` chooses kernels and compiling (:class:`cygnet.Execution`). See
+    :func:`cygnet.assembly.load_components` for those, the other arguments and for what is raised.
     """
     return Wan(
         load_components(
@@ -352,6 +353,7 @@ def load(
             offload=offload,
             loras=loras,
             allow_partial_loras=allow_partial_loras,
+            execution=execution,
             on_progress=on_progress,
         )
     )

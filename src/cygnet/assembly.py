@@ -45,7 +45,10 @@ from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.components import Components
 from cygnet.pipelines.presets import defaults_for
+from cygnet.runtime.block_swap import BlockSwap
 from cygnet.runtime.eight_bit import keep_in_eight_bits
+from cygnet.runtime.execution import DEFAULT as DEFAULT
+from cygnet.runtime.execution import Execution as Execution
 from cygnet.runtime.memory import free_memory
 from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
 from cygnet.runtime.residency import Resident, Stage, StageResidency, loaded
@@ -91,16 +94,29 @@ _CONFIGS: Mapping[ComponentName, type[Any]] = {
 
 
 def load_vae(
-    path: Place, dtype: Dtype = torch.float32, device: Device = "cpu", config: VAEConfig | None = None
+    path: Place,
+    dtype: Dtype = torch.float32,
+    device: Device = "cpu",
+    config: VAEConfig | None = None,
+    *,
+    decode_dtype: Dtype | None = None,
 ) -> WanVAE:
     """The autoencoder of a weight file, a folder, or a model's name; not trainable until you say so.
 
-    ``dtype`` is a torch dtype or its name; ``config`` overrides what the shapes say. Raises ``ModelNotFoundError``,
-    ``UnknownLayoutError``, ``StateMismatchError`` or ``WeightFileError`` of :mod:`cygnet.errors`, each in words. The
-    same holds for the other loaders.
+    ``dtype`` is a torch dtype or its name; ``decode_dtype`` one for the decoding half, "auto" what decodes fastest on
+    ``device`` without a visible difference, None the same; ``config`` overrides what the shapes say.
+
+    Raises ``ModelNotFoundError``, ``UnknownLayoutError``, ``StateMismatchError`` or ``WeightFileError`` of
+    :mod:`cygnet.errors`, each in words. The same holds for the other loaders.
     """
     weights = _weights(path, "vae", config)
-    return _build(WanVAE, weights, _dtype("vae", dtype, device), device).channels_last()
+    kind, place = _dtype("vae", dtype, device), parse_device(device)
+    decoded = kind if decode_dtype is None else Execution(decode_dtype=decode_dtype).decodes_in(place, None)
+    return _vae(weights, kind, decoded, place)
+
+
+def _vae(weights: ComponentWeights, dtype: torch.dtype, decode_dtype: torch.dtype, device: torch.device) -> WanVAE:
+    return _build(WanVAE, weights, dtype, device).decode_in(decode_dtype).channels_last()
 
 
 def load_dit(
@@ -113,12 +129,14 @@ def load_dit(
     eight_bit: bool = False,
     rounded: torch.dtype | None = None,
     allow_partial_loras: bool = False,
+    execution: Execution = DEFAULT,
     on_coverage: Callable[[Coverage], None] = lambda coverage: None,
 ) -> DiT:
     """The diffusion transformer; its norms, modulation, time embedding and head are float32 whatever ``dtype`` is.
 
     ``eight_bit`` keeps matrices that are stored so in 8 bits: half the memory, the same results, some time. ``rounded``
-    names an 8-bit type that the blocks' matrices are rounded to and kept in.
+    names an 8-bit type that the blocks' matrices are rounded to and kept in. ``execution`` chooses attention kernel,
+    compiler and products.
 
     Every LoRA of ``loras``, a path or a path and a strength, is merged in, or runs beside the matrices that are kept in
     8 bits; ``on_coverage`` hears how much of each found its place. One that finds less than half is refused unless
@@ -129,7 +147,15 @@ def load_dit(
         weights = with_loras(weights, _with_strengths(loras), allow_partial=allow_partial_loras)
         for coverage in weights.coverage:
             on_coverage(coverage)
-    return _build(DiT, weights, _dtype("dit", dtype, device), device, eight_bit=eight_bit, rounded=rounded)
+    execution.check(place := parse_device(device))
+    eight_bit = eight_bit and not execution.fp8
+    kind = _dtype("dit", dtype, place)
+    return _build(DiT, weights, kind, place, eight_bit=eight_bit, rounded=rounded, execution=execution)
+
+
+def _executed(dit: DiT, device: torch.device, execution: Execution) -> DiT:
+    execution.apply(dit, device, dit.config.dim // dit.config.num_heads, STACKS)
+    return dit
 
 
 def load_preview_decoder(path: Place, dtype: Dtype = torch.float32, device: Device = "cpu") -> PreviewDecoder:
@@ -319,16 +345,24 @@ def _build(
     *,
     eight_bit: bool = False,
     rounded: torch.dtype | None = None,
+    execution: Execution | None = None,
 ) -> _Module:
+    """The network with its weights; ``rounded`` and ``execution`` are for a DiT alone."""
     place = parse_device(device)
     with without_weights():
         module = kind(weights.config)
-    plan = _in_eight_bits(weights, stored=eight_bit, rounded=rounded is not None)
+    rounds = rounded is not None or (execution is not None and execution.fp8)
+    plan = _in_eight_bits(weights, stored=eight_bit, rounded=rounds)
     materialise(module, plan.weights, dtype=dtype, device=place, leave=plan.matrices)
     keep_in_eight_bits(module, plan.matrices, place)
     if rounded is not None:
         _round_matrices(module, rounded, place)
-    plan.branches.read(dtype, place).attach(module)
+    # fp8 puts other layers in the places of some, and LoRAs go beside what is there then. Blocks are compiled later, at
+    # their first call.
+    if execution is not None:
+        assert isinstance(module, DiT)
+        _executed(module, place, execution)
+    plan.branches.read(dtype, place).install(module)
     return module.eval().requires_grad_(False)
 
 
@@ -392,6 +426,8 @@ class LoadedModel:
     tokenizer: TokenizerSource
     device: torch.device
     dtypes: Mapping[ComponentName, torch.dtype]
+    decode_dtype: torch.dtype
+    execution: Execution = DEFAULT
     loras: tuple[tuple[Path, Coverage], ...] = ()
     """What was merged into the transformer, and how much of it found its place."""
 
@@ -415,10 +451,12 @@ class LoadedModel:
                     "files": [path.name for path in weights.sources],
                     "digest": digest(weights.sources),
                     "dtype": str(self.dtypes[name]).removeprefix("torch."),
+                    **({"decode_dtype": str(self.decode_dtype).removeprefix("torch.")} if name == "vae" else {}),
                 }
                 for name, weights in self.weights.items()
             },
             **({"loras": loras} if loras else {}),
+            **self.execution.describe(),
         }
 
 
@@ -430,12 +468,14 @@ def load_components(
     offload: Offload = None,
     loras: Sequence[Lora] = (),
     allow_partial_loras: bool = False,
+    execution: Execution = DEFAULT,
     on_progress: ProgressSink = ignore_progress,
 ) -> LoadedModel:
     """All networks of a model: its name, a folder, a combined file, or ``{"dit": path, "vae": path, ...}``.
 
     A mapping may also name a ``tokenizer``. ``dtype`` applies to the transformer and the encoders; see
-    :mod:`cygnet.runtime.precision` for "auto" and why the VAE stays in float32. With ``offload`` each network is read
+    :mod:`cygnet.runtime.precision` for "auto" and why the VAE encodes in float32; ``execution`` says how they compute
+    beyond that. With ``offload`` each network is read
     when its stage begins and dropped when it ends; None decides by the free memory. What is stored in 8 bits is kept so
     if it does not fit otherwise. A network that still does not fit, or with "stream" each of the large ones, is read
     block by block at every use: it takes a block's memory, and the time of reading the file once per step. Results are
@@ -449,6 +489,7 @@ def load_components(
     ``StateMismatchError`` if parts do not belong together, and as the single loaders.
     """
     place = parse_device(device)
+    execution.check(place)
     asked = parse_dtype(dtype)
     name, paths, tokenizer_path = _paths(source)
     weights = {part: read_component(path, part) for part, path in paths.items()}
@@ -471,13 +512,24 @@ def load_components(
         narrow = {part for part, size in sizes[False].items() if size > room}
     else:
         narrow = set(weights) if sum(sizes[False].values()) > room else set()
-    builders = {part: _builder(part, it, dtypes[part], place, part in narrow) for part, it in weights.items()}
+    if execution.fp8:
+        narrow.discard("dit")
+    decode_dtype = execution.decodes_in(place, asked)
+    builders: dict[ComponentName, Callable[[], torch.nn.Module]] = {
+        part: _builder(part, it, dtypes[part], place, part in narrow) for part, it in weights.items()
+    }
+    builders["vae"] = lambda: _vae(weights["vae"], dtypes["vae"], decode_dtype, place)
+    builders["dit"] = lambda: _build(
+        DiT, weights["dit"], dtypes["dit"], place, eight_bit="dit" in narrow, execution=execution
+    )
     residency: Residency
     if offload:
         streamed = {part for part in STREAMED if offload == "stream" or sizes[True][part] > room}
         residency = StageResidency(
             {
-                part: _streamed(part, weights[part], dtypes[part], place) if part in streamed else loaded(build)
+                part: _streamed(part, weights[part], dtypes[part], place, execution)
+                if part in streamed
+                else loaded(build)
                 for part, build in builders.items()
             }
         )
@@ -505,6 +557,8 @@ def load_components(
         tokenizer=tokenizer,
         device=place,
         dtypes=dtypes,
+        decode_dtype=decode_dtype,
+        execution=execution,
         loras=tuple((path, told) for (path, _), told in zip(chosen, coverage, strict=True)),
     )
 
@@ -537,36 +591,36 @@ _KINDS: Mapping[ComponentName, Callable[[Any], Any]] = {
 def _builder(
     part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device, eight_bit: bool
 ) -> Callable[[], torch.nn.Module]:
-    if part == "vae":
-        return lambda: _build(WanVAE, weights, dtype, device).channels_last()
     return lambda: _build(_KINDS[part], weights, dtype, device, eight_bit=eight_bit)
 
 
-def _streamed(part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device) -> Stage:
-    """A network whose blocks' matrices are read when they are used; for a GPU once only, if the machine holds them."""
-    weights, branches = set_beside(weights, _block_matrices(weights))
-    streams: list[MatrixStream] = []
-    held: dict[str, torch.Tensor] = {}
+def _streamed(
+    part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device, execution: Execution
+) -> Stage:
+    """A network whose blocks come in as they run: from the machine's memory if that holds them, else from the file."""
+    bringers: list[MatrixStream | BlockSwap] = []
     host = free_memory(torch.device("cpu"))
-    holds = device.type == "cuda" and weights.parameters * dtype.itemsize < SHARE_OF_MEMORY * host
-
-    def fetch(name: str) -> torch.Tensor:
-        if not holds:
-            return weights.copied(name, dtype)
-        if name not in held:
-            held[name] = weights.copied(name, dtype).pin_memory()
-        return held[name]
+    swapped = device.type == "cuda" and weights.parameters * dtype.itemsize < SHARE_OF_MEMORY * host
 
     def bring() -> torch.nn.Module:
-        with without_weights():
-            module: torch.nn.Module = _KINDS[part](weights.config)
-        materialise(module, weights, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
-        streams.append(MatrixStream(module, STACKS, fetch, device=device))
-        branches.read(dtype, device).attach(module)
-        return module.eval().requires_grad_(False)
+        beside = Branches()
+        if swapped:
+            module: torch.nn.Module = _build(_KINDS[part], weights, dtype, "cpu")
+            bringers.append(BlockSwap(module, STACKS, device))
+        else:
+            plain, beside = set_beside(weights, _block_matrices(weights))
+            with without_weights():
+                module = _KINDS[part](weights.config)
+            materialise(module, plain, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
+            bringers.append(MatrixStream(module, STACKS, lambda name: plain.copied(name, dtype), device=device))
+        module = module.eval().requires_grad_(False)
+        if isinstance(module, DiT):
+            _executed(module, device, execution)
+        beside.read(dtype, device).attach(module)
+        return module
 
     def send_away(_: torch.nn.Module) -> None:
-        streams.pop().close()
+        bringers.pop().close()
 
     return Stage(bring, send_away)
 

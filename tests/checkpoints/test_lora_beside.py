@@ -85,7 +85,8 @@ def test_on_an_eight_bit_model_the_result_is_that_of_merging(tmp_path: Path, kin
     tensors, beside = LORAS[kind]
     path, lora = in_eight_bits(write_model(tmp_path)["dit"]), write(tmp_path / "lora.safetensors", tensors)
     merged, narrow = (load_dit(path, dtype, loras=[(lora, 0.7)], eight_bit=kept) for kept in (False, True))
-    kept = {name for name, layer in narrow.named_modules() if isinstance(layer, EightBitLinear)}
+    layers = {name.removesuffix(".layer"): layer for name, layer in narrow.named_modules()}
+    kept = {name for name, layer in layers.items() if isinstance(layer, EightBitLinear)}
     assert (Q in kept) == (Q in beside), "what is not low-rank is merged, and its matrix widened"
     assert len(kept) == 20 - (0 if beside else 1)
     exact = answer(load_dit(path, "float32", loras=[(lora, 0.7)]))
@@ -127,7 +128,7 @@ def test_a_small_change_is_not_rounded_away_with_the_matrix_beside_it(tmp_path: 
         return answer(with_it) - answer(without)
 
     dit: DiT = load_dit(path, loras=[lora], rounded=FP8)
-    assert isinstance(dit.get_submodule(Q), EightBitLinear)
+    assert isinstance(dit.get_submodule(f"{Q}.layer"), EightBitLinear)
     assert relative_l2(change(rounded=FP8), change()) < 0.2
 
 
