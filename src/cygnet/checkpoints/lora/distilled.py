@@ -78,8 +78,8 @@ def distilled_lora(
     """The file and strength that sampling the named ``model`` by ``recipe`` needs; nothing is fetched.
 
     Looked into: the ``loras`` folders of :func:`~cygnet.checkpoints.discovery.model_folders`, with ``places`` first,
-    and the shared download cache. Raises ``RequestError`` if none is known for the model, and ``ModelNotFoundError`` with
-    where to get it if it is not here.
+    and the shared download cache. Raises ``RequestError`` if none is known for the model, and ``ModelNotFoundError``
+    with where to get it if it is not here.
     """
     known = [it for it in DISTILLED if it.recipe == recipe]
     chosen = next((it for it in known if model.lower() in it.models), None)
