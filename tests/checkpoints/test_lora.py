@@ -403,3 +403,41 @@ def test_another_shape_is_skipped_only_if_asked_for(tmp_path: Path, base: Compon
     only = write(tmp_path, {f"{FFN}.diff": torch.ones(2, 2)})
     with pytest.raises(StateMismatchError, match="0 of 1 modules matched"):
         with_loras(base, [(only, 1.0)], allow_partial=True)
+
+
+def full_size(name: str) -> ComponentWeights:
+    """Names and shapes of a published transformer, without a file."""
+    from cygnet.checkpoints.weight_file import TensorInfo
+    from cygnet.models.dit.config import I2V_14B, T2V_1_3B, T2V_14B
+    from cygnet.models.dit.model import DiT
+
+    config = {"T2V-1.3B": T2V_1_3B, "T2V-14B": T2V_14B, "I2V-14B": I2V_14B}[name]
+    with torch.device("meta"):
+        state = DiT(config).state_dict()
+    infos = {key: TensorInfo("bfloat16", tuple(value.shape)) for key, value in state.items()}
+    return ComponentWeights("dit", "official", config, "none", infos, None, {}, {}, {})  # type: ignore[arg-type]
+
+
+def test_loras_of_full_size_are_covered_as_they_should_be(tmp_path: Path) -> None:
+    models = {name: full_size(name) for name in ("T2V-1.3B", "T2V-14B", "I2V-14B")}
+    paths = {}
+    for name, weights in models.items():
+        tensors: dict[str, torch.Tensor] = {}
+        for key, info in weights.infos.items():
+            if key.startswith("blocks.") and len(info.shape) == 2:
+                stem = f"diffusion_model.{key.removesuffix('.weight')}"
+                tensors[f"{stem}.lora_A.weight"] = torch.zeros(1, info.shape[1], dtype=torch.bfloat16)
+                tensors[f"{stem}.lora_B.weight"] = torch.zeros(info.shape[0], 1, dtype=torch.bfloat16)
+        paths[name] = tmp_path / f"{name}.safetensors"
+        save_file(tensors, paths[name])
+    told = {pair: with_loras(models[pair[1]], [(paths[pair[0]], 1.0)]).coverage[0] for pair in (
+        ("T2V-1.3B", "T2V-1.3B"), ("T2V-14B", "T2V-14B"), ("T2V-14B", "I2V-14B"), ("I2V-14B", "T2V-14B"),
+    )}  # fmt: skip
+    assert [it.total for it in told.values()] == [300, 400, 400, 480]
+    assert [it.share for it in told.values()] == [1, 1, 1, pytest.approx(5 / 6)]
+    assert str(told["I2V-14B", "T2V-14B"]) == (
+        "I2V-14B.safetensors at 1: 400 of 480 modules matched; 80 image-attention modules skipped because the base is "
+        "T2V-14B"
+    )
+    with pytest.raises(StateMismatchError, match=r"does not fit T2V-1\.3B: 300 of 400 modules have other shapes"):
+        with_loras(models["T2V-1.3B"], [(paths["T2V-14B"], 1.0)])
