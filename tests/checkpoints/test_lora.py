@@ -405,6 +405,12 @@ def test_another_shape_is_skipped_only_if_asked_for(tmp_path: Path, base: Compon
         with_loras(base, [(only, 1.0)], allow_partial=True)
 
 
+def test_a_file_of_endless_names_is_refused_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, {f"lora_unet_{number}.alpha": torch.zeros(0) for number in range(10_001)})
+    with pytest.raises(WeightFileError, match="holds 10,001 tensors"):
+        read_lora(path)
+
+
 def full_size(name: str) -> ComponentWeights:
     """Names and shapes of a published transformer, without a file."""
     from cygnet.checkpoints.weight_file import TensorInfo

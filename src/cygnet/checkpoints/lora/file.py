@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cygnet.checkpoints.layouts import MAX_NAMES
 from cygnet.checkpoints.lora.names import ENDING, official_module, without_prefix
 from cygnet.checkpoints.lora.scales import NotedScales
 from cygnet.checkpoints.open import open_weights
@@ -73,6 +74,10 @@ def read_lora(path: Path | str) -> LoraFile:
     :func:`~cygnet.checkpoints.open.open_weights`.
     """
     file = open_weights(path)
+    if len(file.tensors) > MAX_NAMES:
+        raise WeightFileError(
+            f"{shown(file.path)} holds {len(file.tensors):,} tensors; no LoRA for Wan has more than {MAX_NAMES:,}"
+        )
     groups: dict[str, dict[str, str]] = {}
     stems: dict[str, str] = {}
     unknown: list[str] = []
