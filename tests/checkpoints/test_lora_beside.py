@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from cygnet.assembly import load_components, load_dit
+from cygnet.checkpoints.catalogue import resolve
+from cygnet.checkpoints.lora import save_adapters
 from cygnet.models.dit.model import DiT
+from cygnet.models.lora import adaptable, fresh_adapters
 from cygnet.pipelines.components import Components
 from cygnet.runtime.eight_bit import EightBitLinear
+from cygnet.runtime.execution import Execution
 from random_models import write_model
 from support import fill, relative_l2
 
@@ -63,9 +68,9 @@ def in_eight_bits(path: Path) -> Path:
     return path
 
 
-def answer(dit: torch.nn.Module) -> torch.Tensor:
+def answer(dit: torch.nn.Module, text: int = 32) -> torch.Tensor:
     with torch.no_grad():
-        return dit(fill("x", [1, 16, 2, 4, 4]), torch.tensor([500.0]), fill("c", [1, 5, 32]))  # type: ignore[no-any-return]
+        return dit(fill("x", [1, 16, 2, 4, 4]), torch.tensor([500.0]), fill("c", [1, 5, text]))  # type: ignore[no-any-return]
 
 
 def streamed_answer(paths: dict[str, Path], dtype: str, loras: list[tuple[Path, float]]) -> torch.Tensor:
@@ -141,3 +146,24 @@ def test_memory_is_counted_with_the_branches(tmp_path: Path) -> None:
     lora = write(tmp_path / "lora.safetensors", pair(Q))
     patched = with_loras(weights, [(lora, 1.0)])
     assert _bytes(patched, torch.bfloat16, True) - _bytes(weights, torch.bfloat16, True) == 2 * 4 * (128 + 128)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [({"eight_bit": True}, 0.03), ({"execution": Execution(compile=True), "eight_bit": True}, 0.03),
+     ({"execution": Execution(fp8=True)}, 0.06)],
+    ids=["8 bits", "compiled", "fp8 products"],
+)  # fmt: skip
+def test_on_a_gpu_the_result_is_that_of_merging(tmp_path: Path, options: dict[str, Any], limit: float) -> None:
+    source = tmp_path / "dit.safetensors"
+    save_file(load_file(resolve("tiny-t2v")["dit"]), source)
+    adapters = fresh_adapters(load_dit(source), adaptable(load_dit(source)), rank=8)
+    for name, branch in adapters.branches.items():
+        branch.up.data = 0.5 * fill(name, list(branch.up.shape))
+    loras = [(save_adapters(tmp_path / "lora.safetensors", adapters), 1.0)]
+    path = in_eight_bits(source) if "eight_bit" in options else source
+    exact = answer(load_dit(path, "float32", loras=loras), 192)
+    assert relative_l2(answer(load_dit(path, "float32"), 192), exact) > limit, "it matters"
+    assert relative_l2(answer(load_dit(path, "bfloat16", "cuda", loras=loras, **options), 192).cpu(), exact) < limit
