@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli_process import Command
+from cygnet.cli.generate import recipe_loras
 from cygnet.media.receipt import read_receipt
 
 PROMPT = "a red ball moves right"
@@ -90,3 +91,17 @@ def test_guidance_can_end_early_and_be_added_again(cygnet: Command, small: list[
     assert done.code == 0, done.err
     made = read_receipt(place / "x.mp4")["request"]
     assert (made["guidance_until"], made["guidance_rest"]) == (0.5, "reuse")
+
+
+def test_a_recipe_of_a_published_model_brings_the_lora_that_it_needs(cygnet: Command, place: Path) -> None:
+    missing = cygnet("generate", PROMPT, "--model", "t2v-14b", "--recipe", "lightx2v")
+    assert missing.code != 0
+    assert "get Lightx2v/lightx2v_T2V_14B" in missing.err
+    folder = place / "models" / "loras"
+    folder.mkdir(parents=True)
+    file = folder / "Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32.safetensors"
+    file.write_bytes(b"x")
+    assert recipe_loras("lightx2v", "t2v-14b", None, [place]) == [(file, 1.0)]
+    assert recipe_loras("lightx2v", "t2v-14b", Path("mine.safetensors"), [place]) == []
+    assert recipe_loras("lightx2v", "tiny-t2v", None, [place]) == []
+    assert recipe_loras(None, "t2v-14b", None, [place]) == []

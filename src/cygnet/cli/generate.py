@@ -127,7 +127,8 @@ def generate(
     solver
         unipc, dpm++, euler or renoise; the model's default suits it.
     recipe
-        lightx2v or self-forcing: solver, steps, shift and guidance for weights distilled to four steps.
+        lightx2v or self-forcing: solver, steps, shift and guidance for weights distilled to four steps. The LoRA that
+        makes a named model so is found in the loras folders, unless --lora or --dit is given.
     cache
         Answer some steps from earlier ones: easy, mag or tea, with a threshold such as easy:0.05. Lossy.
         calibrate skips nothing, and measures the tables of mag and tea for the receipt.
@@ -199,7 +200,7 @@ def generate(
         place={
             "device": device,
             "dtype": dtype,
-            "loras": find_loras(parse_loras(lora), model_paths),
+            "loras": find_loras(parse_loras(lora), model_paths) or recipe_loras(recipe, model, dit, model_paths),
             "allow_partial_loras": allow_partial_lora,
         },
         stream=stream,
@@ -297,6 +298,19 @@ def find_loras(given: Sequence[tuple[Path, float]], places: Sequence[Path]) -> l
     from cygnet.checkpoints.lora.finding import find_lora
 
     return [(find_lora(path, places), strength) for path, strength in given]
+
+
+def recipe_loras(
+    recipe: str | None, model: str | None, dit: Path | None, places: Sequence[Path]
+) -> list[tuple[Path, float]]:
+    """The LoRA without which ``recipe`` would give a blur of a published model; none for weights of one's own."""
+    if recipe is None:
+        return []
+    from cygnet.checkpoints.lora.distilled import distilled_lora, needs_lora
+
+    if dit is not None or model is None or not needs_lora(recipe, model):
+        return []
+    return [distilled_lora(recipe, model, places)]
 
 
 def seeds_of(seed: int | None, count: int | None) -> range:
