@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ from cygnet.pipelines.conditioning import (
     image_condition,
     resize,
 )
-from cygnet.pipelines.denoise import Guidance, Sampling, check_noise_device, denoise, make_noise
+from cygnet.pipelines.denoise import Guidance, Sampling, StepCache, check_noise_device, denoise, make_noise
 from cygnet.pipelines.presets import defaults_for
 from cygnet.pipelines.request import GenerateRequest
 from cygnet.pipelines.sizes import FRAME_STRIDE, latent_frames_at_once, latent_grid
@@ -54,6 +55,8 @@ class Record:
     notices: list[str] = field(default_factory=list)
     """What the caller should know, in words."""
     sigmas: tuple[float, ...] = ()
+    cached: dict[str, Any] = field(default_factory=dict)
+    """What a step cache did: ``skipped`` of ``steps``, and ``tables`` if it measured any; empty without one."""
     seconds: dict[Phase, float] = field(default_factory=dict)
     """Time spent per phase, without the caller's own between chunks."""
 
@@ -85,7 +88,8 @@ def generate(
     """
     inputs = inputs or Inputs()
     check_combination(components, request, inputs)
-    return _run(components, request, inputs, on_progress, cancel or CancelToken(), record or Record())
+    cache = _step_cache(components, request)
+    return _run(components, request, inputs, on_progress, cancel or CancelToken(), record or Record(), cache)
 
 
 def check_combination(components: Components, request: GenerateRequest, inputs: Inputs) -> None:
@@ -163,6 +167,7 @@ def _run(
     on_progress: ProgressSink,
     cancel: CancelToken,
     record: Record,
+    cache: StepCache | None,
 ) -> Iterator[torch.Tensor]:
     try:
         record.notices += _expectations(components, request)
@@ -173,6 +178,7 @@ def _run(
             num_steps=request.num_steps,
             shift=request.shift,
             start_step=start_step_for_strength(request.strength, request.num_steps),
+            seed=request.seed,
         )
         record.sigmas = sampling.sigmas
         latents = _start(components, request, inputs, sampling, on_progress, cancel, record)
@@ -185,8 +191,11 @@ def _run(
                 _guidance(request),
                 on_progress=on_progress,
                 cancel=cancel,
+                cache=cache,
             )
         components.residency.release("dit")
+        if cache is not None:
+            _tell_of_cache(cache, request, record)
         yield from _decode(components, latents, on_progress, cancel, record)
     finally:
         names: tuple[ComponentName, ...] = ("text_encoder", "image_encoder", "dit", "vae")
@@ -195,7 +204,34 @@ def _run(
 
 
 def _guidance(request: GenerateRequest) -> Guidance:
-    return Guidance(scale=request.guidance_scale, until=request.guidance_until)
+    return Guidance(scale=request.guidance_scale, until=request.guidance_until, rest=request.guidance_rest)
+
+
+def _step_cache(components: Components, request: GenerateRequest) -> StepCache | None:
+    """The cache that was asked for; raises :class:`~cygnet.errors.RequestError` if this model cannot have it."""
+    wish = request.caching()
+    if wish is None:
+        return None
+    if components.step_cache is None:
+        raise RequestError("this model was put together without step caches; leave cache out", field="cache")
+    return components.step_cache(
+        components.dit,
+        wish,
+        num_steps=request.num_steps,
+        start_step=start_step_for_strength(request.strength, request.num_steps),
+        pixels=request.width * request.height,
+    )
+
+
+def _tell_of_cache(cache: StepCache, request: GenerateRequest, record: Record) -> None:
+    record.cached = {"skipped": cache.skipped, "steps": cache.evaluations}
+    if tables := cache.tables():
+        record.cached["tables"] = tables
+        return
+    record.notices.append(
+        f"cache {request.cache} skipped {cache.skipped} of {cache.evaluations} steps; the video is not exactly the one "
+        "without it"
+    )
 
 
 def _expectations(components: Components, request: GenerateRequest) -> list[str]:
