@@ -28,6 +28,7 @@ def test_only_published_models_need_one_and_all_that_are_named_exist() -> None:
     assert needs_lora("lightx2v", "t2v-14b")
     assert not needs_lora("lightx2v", None)
     assert not needs_lora("lightx2v", "distilled.safetensors")
+    assert not needs_lora("lightx2v", "tiny-t2v")
     assert not needs_lora(None, "t2v-14b")
     assert {name for it in DISTILLED for name in it.models} <= set(NAMES)
     with pytest.raises(RequestError, match=r"has a LoRA for t2v-14b, .*, and none for tiny-t2v"):

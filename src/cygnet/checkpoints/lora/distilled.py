@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from cygnet.checkpoints.catalogue import default_cache, is_name, snapshots
+from cygnet.checkpoints.catalogue import default_cache, snapshots
 from cygnet.checkpoints.discovery import find_models, model_folders
 from cygnet.checkpoints.weight_file import printable
 from cygnet.errors import ModelNotFoundError, RequestError
@@ -103,8 +103,8 @@ def distilled_lora(
 
 
 def needs_lora(recipe: str | None, model: str | None) -> bool:
-    """Whether a request for ``recipe`` with a model by its name, and no LoRA of its own, means one of these.
+    """Whether sampling ``model`` by ``recipe`` takes one of these: a published model does, by the name of one here.
 
-    Files may hold distilled weights themselves; a published model never does.
+    Files may hold distilled weights themselves, and other models have no such LoRA.
     """
-    return recipe is not None and model is not None and is_name(model) and any(it.recipe == recipe for it in DISTILLED)
+    return model is not None and any(it.recipe == recipe and model.lower() in it.models for it in DISTILLED)
