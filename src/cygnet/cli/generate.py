@@ -127,7 +127,8 @@ def generate(
     solver
         unipc, dpm++, euler or renoise; the model's default suits it.
     recipe
-        lightx2v or self-forcing: solver, steps, shift and guidance for weights distilled to four steps.
+        lightx2v or self-forcing: solver, steps, shift and guidance for weights distilled to four steps. A published
+        model, without --lora or --dit, takes the LoRA that there is for it from the loras folders.
     cache
         Answer some steps from earlier ones: easy, mag or tea, with a threshold such as easy:0.05. Lossy; calibrate
         skips nothing and measures the tables of mag and tea, for the receipt.
@@ -199,7 +200,8 @@ def generate(
         place={
             "device": device,
             "dtype": dtype,
-            "loras": find_loras(parse_loras(lora), model_paths),
+            "loras": find_loras(parse_loras(lora), model_paths)
+            or ([] if dit is not None else recipe_loras(recipe, model, model_paths)),
             "allow_partial_loras": allow_partial_lora,
         },
         stream=stream,
@@ -267,6 +269,15 @@ def find_loras(given: Sequence[tuple[Path, float]], places: Sequence[Path]) -> l
     from cygnet.checkpoints.lora.finding import find_lora
 
     return [(find_lora(path, places), strength) for path, strength in given]
+
+
+def recipe_loras(recipe: str | None, model: str | None, places: Sequence[Path]) -> list[tuple[Path, float]]:
+    """The LoRA that makes a published model fit for a recipe; none for other models, whose weights must be."""
+    from cygnet.checkpoints.lora.distilled import distilled_lora, needs_lora
+
+    if recipe is None or model is None or not needs_lora(recipe, model):
+        return []
+    return [distilled_lora(recipe, model, places)]
 
 
 def read_cache_table(path: Path | None, cache: str | None) -> list[float] | None:
