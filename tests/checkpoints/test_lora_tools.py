@@ -202,7 +202,7 @@ def test_a_model_is_written_with_loras_in_it_and_says_so(tmp_path: Path, base: C
     assert read_component(half).infos[f"{Q}.weight"].dtype == "bfloat16"
     with pytest.raises(OutputError, match="exists"):
         merge_into_model(patched, path)
-    with pytest.raises(OutputError, match="folder nowhere does not exist"):
+    with pytest.raises(OutputError, match="make the folder nowhere first"):
         merge_into_model(patched, tmp_path / "nowhere" / "x.safetensors")
 
 

@@ -82,7 +82,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_left(cygnet: Command, place: P
         (("convert", "a.safetensors", "--out", "b.safetensors", "--to", "kohya"), "comfyui"),
         (("merge", "--out", "b.safetensors"), "no LoRA is given"),
         (("merge", "a.safetensors", "--out", "a.safetensors"), "exists"),
-        (("merge", "a.safetensors", "--out", "nowhere/b.safetensors"), "does not exist"),
+        (("merge", "a.safetensors", "--out", "nowhere/b.safetensors"), "make the folder nowhere first"),
         (("merge", "a.safetensors", "--base", "a.safetensors", "--out", "b.safetensors"), "this is a LoRA"),
         (("merge", "a.safetensors", "--base", str(model), "--rank", "3", "--out", "b.safetensors"), "--rank"),
         (("merge", "deep.safetensors", "--base", str(model), "--out", "b.safetensors"), "2 of 9 modules matched"),

@@ -337,7 +337,9 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise OutputError(f"{shown(path)} is a folder; give the name of a file")
     if not path.parent.is_dir():
-        raise OutputError(f"the folder {shown(path.parent)} does not exist; make it first")
+        raise OutputError(
+            f"{shown(path)} could not be written: no such file or directory; make the folder {shown(path.parent)} first"
+        )
 
 
 @contextmanager
