@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import logging
 import math
+import warnings
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -165,7 +166,9 @@ def _tested(name: str, device: torch.device, dtype: torch.dtype, head_width: int
 
 def _torch_kernel_is_sound(kernel: SDPBackend, device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
     try:
-        error = attention_error(TorchAttention((kernel,)), device, dtype, head_width)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch explains each refusal
+            error = attention_error(TorchAttention((kernel,)), device, dtype, head_width)
     except RuntimeError:  # not built in, or not for this chip or dtype
         return False
     if error <= _TOLERANCE[dtype]:

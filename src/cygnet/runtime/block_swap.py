@@ -7,12 +7,15 @@ for long videos is always. The arithmetic is that of the resident network, bit f
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+ENTRIES = ("cross_attn.keys", "before_proj", "after_proj")
+"""What is called of a block besides its forward: the prompt's keys, and the two ends of VACE's control branch."""
 _ALIGNMENT = 256
 """Bytes; what CUDA kernels like their operands to start at."""
 
@@ -62,6 +65,12 @@ class BlockSwap:
             block.register_forward_pre_hook(lambda _, __, number=number: self._enter(number))
             for number, block in enumerate(blocks)
         ]
+        self._wrapped = [
+            found
+            for number, block in enumerate(blocks)
+            for path in ENTRIES
+            if (found := self._wrap(number, block, path))
+        ]
 
     @property
     def present(self) -> tuple[int, ...]:
@@ -72,11 +81,32 @@ class BlockSwap:
         """Stop and give the device's memory back; the blocks are on the CPU again."""
         for hook in self._hooks:
             hook.remove()
+        for owner, name in self._wrapped:
+            delattr(owner, name)
         if self._cuda:
             torch.cuda.synchronize(self._device)
         for number, block in enumerate(self._blocks):
             self._set(block, self._layouts[number].views(self._homes[number]))
         self._rooms.clear()
+
+    def _wrap(self, number: int, block: nn.Module, path: str) -> tuple[nn.Module, str] | None:
+        """Let the block come in before its method or part ``path`` is called; where that was noted, if there is one."""
+        parent, _, name = path.rpartition(".")
+        try:
+            owner = block.get_submodule(parent)
+            called = getattr(owner, name)
+        except AttributeError:
+            return None
+        if isinstance(called, nn.Module):  # a hook would do, but compiled blocks run plain where a part has one
+            owner, name, called = called, "forward", called.forward
+
+        @functools.wraps(called)
+        def entered(*args: Any, **named: Any) -> Any:
+            self._enter(number)
+            return called(*args, **named)
+
+        setattr(owner, name, entered)
+        return owner, name
 
     def _move_the_rest(self, module: nn.Module, stacks: Collection[str]) -> None:
         for name, parameter in module.named_parameters():
