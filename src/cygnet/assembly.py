@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import platformdirs
 import torch
@@ -45,10 +46,12 @@ from cygnet.pipelines.components import Components
 from cygnet.pipelines.presets import defaults_for
 from cygnet.runtime.eight_bit import keep_in_eight_bits
 from cygnet.runtime.memory import free_memory
+from cygnet.runtime.plan import Offload as Offload
+from cygnet.runtime.plan import Placement, Weights, choose, fits_alone
 from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
-from cygnet.runtime.residency import Resident, Stage, StageResidency, loaded
+from cygnet.runtime.residency import Placed, Resident, Stage, StageResidency, loaded
 from cygnet.runtime.residency import release_unused as release_unused
-from cygnet.runtime.streaming import MatrixStream, streamed_names
+from cygnet.runtime.streaming import MatrixStream, streamed_bytes, streamed_names
 from cygnet.runtime.text_memory import DiskTextMemory
 from cygnet.types import ComponentName, Progress, ProgressSink, Residency, ignore_progress
 
@@ -66,11 +69,6 @@ EMBEDDED_NAMES: Mapping[str, tuple[str, ComponentName]] = {
     "tiny-image-encoder": ("tiny-i2v", "image_encoder"),
 }
 """Names for single networks of the embedded models: name -> model and component."""
-Offload = bool | Literal["stream"] | None
-"""Whether networks come in for their stage alone; "stream": and their matrices for their block alone."""
-SHARE_OF_MEMORY = 0.6
-"""Weights that would take more of the free memory than this are brought in stage by stage, and those of one network
-that would, block by block."""
 STACKS = ("blocks", "vace_blocks")
 """Where the transformer and the text encoder keep their repeated blocks."""
 STREAMED: tuple[ComponentName, ...] = ("dit", "text_encoder")
@@ -98,7 +96,7 @@ def load_vae(
     same holds for the other loaders.
     """
     weights = _weights(path, "vae", config)
-    return _build(WanVAE, weights, _dtype("vae", dtype, device), device).channels_last()
+    return _build(WanVAE, weights, _dtype("vae", dtype, device), device, own=True).channels_last()
 
 
 def load_dit(
@@ -225,13 +223,32 @@ def fits(
 ) -> bool:
     """Whether the memory that is free on ``device`` holds this network and leaves room to work; reads its header."""
     weights, place = _weights(path, component, None), parse_device(device)
-    return _bytes(weights, _dtype(component, dtype, place), eight_bit) <= SHARE_OF_MEMORY * free_memory(place)
+    taken = weights_taken(weights, _dtype(component, dtype, place))
+    return fits_alone(taken.eight_bit if eight_bit else taken.whole, free_memory(place))
 
 
-def _bytes(weights: ComponentWeights, dtype: torch.dtype, eight_bit: bool) -> int:
-    """What the weights take in ``dtype``, less what is kept in 8 bits."""
-    kept = sum(weights.infos[name].numel for name in _eight_bit_matrices(weights)) if eight_bit else 0
-    return (weights.parameters - kept) * dtype.itemsize + kept
+def weights_taken(weights: ComponentWeights, dtype: torch.dtype) -> Weights:
+    """What a network's weights take in memory in ``dtype``, by how they are held; from its header."""
+    taken = network_taken(weights.component, weights.config, dtype)
+    kept = sum(weights.infos[name].numel for name in _eight_bit_matrices(weights))
+    return replace(taken, eight_bit=taken.whole - kept * (dtype.itemsize - 1))
+
+
+@functools.lru_cache(maxsize=64)
+def network_taken(part: ComponentName, config: ComponentConfig, dtype: torch.dtype) -> Weights:
+    """The same of an architecture none of whose weights need be here; nothing of it is in 8 bits."""
+    with without_weights():
+        module: torch.nn.Module = _KINDS[part](config)
+    wide: tuple[str, ...] = getattr(module, "fp32_parameters", ())
+    sizes = {
+        name: value.numel() * (4 if any(word in name for word in wide) else dtype.itemsize)
+        for name, value in module.state_dict(keep_vars=True).items()
+    }
+    whole = sum(sizes.values())
+    if part not in STREAMED:
+        return Weights(whole=whole, eight_bit=whole)
+    matrices = {name: sizes[name] for name in streamed_names(module, STACKS)}
+    return Weights(whole=whole, eight_bit=whole, streamed=whole - sum(matrices.values()) + streamed_bytes(matrices))
 
 
 def _eight_bit_matrices(weights: ComponentWeights) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
@@ -288,12 +305,13 @@ def _build(
     device: Device,
     *,
     eight_bit: bool = False,
+    own: bool = False,
 ) -> _Module:
     place = parse_device(device)
     with without_weights():
         module = kind(weights.config)
     kept = _eight_bit_matrices(weights) if eight_bit else {}
-    materialise(module, weights, dtype=dtype, device=place, leave=kept)
+    materialise(module, weights, dtype=dtype, device=place, leave=kept, own=own)
     keep_in_eight_bits(module, kept, place)
     return module.eval().requires_grad_(False)
 
@@ -360,6 +378,11 @@ class LoadedModel:
     dtypes: Mapping[ComponentName, torch.dtype]
     loras: tuple[tuple[Path, Coverage], ...] = ()
     """What was merged into the transformer, and how much of it found its place."""
+    residency: Placed
+    """Where the networks are; that of ``components``."""
+    taken: Mapping[ComponentName, Weights]
+    offload: Offload
+    """What was asked for when it was loaded."""
 
     def describe(self) -> dict[str, Any]:
         """For receipts: name, and per component variant, dtype, file names and :func:`~...digest.digest`; LoRAs."""
@@ -416,32 +439,25 @@ def load_components(
     if tokenizer is None:
         raise _no_tokenizer()
     dtypes = {part: pick_dtype(part, place, asked) for part in weights}
-    room = SHARE_OF_MEMORY * free_memory(place)
-    sizes = {eight: {part: _bytes(it, dtypes[part], eight) for part, it in weights.items()} for eight in (False, True)}
-    if offload is None:
-        offload = min(sum(each.values()) for each in sizes.values()) > room
-    # Widened weights are the faster ones, so eight bits are kept only where the others do not fit.
-    if offload:
-        narrow = {part for part, size in sizes[False].items() if size > room}
-    else:
-        narrow = set(weights) if sum(sizes[False].values()) > room else set()
-    builders = {part: _builder(part, it, dtypes[part], place, part in narrow) for part, it in weights.items()}
-    residency: Residency
-    if offload:
-        streamed = {part for part in STREAMED if offload == "stream" or sizes[True][part] > room}
-        residency = StageResidency(
+    taken = {part: weights_taken(it, dtypes[part]) for part, it in weights.items()}
+
+    def build(placement: Placement) -> Residency:
+        builders = {
+            part: _builder(part, it, dtypes[part], place, part in placement.eight_bit) for part, it in weights.items()
+        }
+        if placement.resident:
+            return _all_resident(builders, on_progress)
+        return StageResidency(
             {
-                part: _streamed(part, weights[part], dtypes[part], place) if part in streamed else loaded(build)
-                for part, build in builders.items()
+                part: _streamed(part, weights[part], dtypes[part], place)
+                if part in placement.streamed
+                else loaded(builder)
+                for part, builder in builders.items()
             }
         )
-    else:
-        modules: dict[ComponentName, torch.nn.Module] = {}
-        for part, build in builders.items():
-            on_progress(Progress(phase="load", step=len(modules), total=len(builders), message=part))
-            modules[part] = build()
-        on_progress(Progress(phase="load", step=len(modules), total=len(builders)))
-        residency = Resident(modules)
+
+    residency = Placed(choose(taken, free_memory(place), offload), taken, build)
+    residency.prepare()
     components = Components(
         residency=residency,
         variant=variant_name(dit),
@@ -460,7 +476,21 @@ def load_components(
         device=place,
         dtypes=dtypes,
         loras=tuple((path, told) for (path, _), told in zip(chosen, coverage, strict=True)),
+        residency=residency,
+        taken=taken,
+        offload=offload,
     )
+
+
+def _all_resident(
+    builders: Mapping[ComponentName, Callable[[], torch.nn.Module]], on_progress: ProgressSink
+) -> Resident:
+    modules: dict[ComponentName, torch.nn.Module] = {}
+    for part, build in builders.items():
+        on_progress(Progress(phase="load", step=len(modules), total=len(builders), message=part))
+        modules[part] = build()
+    on_progress(Progress(phase="load", step=len(modules), total=len(builders)))
+    return Resident(modules)
 
 
 def _text_memory(
@@ -492,7 +522,7 @@ def _builder(
     part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device, eight_bit: bool
 ) -> Callable[[], torch.nn.Module]:
     if part == "vae":
-        return lambda: _build(WanVAE, weights, dtype, device).channels_last()
+        return lambda: _build(WanVAE, weights, dtype, device, own=True).channels_last()
     return lambda: _build(_KINDS[part], weights, dtype, device, eight_bit=eight_bit)
 
 
@@ -501,7 +531,7 @@ def _streamed(part: ComponentName, weights: ComponentWeights, dtype: torch.dtype
     streams: list[MatrixStream] = []
     held: dict[str, torch.Tensor] = {}
     host = free_memory(torch.device("cpu"))
-    holds = device.type == "cuda" and weights.parameters * dtype.itemsize < SHARE_OF_MEMORY * host
+    holds = device.type == "cuda" and fits_alone(weights.parameters * dtype.itemsize, host)
 
     def fetch(name: str) -> torch.Tensor:
         if not holds:

@@ -310,13 +310,15 @@ def materialise(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     leave: Collection[str] = (),
+    own: bool = False,
 ) -> Module:
     """Give ``module``, built :func:`without_weights`, the tensors of ``weights``; returns it.
 
     Names and shapes are checked first (:func:`check_state`). Then each tensor is read, dequantised, cast and assigned
     before the next is touched, so the peak is about one copy of the weights; a tensor that needs no cast stays mapped
     from the file. ``dtype`` None keeps stored types (bfloat16 for 8-bit ones). Parameters whose name contains an entry
-    of ``module.fp32_parameters`` become float32 in any case. Those named in ``leave`` stay without memory.
+    of ``module.fp32_parameters`` become float32 in any case. Those named in ``leave`` stay without memory. With ``own``
+    none stays mapped: for networks that change the layout of their weights, and would have them twice in memory.
     """
     import torch
 
@@ -328,7 +330,7 @@ def materialise(
         if name in left_out:
             continue
         wanted = torch.float32 if any(part in name for part in keep) else dtype
-        value = weights.tensor(name, wanted).to(device)
+        value = (weights.copied if own else weights.tensor)(name, wanted).to(device)
         owner, leaf = slots[name]
         old = getattr(owner, leaf)
         if isinstance(old, torch.nn.Parameter):

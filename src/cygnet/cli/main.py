@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cygnet.cli.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, terminated_by_signal
 from cygnet.cli.options import DASH
 from cygnet.cli.output import Voice, error_line, print_error
-from cygnet.errors import CygnetError, OutputError, RequestError, out_of_memory
+from cygnet.errors import CygnetError, OutOfMemory, OutputError, RequestError, out_of_memory
 
 if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
@@ -181,12 +181,6 @@ def _unexpected(error: Exception, *, debug: bool) -> CygnetError:
         return OutputError(f"the system refused: {error.strerror.lower()}")
     hint = "" if debug else f"; add --debug (or {DEBUG_VARIABLE}=1) to see where, and report it"
     return CygnetError(f"unexpected {type(error).__name__}: {text[:500]}{hint}")
-
-
-class OutOfMemory(CygnetError):
-    """The machine's or the device's memory did not suffice."""
-
-    code = "out_of_memory"
 
 
 def _make_output_robust() -> None:

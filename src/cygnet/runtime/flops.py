@@ -1,14 +1,16 @@
 """Floating-point operations of every network, by formula; one multiplication with its addition counts as two.
 
-Legend: d width, f width of the feed-forward, L blocks, N video tokens, n text rows, m image rows, B prompts answered at
-once; T H W frames, height, width at the place at hand. Norms, activations, embeddings and modulation are left out: their
-time goes by the bytes that they move. The sums are checked against torch's FlopCounterMode.
+Legend: d width, f width of the feed-forward, L blocks, N video tokens, n text rows, m image rows; T H W frames, height,
+width at the place at hand. Norms, activations, embeddings and modulation are left out: their time goes by the bytes that
+they move. The sums are checked against torch's FlopCounterMode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
+
+import torch
 
 from cygnet.models.clip.config import CLIPVisionConfig
 from cygnet.models.dit.config import DiTConfig
@@ -176,15 +178,15 @@ def vae_encode(
     last frame's too: layers that see nothing but grey are then left out, as :class:`Still` decides.
     """
     work: list[Work] = []
-    still = Still()
+    still, nothing = Still(), torch.empty(0)
     for number in range(frames):
         skipped = 0
         if windows:
             final = last and number == frames - 1
             still.note([False] if number == 0 else [number > 1, True, True, not final])
-            skipped, _ = still.resume(None)
+            skipped, _ = still.resume(nothing)
             if (settled := still.depth(windows)) > skipped:
-                still.keep(settled, None)
+                still.keep(settled, nothing)
         stride = config.spatial_stride
         grid = _Grid(4 if number else 1, rows * stride, columns * stride, number == 0)
         layers = list(_encoder_layers(config, grid))

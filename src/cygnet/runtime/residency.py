@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from cygnet.errors import ModelNotFoundError
-from cygnet.types import ComponentName
+from cygnet.runtime.plan import Placement, Weights, smaller
+from cygnet.types import ComponentName, Residency
 
 
 class Resident:
@@ -30,6 +31,10 @@ class Resident:
 
     def release(self, name: ComponentName) -> None:
         """Nothing: the component stays for the next request."""
+
+    def shrink(self, name: ComponentName) -> str | None:
+        """None: it has nowhere else to be."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,74 @@ class StageResidency:
             return
         self._stages[name].send_away(module)
         del module
+        release_unused()
+
+    def shrink(self, name: ComponentName) -> str | None:
+        """None: this knows one way of bringing each component."""
+        return None
+
+
+class Placed:
+    """Components held by a placement that can change: by the plan of a request, or when memory runs out."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        weights: Mapping[ComponentName, Weights],
+        build: Callable[[Placement], Residency],
+    ) -> None:
+        self._placement, self._weights, self._build = placement, dict(weights), build
+        self._now: Residency | None = None
+
+    @property
+    def placement(self) -> Placement:
+        """How the components are held, or will be from their next use on."""
+        return self._placement
+
+    @property
+    def now(self) -> Residency:
+        """What holds them; made when it is first asked for."""
+        if self._now is None:
+            self._now = self._build(self._placement)
+        return self._now
+
+    def prepare(self) -> None:
+        """Load what stays resident, so that no request has to wait for it."""
+        if self._placement.resident:
+            self._now = self.now
+
+    def use(self, name: ComponentName) -> AbstractContextManager[torch.nn.Module]:
+        """The component."""
+        return self.now.use(name)
+
+    def release(self, name: ComponentName) -> None:
+        """The component is not needed again in this request."""
+        if self._now is not None:
+            self._now.release(name)
+
+    def move(self, placement: Placement) -> None:
+        """Hold the components in another way from their next use on; none may be in use."""
+        if placement == self._placement:
+            return
+        self.clear()
+        self._placement = placement
+
+    def shrink(self, name: ComponentName) -> str | None:
+        """Give back all memory, and hold ``name`` in less from now on; how, in words, or None if there is no way."""
+        self.clear()
+        step = smaller(self._placement, self._weights, name)
+        if step is None:
+            return None
+        self._placement = step
+        return step.describe()
+
+    def clear(self) -> None:
+        """Let go of every component; the next use brings it anew."""
+        now, self._now = self._now, None
+        for name in self._weights:
+            if now is not None:
+                now.release(name)
+        del now
         release_unused()
 
 

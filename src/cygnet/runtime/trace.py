@@ -50,7 +50,7 @@ class Ledger(TorchDispatchMode):
     """
 
     def __init__(self, *, alike: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alike = alike
         self.live = 0
         self.peak = 0
@@ -60,13 +60,13 @@ class Ledger(TorchDispatchMode):
         self._attention = _EmptyAttention(self)
 
     def __enter__(self) -> Ledger:
-        self._attention.__enter__()
-        super().__enter__()
+        self._attention.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._attention.__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._attention.__exit__(*error)  # type: ignore[no-untyped-call]
 
     @property
     def cost(self) -> Cost:
