@@ -248,7 +248,13 @@ def network_taken(part: ComponentName, config: ComponentConfig, dtype: torch.dty
     if part not in STREAMED:
         return Weights(whole=whole, eight_bit=whole)
     matrices = {name: sizes[name] for name in streamed_names(module, STACKS)}
-    return Weights(whole=whole, eight_bit=whole, streamed=whole - sum(matrices.values()) + streamed_bytes(matrices))
+    return Weights(
+        whole=whole,
+        eight_bit=whole,
+        streamed=whole - sum(matrices.values()) + streamed_bytes(matrices),
+        gathered=sizes.get("token_embedding.weight", 0),
+        largest=max(matrices.values(), default=0),
+    )
 
 
 def _eight_bit_matrices(weights: ComponentWeights) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
@@ -403,6 +409,34 @@ class LoadedModel:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadModel:
+    """A model of which the headers were read and found to belong together."""
+
+    name: str | None
+    weights: Mapping[ComponentName, ComponentWeights]
+    tokenizer: TokenizerSource
+    configs: tuple[DiTConfig, VAEConfig, UMT5Config, CLIPVisionConfig | None]
+    loras: tuple[tuple[Path, Coverage], ...]
+
+
+def read_model(source: Source, loras: Sequence[Lora] = ()) -> ReadModel:
+    """Read headers and compare the parts, as :func:`load_components` does before it reads any weight."""
+    name, paths, tokenizer_path = _paths(source)
+    weights = {part: read_component(path, part) for part, path in paths.items()}
+    configs = _checked_together(weights)
+    chosen = _with_strengths(loras)
+    coverage: tuple[Coverage, ...] = ()
+    if chosen:
+        patched = with_loras(weights["dit"], chosen)
+        weights["dit"], coverage = patched, patched.coverage
+    tokenizer = TokenizerSource.find(weights["text_encoder"], tokenizer_path)
+    if tokenizer is None:
+        raise _no_tokenizer()
+    told = tuple((path, each) for (path, _), each in zip(chosen, coverage, strict=True))
+    return ReadModel(name=name, weights=weights, tokenizer=tokenizer, configs=configs, loras=told)
+
+
 def load_components(
     source: Source,
     *,
@@ -427,17 +461,9 @@ def load_components(
     """
     place = parse_device(device)
     asked = parse_dtype(dtype)
-    name, paths, tokenizer_path = _paths(source)
-    weights = {part: read_component(path, part) for part, path in paths.items()}
-    dit, vae, text, eye = _checked_together(weights)
-    chosen = _with_strengths(loras)
-    coverage: tuple[Coverage, ...] = ()
-    if chosen:
-        patched = with_loras(weights["dit"], chosen)
-        weights["dit"], coverage = patched, patched.coverage
-    tokenizer = TokenizerSource.find(weights["text_encoder"], tokenizer_path)
-    if tokenizer is None:
-        raise _no_tokenizer()
+    read = read_model(source, loras)
+    weights, tokenizer = read.weights, read.tokenizer
+    dit, vae, text, eye = read.configs
     dtypes = {part: pick_dtype(part, place, asked) for part in weights}
     taken = {part: weights_taken(it, dtypes[part]) for part, it in weights.items()}
 
@@ -470,12 +496,12 @@ def load_components(
     )
     return LoadedModel(
         components=components,
-        name=name,
+        name=read.name,
         weights=weights,
         tokenizer=tokenizer,
         device=place,
         dtypes=dtypes,
-        loras=tuple((path, told) for (path, _), told in zip(chosen, coverage, strict=True)),
+        loras=read.loras,
         residency=residency,
         taken=taken,
         offload=offload,

@@ -22,7 +22,7 @@ from cygnet.errors import Cancelled, RequestError
 from cygnet.types import CancelToken
 
 if TYPE_CHECKING:
-    from cygnet.api import VideoStream, Wan
+    from cygnet.api import VideoStream
     from cygnet.media.video import Frames
     from cygnet.pipelines.request import GenerateRequest
 
@@ -338,7 +338,9 @@ def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) ->
     wan = cygnet.load(wish.source, offload="stream" if wish.stream else True, on_progress=display.report, **wish.place)
     options = {name: value for name, value in wish.options.items() if value is not None}
     if wish.seconds is not None:
-        options["num_frames"] = frames_for(wish, wan, voice)
+        if wish.options["num_frames"] is not None:
+            raise RequestError("frames and seconds are both given; give one of them", field="seconds")
+        options["num_frames"] = frames_for(wish.seconds, wish.options["fps"] or wan.defaults.fps, voice)
     targets = plan_targets(wish.out, wish.prompt, wish.seeds, wan.name or wan.variant)
 
     def stream_for(seed: int) -> VideoStream:
@@ -378,12 +380,8 @@ def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) ->
     return results
 
 
-def frames_for(wish: Wish, wan: Wan, voice: Voice) -> int:
+def frames_for(seconds: float, fps: float, voice: Voice) -> int:
     """The length 4n+1 that comes nearest to ``--seconds``."""
-    if wish.options["num_frames"] is not None:
-        raise RequestError("frames and seconds are both given; give one of them", field="seconds")
-    seconds, fps = wish.seconds, wish.options["fps"] or wan.defaults.fps
-    assert seconds is not None
     if not 0 < seconds <= 3600:
         raise RequestError(f"seconds is {seconds:g}; it must be above 0 and at most 3600", field="seconds")
     num_frames = 4 * max(0, round((seconds * fps - 1) / 4)) + 1

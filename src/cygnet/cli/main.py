@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "generate": "Make a video from a prompt, or from a picture and a prompt.",
+    "plan": "Say what a video would take, before it is made: memory, disk, time.",
     "run": "Run a workflow file without a browser.",
     "launch": "Start the studio: ComfyUI's web page and protocol, with cygnet doing the work.",
     "jobs": "List, show, cancel, move or retry the studio's jobs.",
@@ -100,7 +101,7 @@ def _dispatch(given: list[str]) -> int:
 
         given = [verb, *understood(given[1:], Voice().note)]
     app = build_app(verb)
-    words = [DASH if word == "-" else word for word in given] if verb == "generate" else given
+    words = [DASH if word == "-" else word for word in given] if verb in ("generate", "plan") else given
     try:
         result = app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -120,7 +121,7 @@ def _misuse(error: CycloptsError, verb: str | None) -> str:
         advice = "it takes one argument; put quotes around blanks"
         if verb in ("models", "doctor", "launch", "mcp"):
             advice = "it takes options alone"
-        elif verb == "generate":
+        elif verb in ("generate", "plan"):
             advice = "put the prompt in quotes"
         return error_line(f"{words} came after everything that cygnet {verb} takes: {advice}")
     return (

@@ -87,8 +87,8 @@ def generate(
 
     Whether model, request and inputs go together is checked by the call itself; the work begins with the first
     ``next`` and stops when the iterator is closed. ``decode_chunk`` latent frames are decoded at a time; by default as
-    many as suit the size. A stage in which memory runs out is done once more in less memory, if there is a way; a notice
-    says so. Raises :class:`~cygnet.errors.RequestError` for a combination that cannot be,
+    many as suit the size. A stage in which memory runs out is done once more in less memory, if there is a way; a
+    notice says so. Raises :class:`~cygnet.errors.RequestError` for a combination that cannot be,
     :class:`~cygnet.errors.Cancelled` when ``cancel`` was set, :class:`~cygnet.errors.OutOfMemory`, and
     :class:`~cygnet.errors.NumericalError` when NaN or infinity appears.
     """

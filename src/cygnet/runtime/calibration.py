@@ -54,6 +54,8 @@ class Rates:
     """Seconds that one kernel takes however little it does."""
     disk: float
     """Bytes per second of a mapped file that is in no cache."""
+    video: float = 2e7
+    """Pixels per second that the video encoder takes."""
 
     @property
     def measured(self) -> bool:
@@ -259,7 +261,11 @@ def recall(device: torch.device, folder: Path) -> Rates | None:
             return None
         rates = Rates(**found)
         points = [*rates.pointwise, *(point for each in rates.compute.values() for point in each)]
-        sound = all(width > 0 and rate > 0 for width, rate in points) and rates.launch >= 0 and rates.disk > 0
+        sound = (
+            all(width > 0 and rate > 0 for width, rate in points)
+            and rates.launch >= 0
+            and min(rates.disk, rates.video) > 0
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return rates if sound else None

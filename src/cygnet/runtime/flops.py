@@ -1,8 +1,8 @@
 """Floating-point operations of every network, by formula; one multiplication with its addition counts as two.
 
 Legend: d width, f width of the feed-forward, L blocks, N video tokens, n text rows, m image rows; T H W frames, height,
-width at the place at hand. Norms, activations, embeddings and modulation are left out: their time goes by the bytes that
-they move. The sums are checked against torch's FlopCounterMode.
+width at the place at hand. Norms, activations, embeddings and modulation are left out: their time goes by the bytes
+that they move. The sums are checked against torch's FlopCounterMode.
 """
 
 from __future__ import annotations

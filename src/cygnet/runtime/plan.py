@@ -34,6 +34,10 @@ class Weights:
     """Equal to ``whole`` if nothing is stored in 8 bits."""
     streamed: int | None = None
     """The most that is there at a time; None for a network that cannot be streamed."""
+    gathered: int = 0
+    """Of these, tables of which a few rows are read: where they stay mapped from the file, the rest is not there."""
+    largest: int = 0
+    """The largest matrix that can be in eight bits or streamed."""
 
     @property
     def narrow(self) -> bool:

@@ -7,9 +7,11 @@ nothing refers to it any more. What a kernel takes for itself while it runs is n
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,6 +61,11 @@ class Ledger(TorchDispatchMode):
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._attention = _EmptyAttention(self)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False keeps torch from loading its compiler, which takes longer than all traces of a plan."""
+        return False
+
     def __enter__(self) -> Ledger:
         self._attention.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -91,10 +98,15 @@ class Ledger(TorchDispatchMode):
         given = [value for value in tree_iter((args, kwargs)) if isinstance(value, torch.Tensor)]
         for tensor in given:
             self._enter(tensor, made=False)
-        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        device = given[0].device if given else (kwargs or {}).get("device")
+        away = device is not None and device.type == "meta"
+        shortcut = _SHORTCUTS.get(name) if away and not func._schema.is_mutable else None
+        if away and (name in _IN_PLACE or (name == "mul" and "out" in (kwargs or {}))):
+            shortcut = _itself
+        out = func(*args, **(kwargs or {})) if shortcut is None else shortcut(*args, **(kwargs or {}))
         made = [value for value in tree_iter(out) if isinstance(value, torch.Tensor)]
         fresh = [self._enter(tensor, made=True) for tensor in made]
-        name = func.overloadpacket.__name__
         if name not in _FREE and (any(fresh) or func._schema.is_mutable):
             self.kernels += 1
             if name not in HEAVY:
@@ -144,7 +156,98 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def tensors_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """All weights of a network."""
-    yield from module.parameters()
-    yield from module.buffers()
+# Shapes of frequent kernels ------------------------------------------------------------------------------------------
+# Torch has those of the meta device in Python, and to find them it loads its compiler: seconds in place of
+# milliseconds. A trace with these equals one without, and one of a processor's own kernels (tests/runtime).
+
+
+def _pointwise(*args: Any, **kwargs: Any) -> torch.Tensor:
+    tensors = [value for value in args if isinstance(value, torch.Tensor)]
+    shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+    dtype = tensors[0].dtype
+    for one, other in pairwise(tensors):
+        dtype = torch.promote_types(dtype, torch.result_type(one, other))
+    like = next((tensor for tensor in tensors if tensor.shape == shape), None)
+    if like is None:
+        return tensors[0].new_empty(shape, dtype=dtype)
+    return torch.empty_like(like, dtype=dtype)
+
+
+def _compared(*args: Any, **kwargs: Any) -> torch.Tensor:
+    return _pointwise(*args).to(torch.bool)
+
+
+def _cat(tensors: list[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    first = tensors[0]
+    shape = list(first.shape)
+    shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(first.ndim)
+    if layout is None or first.is_contiguous() or not first.is_contiguous(memory_format=layout):
+        layout = torch.contiguous_format
+    return torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=layout)
+
+
+def _stack(tensors: list[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    shape = list(tensors[0].shape)
+    shape.insert(dim if dim >= 0 else dim + len(shape) + 1, len(tensors))
+    return tensors[0].new_empty(shape)
+
+
+def _arange(*bounds: float, dtype: torch.dtype | None = None, **kwargs: Any) -> torch.Tensor:
+    start, end, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1)[:3]
+    whole = all(isinstance(bound, int) for bound in bounds)
+    kind = dtype or (torch.int64 if whole else torch.get_default_dtype())
+    return torch.empty(math.ceil((end - start) / step), dtype=kind, device="meta")
+
+
+def _all(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    if args or kwargs:
+        out: torch.Tensor = aten.all(x, *args, **kwargs)
+        return out
+    return x.new_empty((), dtype=torch.bool)
+
+
+def _vector_norm(
+    x: torch.Tensor, order: float, dim: list[int], keepdim: bool = False, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    return x.sum(dim, keepdim=keepdim, dtype=dtype or x.dtype)
+
+
+def _mean(
+    x: torch.Tensor, dim: list[int] | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    return x.sum(dim, keepdim=keepdim, dtype=dtype)
+
+
+def _layer_norm(x: torch.Tensor, shape: list[int], *args: Any) -> tuple[torch.Tensor, ...]:
+    rows = (*x.shape[: x.ndim - len(shape)], *(1 for _ in shape))
+    return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(rows), x.new_empty(rows)
+
+
+def _embedding(table: torch.Tensor, rows: torch.Tensor, *args: Any) -> torch.Tensor:
+    return table.new_empty(*rows.shape, table.shape[1])
+
+
+def _addmm(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+def _itself(x: torch.Tensor, *args: Any, out: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+    return x if out is None else out
+
+
+_IN_PLACE = frozenset(f"{name}_" for name in ("add", "clamp", "copy", "div", "fill", "mul", "silu", "sub", "zero"))
+_SHORTCUTS: Mapping[str, Callable[..., Any]] = {
+    **dict.fromkeys(("mul", "add", "sub", "div", "addcmul", "abs", "neg", "clamp_min", "reciprocal"), _pointwise),
+    **dict.fromkeys(("rsqrt", "pow", "gelu", "silu", "sin", "cos"), _pointwise),
+    **dict.fromkeys(("eq", "ne"), _compared),
+    "cat": _cat,
+    "stack": _stack,
+    "arange": _arange,
+    "all": _all,
+    "linalg_vector_norm": _vector_norm,
+    "mean": _mean,
+    "native_layer_norm": _layer_norm,
+    "embedding": _embedding,
+    "addmm": _addmm,
+}
