@@ -13,7 +13,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -50,7 +50,7 @@ from cygnet.planning import (
     subject_of_loaded,
 )
 from cygnet.planning import plan as plan_request
-from cygnet.types import CancelToken, ComponentName, ProgressSink, ignore_progress
+from cygnet.types import CancelToken, ComponentName, Phase, ProgressSink, ignore_progress
 
 Frames = npt.NDArray[np.uint8]
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | Frames | torch.Tensor
@@ -161,6 +161,15 @@ class VideoStream:
     def notices(self) -> tuple[str, ...]:
         """What the caller should know so far, in words; complete at the end."""
         return tuple(self._record.notices)
+
+    @property
+    def seconds(self) -> Mapping[Phase, float]:
+        """Time spent so far, by phase."""
+        return dict(self._record.seconds)
+
+    def timed(self, phase: Phase) -> AbstractContextManager[None]:
+        """Count the time of a block as ``phase``: what a caller does with the frames, such as "write"."""
+        return self._record.timed(phase)
 
     @property
     def receipt(self) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def load_vae(
     same holds for the other loaders.
     """
     weights = _weights(path, "vae", config)
-    return _build(WanVAE, weights, _dtype("vae", dtype, device), device, own=True).channels_last()
+    return _build(WanVAE, weights, _dtype("vae", dtype, device), device, channels_last=True)
 
 
 def load_dit(
@@ -311,13 +311,13 @@ def _build(
     device: Device,
     *,
     eight_bit: bool = False,
-    own: bool = False,
+    channels_last: bool = False,
 ) -> _Module:
     place = parse_device(device)
     with without_weights():
         module = kind(weights.config)
     kept = _eight_bit_matrices(weights) if eight_bit else {}
-    materialise(module, weights, dtype=dtype, device=place, leave=kept, own=own)
+    materialise(module, weights, dtype=dtype, device=place, leave=kept, channels_last=channels_last)
     keep_in_eight_bits(module, kept, place)
     return module.eval().requires_grad_(False)
 
@@ -548,7 +548,7 @@ def _builder(
     part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device, eight_bit: bool
 ) -> Callable[[], torch.nn.Module]:
     if part == "vae":
-        return lambda: _build(WanVAE, weights, dtype, device, own=True).channels_last()
+        return lambda: _build(WanVAE, weights, dtype, device, channels_last=True)
     return lambda: _build(_KINDS[part], weights, dtype, device, eight_bit=eight_bit)
 
 

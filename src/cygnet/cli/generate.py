@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import sys
@@ -413,12 +414,13 @@ def write_stream(stream: VideoStream, target: Target, *, inputs: Mapping[str, Pa
                         metadata=embed(receipt_of(stream, inputs)),
                     )
                 )
-            writer.write(first)
-            for chunk in chunks:
-                writer.write(chunk)
+            for chunk in itertools.chain([first], chunks):
+                with stream.timed("write"):
+                    writer.write(chunk)
             folder, last = writer.path.absolute().parent, receipt_of(stream, inputs)
             with uninterrupted(), staged_sidecar(folder, last, overwrite=overwrite) as place:
-                stack.close()
+                with stream.timed("write"):
+                    stack.close()
                 receipt = place(writer.path)
     finally:
         stream.close()

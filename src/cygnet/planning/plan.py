@@ -31,7 +31,7 @@ from cygnet.runtime.streaming import AHEAD_BYTES
 from cygnet.solvers import start_step_for_strength
 from cygnet.types import ComponentName, Phase
 
-HOST_BASE = 420 * 2**20
+HOST_BASE = 300 * 2**20
 """What a process takes that has loaded torch and cygnet and nothing else; measured on Linux with torch for CPUs."""
 HOST_BASE_CUDA = 1536 * 2**20
 """The same with CUDA's libraries; an estimate."""

@@ -85,8 +85,9 @@ class Ledger(TorchDispatchMode):
         self.peak, self.moved, self.kernels = self.live, 0, 0
 
     def enter(self, size: int) -> None:
-        """Count ``size`` bytes that some kernel holds while it runs."""
-        self.peak = max(self.peak, self.live + size)
+        """Count ``size`` bytes that some kernel holds beside its result while it runs."""
+        if size:
+            self.peak = max(self.peak, self.live + size)
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -106,6 +107,7 @@ class Ledger(TorchDispatchMode):
             shortcut = _itself
         out = func(*args, **(kwargs or {})) if shortcut is None else shortcut(*args, **(kwargs or {}))
         made = [value for value in tree_iter(out) if isinstance(value, torch.Tensor)]
+        self.enter(_laid_out_anew(name, given, made))
         fresh = [self._enter(tensor, made=True) for tensor in made]
         if name not in _FREE and (any(fresh) or func._schema.is_mutable):
             self.kernels += 1
@@ -150,6 +152,22 @@ class _EmptyAttention(TorchFunctionMode):
         self._ledger.enter(_bytes(k) + _bytes(v) + 4 * batch * heads * rows)
         self._ledger.kernels += 1
         return out
+
+
+def _laid_out_anew(name: str, given: list[torch.Tensor], made: list[torch.Tensor]) -> int:
+    """Bytes of the copy that a convolution makes of an input in another layout than its kernel's, and of its result.
+
+    Kernels that are channels-last want their input so; enlarging works in its input's layout on a copy of its output.
+    """
+    if name not in ("convolution", "mkldnn_convolution", "_upsample_nearest_exact2d") or given[0].ndim not in (4, 5):
+        return 0
+    layout = torch.channels_last if given[0].ndim == 4 else torch.channels_last_3d
+    if given[0].is_contiguous(memory_format=layout):
+        return 0
+    if name == "_upsample_nearest_exact2d":
+        return 2 * _bytes(made[0])
+    wants = given[1].is_contiguous(memory_format=layout)
+    return _bytes(made[0]) + _bytes(given[0]) if wants else 0
 
 
 def _bytes(tensor: torch.Tensor) -> int:
