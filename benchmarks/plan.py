@@ -240,7 +240,7 @@ def main() -> None:
         result: dict[str, Any] = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "clock": "wall" if options.wall else "processor time",
-            "environment": environment(("torch",)),
+            "environment": environment(),
             "calibration": {**rates.__dict__},
             "rows": [],
         }

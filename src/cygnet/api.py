@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from cygnet.assembly import Device, Dtype, LoadedModel, Lora, Offload, Source, load_components
+from cygnet.assembly import DEFAULT, Device, Dtype, Execution, LoadedModel, Lora, Offload, Source, load_components
 from cygnet.checkpoints import ComponentConfig, save_diffusers_pipeline, save_official
 from cygnet.checkpoints.folders import TOKENIZER_FILES
 from cygnet.checkpoints.saving import staged_folder
@@ -397,6 +397,7 @@ def plan(
     dtype: Dtype = "auto",
     offload: Offload = True,
     loras: Sequence[Lora] = (),
+    execution: Execution = DEFAULT,
     device_memory: int | str | None = None,
     host_memory: int | str | None = None,
     **options: Unpack[Options],
@@ -410,7 +411,7 @@ def plan(
     ``plan.stages``. Raises as :func:`load` and :meth:`Wan.generate` do for what can be no request.
     """
     machine = Machine.of(device, device_memory=device_memory, host_memory=host_memory)
-    subject = subject_of(source, machine.device, dtype, loras)
+    subject = subject_of(source, machine.device, dtype, loras, execution)
     request = _request(prompt, _Given.read(image, last_image, video).inputs, options, subject.defaults)
     return plan_request(subject, request, machine, offload)
 
@@ -422,16 +423,26 @@ def load(
     dtype: Dtype = "auto",
     offload: Offload = None,
     loras: Sequence[Lora] = (),
+    execution: Execution = DEFAULT,
     on_progress: ProgressSink = ignore_progress,
 ) -> Wan:
     """A model by name ("tiny-t2v", "t2v-1.3b", ...), folder, combined file, or a mapping of parts to files.
 
     ``loras`` are files, or ``(file, strength)`` pairs, merged into the transformer: ``[("style.safetensors", 0.8)]``.
-    ``offload="stream"`` needs the least memory. See :func:`cygnet.assembly.load_components` for that and the other
-    arguments and for what is raised.
+    ``offload="stream"`` needs the least memory; ``execution`` chooses kernels and compiling
+    (:class:`cygnet.Execution`). See :func:`cygnet.assembly.load_components` for those, the other arguments and for what
+    is raised.
     """
     return Wan(
-        load_components(source, device=device, dtype=dtype, offload=offload, loras=loras, on_progress=on_progress)
+        load_components(
+            source,
+            device=device,
+            dtype=dtype,
+            offload=offload,
+            loras=loras,
+            execution=execution,
+            on_progress=on_progress,
+        )
     )
 
 

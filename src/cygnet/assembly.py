@@ -8,7 +8,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import MappingProxyType
+from typing import Any, TypeVar, cast, get_args
 
 import platformdirs
 import torch
@@ -44,7 +45,10 @@ from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.components import Components
 from cygnet.pipelines.presets import defaults_for
+from cygnet.runtime.block_swap import BlockSwap, swapped_bytes
 from cygnet.runtime.eight_bit import keep_in_eight_bits
+from cygnet.runtime.execution import DEFAULT as DEFAULT
+from cygnet.runtime.execution import Execution as Execution
 from cygnet.runtime.memory import free_memory
 from cygnet.runtime.plan import Offload as Offload
 from cygnet.runtime.plan import Placement, Weights, choose, fits_alone
@@ -73,6 +77,9 @@ STACKS = ("blocks", "vace_blocks")
 """Where the transformer and the text encoder keep their repeated blocks."""
 STREAMED: tuple[ComponentName, ...] = ("dit", "text_encoder")
 """The networks that can be brought in block by block; the others are small."""
+DECODING = ("decoder", "conv2")
+"""The parts of the VAE that decode."""
+_NO_PARTS: Mapping[str, torch.dtype] = MappingProxyType({})
 
 _Module = TypeVar("_Module", WanVAE, DiT, UMT5Encoder, CLIPVision)
 _CONFIGS: Mapping[ComponentName, type[Any]] = {
@@ -87,16 +94,30 @@ _CONFIGS: Mapping[ComponentName, type[Any]] = {
 
 
 def load_vae(
-    path: Place, dtype: Dtype = torch.float32, device: Device = "cpu", config: VAEConfig | None = None
+    path: Place,
+    dtype: Dtype = torch.float32,
+    device: Device = "cpu",
+    config: VAEConfig | None = None,
+    *,
+    decode_dtype: Dtype | None = None,
 ) -> WanVAE:
     """The autoencoder of a weight file, a folder, or a model's name; not trainable until you say so.
 
-    ``dtype`` is a torch dtype or its name; ``config`` overrides what the shapes say. Raises ``ModelNotFoundError``,
-    ``UnknownLayoutError``, ``StateMismatchError`` or ``WeightFileError`` of :mod:`cygnet.errors`, each in words. The
-    same holds for the other loaders.
+    ``dtype`` is a torch dtype or its name; ``decode_dtype`` one for the decoding half, "auto" what decodes fastest on
+    ``device`` without a visible difference, None the same; ``config`` overrides what the shapes say.
+
+    Raises ``ModelNotFoundError``, ``UnknownLayoutError``, ``StateMismatchError`` or ``WeightFileError`` of
+    :mod:`cygnet.errors`, each in words. The same holds for the other loaders.
     """
     weights = _weights(path, "vae", config)
-    return _build(WanVAE, weights, _dtype("vae", dtype, device), device, channels_last=True)
+    kind, place = _dtype("vae", dtype, device), parse_device(device)
+    decoded = kind if decode_dtype is None else Execution(decode_dtype=decode_dtype).decodes_in(place, None)
+    return _vae(weights, kind, decoded, place)
+
+
+def _vae(weights: ComponentWeights, dtype: torch.dtype, decode_dtype: torch.dtype, device: torch.device) -> WanVAE:
+    decoding = dict.fromkeys(DECODING, decode_dtype)
+    return _build(WanVAE, weights, dtype, device, channels_last=True, by_part=decoding)
 
 
 def load_dit(
@@ -107,11 +128,13 @@ def load_dit(
     loras: Sequence[Lora] = (),
     *,
     eight_bit: bool = False,
+    execution: Execution = DEFAULT,
     on_coverage: Callable[[Coverage], None] = lambda coverage: None,
 ) -> DiT:
     """The diffusion transformer; its norms, modulation, time embedding and head are float32 whatever ``dtype`` is.
 
     ``eight_bit`` keeps matrices that are stored so in 8 bits: half the memory, the same results, some time.
+    ``execution`` chooses attention kernel, compiler and products.
 
     Every LoRA of ``loras``, a path or a path and a strength, is merged in; ``on_coverage`` hears how much of each found
     its place. See :func:`cygnet.checkpoints.lora.with_loras` for what is raised.
@@ -121,7 +144,14 @@ def load_dit(
         weights = with_loras(weights, _with_strengths(loras))
         for coverage in weights.coverage:
             on_coverage(coverage)
-    return _build(DiT, weights, _dtype("dit", dtype, device), device, eight_bit=eight_bit)
+    execution.check(place := parse_device(device))
+    eight_bit = eight_bit and not execution.fp8
+    return _executed(_build(DiT, weights, _dtype("dit", dtype, place), place, eight_bit=eight_bit), place, execution)
+
+
+def _executed(dit: DiT, device: torch.device, execution: Execution) -> DiT:
+    execution.apply(dit, device, dit.config.dim // dit.config.num_heads, STACKS)
+    return dit
 
 
 def load_preview_decoder(path: Place, dtype: Dtype = torch.float32, device: Device = "cpu") -> PreviewDecoder:
@@ -227,23 +257,31 @@ def fits(
     return fits_alone(taken.eight_bit if eight_bit else taken.whole, free_memory(place))
 
 
-def weights_taken(weights: ComponentWeights, dtype: torch.dtype) -> Weights:
-    """What a network's weights take in memory in ``dtype``, by how they are held; from its header."""
-    taken = network_taken(weights.component, weights.config, dtype)
+def weights_taken(weights: ComponentWeights, dtype: torch.dtype, decode_dtype: torch.dtype | None = None) -> Weights:
+    """What a network's weights take in memory in ``dtype``, by how they are held; from its header.
+
+    ``decode_dtype`` is that of the VAE's decoding half.
+    """
+    taken = network_taken(weights.component, weights.config, dtype, decode_dtype)
     kept = sum(weights.infos[name].numel for name in _eight_bit_matrices(weights))
     return replace(taken, eight_bit=taken.whole - kept * (dtype.itemsize - 1))
 
 
 @functools.lru_cache(maxsize=64)
-def network_taken(part: ComponentName, config: ComponentConfig, dtype: torch.dtype) -> Weights:
+def network_taken(
+    part: ComponentName, config: ComponentConfig, dtype: torch.dtype, decode_dtype: torch.dtype | None = None
+) -> Weights:
     """The same of an architecture none of whose weights need be here; nothing of it is in 8 bits."""
     with without_weights():
         module: torch.nn.Module = _KINDS[part](config)
     wide: tuple[str, ...] = getattr(module, "fp32_parameters", ())
-    sizes = {
-        name: value.numel() * (4 if any(word in name for word in wide) else dtype.itemsize)
-        for name, value in module.state_dict(keep_vars=True).items()
-    }
+
+    def itemsize(name: str) -> int:
+        if part == "vae" and decode_dtype is not None and name.split(".", 1)[0] in DECODING:
+            return decode_dtype.itemsize
+        return 4 if any(word in name for word in wide) else dtype.itemsize
+
+    sizes = {name: value.numel() * itemsize(name) for name, value in module.state_dict(keep_vars=True).items()}
     whole = sum(sizes.values())
     if part not in STREAMED:
         return Weights(whole=whole, eight_bit=whole)
@@ -252,6 +290,7 @@ def network_taken(part: ComponentName, config: ComponentConfig, dtype: torch.dty
         whole=whole,
         eight_bit=whole,
         streamed=whole - sum(matrices.values()) + streamed_bytes(matrices),
+        swapped=swapped_bytes(sizes, STACKS),
         gathered=sizes.get("token_embedding.weight", 0),
         largest=max(matrices.values(), default=0),
     )
@@ -312,12 +351,13 @@ def _build(
     *,
     eight_bit: bool = False,
     channels_last: bool = False,
+    by_part: Mapping[str, torch.dtype] = _NO_PARTS,
 ) -> _Module:
     place = parse_device(device)
     with without_weights():
         module = kind(weights.config)
     kept = _eight_bit_matrices(weights) if eight_bit else {}
-    materialise(module, weights, dtype=dtype, device=place, leave=kept, channels_last=channels_last)
+    materialise(module, weights, dtype=dtype, device=place, leave=kept, channels_last=channels_last, by_part=by_part)
     keep_in_eight_bits(module, kept, place)
     return module.eval().requires_grad_(False)
 
@@ -382,13 +422,15 @@ class LoadedModel:
     tokenizer: TokenizerSource
     device: torch.device
     dtypes: Mapping[ComponentName, torch.dtype]
-    loras: tuple[tuple[Path, Coverage], ...] = ()
-    """What was merged into the transformer, and how much of it found its place."""
+    decode_dtype: torch.dtype
     residency: Placed
     """Where the networks are; that of ``components``."""
     taken: Mapping[ComponentName, Weights]
     offload: Offload
     """What was asked for when it was loaded."""
+    execution: Execution = DEFAULT
+    loras: tuple[tuple[Path, Coverage], ...] = ()
+    """What was merged into the transformer, and how much of it found its place."""
 
     def describe(self) -> dict[str, Any]:
         """For receipts: name, and per component variant, dtype, file names and :func:`~...digest.digest`; LoRAs."""
@@ -402,10 +444,12 @@ class LoadedModel:
                     "files": [path.name for path in weights.sources],
                     "digest": digest(weights.sources),
                     "dtype": str(self.dtypes[name]).removeprefix("torch."),
+                    **({"decode_dtype": str(self.decode_dtype).removeprefix("torch.")} if name == "vae" else {}),
                 }
                 for name, weights in self.weights.items()
             },
             **({"loras": loras} if loras else {}),
+            **self.execution.describe(),
         }
 
 
@@ -444,12 +488,14 @@ def load_components(
     dtype: Dtype = "auto",
     offload: Offload = None,
     loras: Sequence[Lora] = (),
+    execution: Execution = DEFAULT,
     on_progress: ProgressSink = ignore_progress,
 ) -> LoadedModel:
     """All networks of a model: its name, a folder, a combined file, or ``{"dit": path, "vae": path, ...}``.
 
     A mapping may also name a ``tokenizer``. ``dtype`` applies to the transformer and the encoders; see
-    :mod:`cygnet.runtime.precision` for "auto" and why the VAE stays in float32. With ``offload`` each network is read
+    :mod:`cygnet.runtime.precision` for "auto" and why the VAE encodes in float32; ``execution`` says how they compute
+    beyond that. With ``offload`` each network is read
     when its stage begins and dropped when it ends; None decides by the free memory. What is stored in 8 bits is kept so
     if it does not fit otherwise. A network that still does not fit, or with "stream" each of the large ones, is read
     block by block at every use: it takes a block's memory, and the time of reading the file once per step. Results are
@@ -460,22 +506,32 @@ def load_components(
     ``StateMismatchError`` if parts do not belong together, and as the single loaders.
     """
     place = parse_device(device)
+    execution.check(place)
     asked = parse_dtype(dtype)
     read = read_model(source, loras)
     weights, tokenizer = read.weights, read.tokenizer
     dit, vae, text, eye = read.configs
     dtypes = {part: pick_dtype(part, place, asked) for part in weights}
-    taken = {part: weights_taken(it, dtypes[part]) for part, it in weights.items()}
+    decode_dtype = execution.decodes_in(place, asked)
+    taken = {part: weights_taken(it, dtypes[part], decode_dtype) for part, it in weights.items()}
+    if execution.fp8:  # which has a storage of its own
+        taken["dit"] = replace(taken["dit"], eight_bit=taken["dit"].whole)
+    if place.type == "cuda":
+        host = free_memory(torch.device("cpu"))
+        taken = {part: it.swapped_from(host) for part, it in taken.items()}
 
     def build(placement: Placement) -> Residency:
-        builders = {
+        builders: dict[ComponentName, Callable[[], torch.nn.Module]] = {
             part: _builder(part, it, dtypes[part], place, part in placement.eight_bit) for part, it in weights.items()
         }
+        builders["vae"] = lambda: _vae(weights["vae"], dtypes["vae"], decode_dtype, place)
+        build_dit = builders["dit"]
+        builders["dit"] = lambda: _executed(cast(DiT, build_dit()), place, execution)
         if placement.resident:
             return _all_resident(builders, on_progress)
         return StageResidency(
             {
-                part: _streamed(part, weights[part], dtypes[part], place)
+                part: _streamed(part, weights[part], dtypes[part], place, execution, taken[part].swaps)
                 if part in placement.streamed
                 else loaded(builder)
                 for part, builder in builders.items()
@@ -501,6 +557,8 @@ def load_components(
         tokenizer=tokenizer,
         device=place,
         dtypes=dtypes,
+        decode_dtype=decode_dtype,
+        execution=execution,
         loras=read.loras,
         residency=residency,
         taken=taken,
@@ -547,34 +605,34 @@ _KINDS: Mapping[ComponentName, Callable[[Any], Any]] = {
 def _builder(
     part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device, eight_bit: bool
 ) -> Callable[[], torch.nn.Module]:
-    if part == "vae":
-        return lambda: _build(WanVAE, weights, dtype, device, channels_last=True)
     return lambda: _build(_KINDS[part], weights, dtype, device, eight_bit=eight_bit)
 
 
-def _streamed(part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device) -> Stage:
-    """A network whose blocks' matrices are read when they are used; for a GPU once only, if the machine holds them."""
-    streams: list[MatrixStream] = []
-    held: dict[str, torch.Tensor] = {}
-    host = free_memory(torch.device("cpu"))
-    holds = device.type == "cuda" and fits_alone(weights.parameters * dtype.itemsize, host)
-
-    def fetch(name: str) -> torch.Tensor:
-        if not holds:
-            return weights.copied(name, dtype)
-        if name not in held:
-            held[name] = weights.copied(name, dtype).pin_memory()
-        return held[name]
+def _streamed(
+    part: ComponentName,
+    weights: ComponentWeights,
+    dtype: torch.dtype,
+    device: torch.device,
+    execution: Execution,
+    swapped: bool,
+) -> Stage:
+    """A network whose blocks come in as they run: from the machine's memory if that holds them, else from the file."""
+    bringers: list[MatrixStream | BlockSwap] = []
 
     def bring() -> torch.nn.Module:
-        with without_weights():
-            module: torch.nn.Module = _KINDS[part](weights.config)
-        materialise(module, weights, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
-        streams.append(MatrixStream(module, STACKS, fetch, device=device))
-        return module.eval().requires_grad_(False)
+        if swapped:
+            module: torch.nn.Module = _build(_KINDS[part], weights, dtype, "cpu")
+            bringers.append(BlockSwap(module, STACKS, device))
+        else:
+            with without_weights():
+                module = _KINDS[part](weights.config)
+            materialise(module, weights, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
+            bringers.append(MatrixStream(module, STACKS, lambda name: weights.copied(name, dtype), device=device))
+        module = module.eval().requires_grad_(False)
+        return _executed(module, device, execution) if isinstance(module, DiT) else module
 
     def send_away(_: torch.nn.Module) -> None:
-        streams.pop().close()
+        bringers.pop().close()
 
     return Stage(bring, send_away)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cygnet.checkpoints import quantised
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     Module = TypeVar("Module", bound=torch.nn.Module)
 
 MAX_TOKENIZER_BYTES = 32 * 2**20
+_NO_PARTS: Mapping[str, torch.dtype] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -329,6 +331,7 @@ def materialise(
     device: torch.device | str = "cpu",
     leave: Collection[str] = (),
     channels_last: bool = False,
+    by_part: Mapping[str, torch.dtype] = _NO_PARTS,
 ) -> Module:
     """Give ``module``, built :func:`without_weights`, the tensors of ``weights``; returns it.
 
@@ -337,6 +340,7 @@ def materialise(
     from the file. ``dtype`` None keeps stored types (bfloat16 for 8-bit ones). Parameters whose name contains an entry
     of ``module.fp32_parameters`` become float32 in any case. Those named in ``leave`` stay without memory. With
     ``channels_last`` kernels get that layout as they are read, and none stays mapped: else both would be in memory.
+    ``by_part`` are dtypes of parts, by the first word of their names, where they differ from ``dtype``.
     """
     import torch
 
@@ -347,7 +351,7 @@ def materialise(
     for name in weights.names():
         if name in left_out:
             continue
-        wanted = torch.float32 if any(part in name for part in keep) else dtype
+        wanted = torch.float32 if any(part in name for part in keep) else by_part.get(name.split(".", 1)[0], dtype)
         value = weights.copied(name, wanted, channels_last=True) if channels_last else weights.tensor(name, wanted)
         value = value.to(device)
         owner, leaf = slots[name]

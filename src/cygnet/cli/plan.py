@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
+from cygnet.cli.execution import ExecutionOptions
 from cygnet.cli.generate import frames_for, model_source, parse_loras, read_prompt, seeds_of
 from cygnet.cli.options import Debug, File, Json, Loras, Number, Places, Quiet, Switch, Text, Whole
 from cygnet.cli.output import Voice, gigabytes, table
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _WHAT = Group.create_ordered("The video, as for generate")
 _HOW = Group.create_ordered("How it would be made")
 _WITH = Group.create_ordered("The model")
+_COMPUTED = Group.create_ordered("How it would be computed")
 _WHERE = Group.create_ordered("The machine")
 _REST = Group.create_ordered("Taken from a command line of generate, without effect")
 
@@ -50,6 +52,7 @@ def plan(
     device: Annotated[str, Parameter(group=_WITH, metavar="NAME")] = "auto",
     dtype: Annotated[str, Parameter(group=_WITH, metavar="NAME")] = "auto",
     stream: Annotated[Switch, Parameter(group=_WITH)] = False,
+    execution: Annotated[ExecutionOptions, Parameter(name="*", group=_COMPUTED)] = ExecutionOptions(),  # noqa: B008
     device_memory: Annotated[Text, Parameter(group=_WHERE, metavar="SIZE")] = None,
     host_memory: Annotated[Text, Parameter(group=_WHERE, metavar="SIZE")] = None,
     calibrate: Annotated[Switch, Parameter(group=_WHERE)] = False,
@@ -112,6 +115,7 @@ def plan(
         dtype=dtype,
         offload="stream" if stream else None if many > 1 else True,  # as generate has it
         loras=loras,
+        execution=execution.chosen(),
         device_memory=device_memory,
         host_memory=host_memory,
         **options,

@@ -15,6 +15,7 @@ import torch
 
 from cygnet.errors import RequestError
 from cygnet.media.video import open_writer
+from cygnet.planning.stages import measured_together
 from cygnet.runtime.calibration import Clock, Rates, calibrate, guessed, keep, recall
 from cygnet.runtime.memory import container_memory, free_memory
 from cygnet.runtime.precision import parse_device
@@ -83,7 +84,10 @@ def calibration_folder() -> Path:
 def calibrate_machine(device: str | torch.device = "auto", *, clock: Clock = time.perf_counter) -> tuple[Rates, Path]:
     """Measure a device of this machine and keep the figures; returns them, and the file."""
     folder = calibration_folder()
-    rates = replace(calibrate(parse_device(device), folder, clock=clock), video=_video_rate(folder, clock))
+    place = parse_device(device)
+    rates = calibrate(place, folder, clock=clock)
+    together = measured_together(rates, place, clock)
+    rates = replace(rates, video=_video_rate(folder, clock), together=together)
     return rates, keep(rates, folder)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from cygnet.errors import OutOfMemory
 from cygnet.pipelines.denoise import Guidance
 from cygnet.pipelines.request import GenerateRequest
@@ -226,7 +228,7 @@ def _needs(subject: Subject, request: GenerateRequest, chunk: int) -> Needs:
             ),
         ),
     )
-    demands["decode"] = (("vae", stages.decode(subject.vae, dtypes["vae"], grid, chunk)),)
+    demands["decode"] = (("vae", stages.decode(subject.vae, subject.decode_dtype, grid, chunk)),)
     return Needs(demands=demands, chunk=chunk, held=held)
 
 
@@ -284,7 +286,7 @@ def decide(
     needs = _needs(subject, request, usual)
     while needs.work()["vae"] + weights["vae"].whole > MARGIN * free and needs.chunk > 1:
         fewer = fewer_at_once(needs.chunk)
-        less = stages.decode(subject.vae, subject.dtypes["vae"], grid, fewer)
+        less = stages.decode(subject.vae, subject.decode_dtype, grid, fewer)
         needs = replace(needs, chunk=fewer, demands={**needs.demands, "decode": (("vae", less),)})
     work = needs.work()
     placement = choose(weights, free, offload, work)
@@ -306,10 +308,13 @@ def _room(placement: Placement, subject: Subject, work: Mapping[ComponentName, i
 
 
 def _host_fits(placement: Placement, subject: Subject, machine: Machine) -> bool:
-    """Whether the host holds what passes through it on the way to another device."""
+    """Whether the host holds what passes through it on the way to another device, and what is swapped from it."""
     if machine.shares:
         return True
-    return AHEAD_BYTES + max(each.largest for each in subject.weights.values()) <= machine.host_free
+    return (
+        any(subject.weights[part].swaps for part in placement.streamed)
+        or AHEAD_BYTES + max(each.largest for each in subject.weights.values()) <= machine.host_free
+    )
 
 
 def _why(
@@ -347,6 +352,7 @@ def _why(
 
 def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload = True) -> Plan:
     """What the request will take on the machine. Of one that does not fit, also the nearest that does."""
+    subject = on_machine(subject, machine)
     decision = decide(subject, request, machine, offload, exact=True)
     assert decision.needs is not None
     pixels = request.width * request.height * request.num_frames
@@ -365,6 +371,14 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
         fits=decision.fits,
         nearest=None if decision.fits else nearest(subject, request, machine, offload),
     )
+
+
+def on_machine(subject: Subject, machine: Machine) -> Subject:
+    """The subject with weights that can be swapped between a device and a machine that holds them."""
+    if machine.shares:
+        return subject
+    weights = {part: each.swapped_from(machine.host_free) for part, each in subject.weights.items()}
+    return replace(subject, weights=weights)
 
 
 def refuse_what_cannot_fit(subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload) -> Decision:
@@ -396,7 +410,8 @@ def _stages(
             peak = max(peak, weights + round(SLACK * demand.cost.peak))
             work += flops.total(demand.work)
             if rates is not None:
-                seconds += _seconds(subject, placement, part, demand, rates, shares=machine.shares)
+                dtype = subject.decode_dtype if phase == "decode" else subject.dtypes[part]
+                seconds += _seconds(subject, placement, part, demand, rates, dtype, shares=machine.shares)
             if part == "vae" and not placement.resident:
                 stays = held["vae"]
         frames = _frame_bytes(request) if phase == "decode" else 0
@@ -425,7 +440,12 @@ def _resident_bytes(placement: Placement, part: ComponentName, subject: Subject,
 
 
 def _host_share(subject: Subject, placement: Placement, several: tuple[tuple[ComponentName, Demand], ...]) -> int:
-    """What the host holds while another device works: the weights that are on their way."""
+    """What the host holds while another device works: weights that are on their way, or all that are swapped."""
+    swapped = [
+        subject.weights[part].whole for part, _ in several if part in placement.streamed and subject.weights[part].swaps
+    ]
+    if swapped:
+        return max(swapped)
     return AHEAD_BYTES + max(
         (subject.weights[part].largest for part, _ in several if part in placement.streamed), default=0
     )
@@ -443,10 +463,17 @@ def _load_seconds(subject: Subject, placement: Placement, part: ComponentName, r
 
 
 def _seconds(
-    subject: Subject, placement: Placement, part: ComponentName, demand: Demand, rates: Rates, *, shares: bool
+    subject: Subject,
+    placement: Placement,
+    part: ComponentName,
+    demand: Demand,
+    rates: Rates,
+    dtype: torch.dtype,
+    *,
+    shares: bool,
 ) -> float:
-    dtype, weights = subject.dtypes[part], subject.weights[part]
-    seconds = rates.seconds(demand.work, dtype) + rates.moving(demand.cost.moved, demand.cost.kernels)
+    weights = subject.weights[part]
+    seconds = stages.seconds(demand, rates, dtype) * rates.whole("vae" if part == "vae" else "dit", dtype)
     seconds += demand.passes * rates.reading(weights.whole - weights.gathered, dtype)
     if part in placement.eight_bit:
         seconds += demand.passes * rates.moving(weights.eight_bit + 3 * weights.whole, 1)

@@ -28,6 +28,7 @@ from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.conditioning import Conditioning
 from cygnet.pipelines.denoise import Guidance, Sampling, denoise
 from cygnet.runtime import flops
+from cygnet.runtime.calibration import Clock, Rates
 from cygnet.runtime.flops import Work
 from cygnet.runtime.trace import Cost, Ledger
 from cygnet.types import SolverName
@@ -111,7 +112,8 @@ def denoise_latents(
     work = [*flops.dit_prepare(config, rows[0], image_rows)]
     if guided:
         work += flops.dit_prepare(config, rows[1], image_rows)
-    work += flops.dit_step(config, tokens, max(rows), image_rows, prompts=2) * guided
+    joined = -(-max(rows) // 8) * 8  # see TextKeys.joined
+    work += flops.dit_step(config, tokens, joined, image_rows, prompts=2) * guided
     work += flops.dit_step(config, tokens, rows[0], image_rows) * plain
     costs = [
         _total(_denoise_laps(config, dtype, grid, texts, image_rows, solver, count == 0), number)
@@ -200,6 +202,57 @@ def _encode_laps(config: VAEConfig, dtype: torch.dtype) -> Laps:
             lap()
 
     return _laps(run)
+
+
+def seconds(demand: Demand, rates: Rates, dtype: torch.dtype) -> float:
+    """The sum of the parts, without the reading of weights."""
+    return rates.seconds(demand.work, dtype) + rates.moving(demand.cost.moved, demand.cost.kernels)
+
+
+def measured_together(rates: Rates, device: torch.device, clock: Clock) -> dict[str, float]:
+    """How much longer small networks take than the sum of their parts, for :attr:`Rates.together`."""
+    found: dict[str, float] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        name, grid = str(dtype).removeprefix("torch."), (3, 24, 24)
+        dit = DiTConfig(variant="t2v", dim=512, ffn_dim=2048, num_heads=4, num_layers=2, in_channels=16, text_dim=64)
+        text = torch.zeros(1, 20, dit.text_dim, device=device, dtype=dtype)
+        network = _random(DiT, dit, dtype, device)
+        latents = torch.randn(1, 16, *grid, device=device)
+        given = Conditioning(context=text, negative_context=text)
+
+        def denoised() -> None:
+            sampling = Sampling(solver="unipc", num_steps=3, shift=3.0)
+            denoise(network, latents, given, sampling, Guidance(scale=2.0))  # noqa: B023 (called in this turn)
+
+        whole = denoise_latents(dit, dtype, grid, texts=(20, 20), image_rows=0, solver="unipc", steps=(3, 0))
+        found[f"dit {name}"] = _fastest(denoised, device, clock) / seconds(whole, rates, dtype)
+        vae = VAEConfig(base_width=32)
+        decoder, cells = _random(WanVAE, vae, dtype, device).channels_last(), (5, 12, 12)
+        noise = torch.randn(1, 16, *cells, device=device)
+        shown = decode(vae, dtype, cells, 4)
+        took = _fastest(lambda: decoder.decode(noise, chunk=4), device, clock)  # noqa: B023
+        found[f"vae {name}"] = took / seconds(shown, rates, dtype)
+    return found
+
+
+def _fastest(work: Callable[[], object], device: torch.device, clock: Clock) -> float:
+    """Seconds of the faster of two runs, after one that warms up."""
+    took: list[float] = []
+    with torch.no_grad():
+        for _ in range(3):
+            start = clock()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            took.append(clock() - start)
+    return min(took[1:])
+
+
+def _random(kind: Callable[[Any], Any], config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    module = _on_meta(kind, config, dtype).to_empty(device=device)
+    for parameter in module.parameters():
+        parameter.data.normal_(std=0.02)
+    return module
 
 
 # Traces --------------------------------------------------------------------------------------------------------------

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from cygnet.assembly import (
+    DEFAULT,
     Dtype,
+    Execution,
     LoadedModel,
     Lora,
     Source,
@@ -49,6 +51,8 @@ class Subject:
     image_encoder: CLIPVisionConfig | None
     weights: Mapping[ComponentName, Weights]
     dtypes: Mapping[ComponentName, torch.dtype]
+    decode_dtype: torch.dtype
+    """Of the VAE's decoding half."""
     files: Mapping[ComponentName, int]
     """Bytes on disk that a run reads once."""
     converted: frozenset[ComponentName]
@@ -75,16 +79,23 @@ class Subject:
         return min(1 + wide + -(-(len(text) - wide) // 4), self.dit.text_length)
 
 
-def subject_of(source: Source, device: torch.device, dtype: Dtype = "auto", loras: Sequence[Lora] = ()) -> Subject:
+def subject_of(
+    source: Source,
+    device: torch.device,
+    dtype: Dtype = "auto",
+    loras: Sequence[Lora] = (),
+    execution: Execution = DEFAULT,
+) -> Subject:
     """The model of a name, path or mapping. A published one need not be on this machine; no weight is read."""
     asked = parse_dtype(dtype)
+    decoded = _decode_dtype(device, asked, execution)
     if isinstance(source, str) and source.lower() in PUBLISHED and not Path(source).exists():
         found = catalogue.look_for(source)
         if not found.complete:
-            return _published(found.entry, device, asked)
+            return _published(found.entry, device, asked, decoded)
     read = read_model(source, loras)
     dtypes = {part: _dtype(part, device, asked) for part in read.weights}
-    return _subject(read.name, read.weights, read.tokenizer, dtypes)
+    return _subject(read.name, read.weights, read.tokenizer, dtypes, decoded)
 
 
 def _dtype(part: ComponentName, device: torch.device, asked: torch.dtype | None) -> torch.dtype:
@@ -94,9 +105,16 @@ def _dtype(part: ComponentName, device: torch.device, asked: torch.dtype | None)
     return pick_dtype(part, device, asked)
 
 
+def _decode_dtype(device: torch.device, asked: torch.dtype | None, execution: Execution) -> torch.dtype:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return parse_dtype(execution.decode_dtype) or (torch.float32 if asked == torch.float32 else torch.bfloat16)
+    return execution.decodes_in(device, asked)
+
+
 def subject_of_loaded(model: LoadedModel) -> Subject:
     """A model that is loaded."""
-    return _subject(model.name, model.weights, model.tokenizer, model.dtypes)
+    subject = _subject(model.name, model.weights, model.tokenizer, model.dtypes, model.decode_dtype)
+    return replace(subject, weights=model.taken)
 
 
 def _subject(
@@ -104,6 +122,7 @@ def _subject(
     weights: Mapping[ComponentName, ComponentWeights],
     tokenizer: TokenizerSource | None,
     dtypes: Mapping[ComponentName, torch.dtype],
+    decode_dtype: torch.dtype,
 ) -> Subject:
     configs: dict[ComponentName, ComponentConfig] = {part: each.config for part, each in weights.items()}
     dit, vae, text, eye = (configs.get(part) for part in ("dit", "vae", "text_encoder", "image_encoder"))
@@ -116,8 +135,9 @@ def _subject(
         vae=vae,
         text_encoder=text,
         image_encoder=eye if isinstance(eye, CLIPVisionConfig) and dit.image_dim is not None else None,
-        weights={part: weights_taken(each, dtypes[part]) for part, each in weights.items()},
+        weights={part: weights_taken(each, dtypes[part], decode_dtype) for part, each in weights.items()},
         dtypes=dtypes,
+        decode_dtype=decode_dtype,
         files={part: sum(info.nbytes for info in each.infos.values()) for part, each in weights.items()},
         converted=frozenset(part for part, each in weights.items() if _converted(part, each, dtypes[part])),
         present=True,
@@ -132,7 +152,9 @@ def _converted(part: ComponentName, weights: ComponentWeights, dtype: torch.dtyp
     return part == "vae" or 2 * same < weights.parameters
 
 
-def _published(entry: catalogue.Entry, device: torch.device, asked: torch.dtype | None) -> Subject:
+def _published(
+    entry: catalogue.Entry, device: torch.device, asked: torch.dtype | None, decode_dtype: torch.dtype
+) -> Subject:
     """As the first source that `cygnet pull` would fetch from has it."""
     dit = PUBLISHED[entry.name]
     configs: dict[ComponentName, ComponentConfig] = {"dit": dit, "vae": WAN_VAE, "text_encoder": UMT5_XXL}
@@ -143,7 +165,7 @@ def _published(entry: catalogue.Entry, device: torch.device, asked: torch.dtype 
     for file in entry.source().select():
         if file.role in files:
             files[file.role] += file.bytes
-    weights = {part: network_taken(part, config, dtypes[part]) for part, config in configs.items()}
+    weights = {part: network_taken(part, config, dtypes[part], decode_dtype) for part, config in configs.items()}
     return Subject(
         name=entry.name,
         dit=dit,
@@ -152,6 +174,7 @@ def _published(entry: catalogue.Entry, device: torch.device, asked: torch.dtype 
         image_encoder=CLIP_VIT_H if dit.image_dim is not None else None,
         weights=weights,
         dtypes=dtypes,
+        decode_dtype=decode_dtype,
         files=files,
         converted=frozenset(part for part in files if part == "vae" or files[part] > 1.2 * weights[part].whole),
         present=False,

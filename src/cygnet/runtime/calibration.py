@@ -16,7 +16,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +58,8 @@ class Rates:
     """Bytes per second of a mapped file that is in no cache."""
     video: float = 2e7
     """Pixels per second that the video encoder takes."""
+    together: Mapping[str, float] = field(default_factory=dict)
+    """How much longer a small network takes than the sum of its parts, by its name: ``"dit float32"`` and its like."""
 
     @property
     def measured(self) -> bool:
@@ -76,6 +78,11 @@ class Rates:
         """The time of pointwise kernels that move so many bytes, and of starting so many kernels of any kind."""
         size = moved / max(3 * kernels, 1)  # two tensors are read and one is written
         return moved / _at(self.pointwise, size) + kernels * self.launch
+
+    def whole(self, network: str, dtype: torch.dtype) -> float:
+        """The factor from the sum of a network's parts to its time, in ``dtype`` or in the one that was measured."""
+        name = str(dtype).removeprefix("torch.")
+        return self.together.get(f"{network} {name}", self.together.get(f"{network} float32", 1.0))
 
     def _rate(self, kind: Kind | Literal["reading"], width: int, dtype: torch.dtype) -> float:
         name = str(dtype).removeprefix("torch.")
@@ -110,8 +117,7 @@ def calibrate(device: torch.device, folder: Path, *, clock: Clock = time.perf_co
             compute[f"matmul {name}"] = [_matmul(timed, device, dtype, *shape) for shape in _MATMULS]
             compute[f"reading {name}"] = [_reading(timed, device, dtype)]
             compute[f"attention {name}"] = [_attention(timed, device, dtype, *shape) for shape in _ATTENTIONS]
-            if dtype == torch.float32 or device.type == "cuda":  # the only dtypes that the autoencoder is run in
-                compute[f"conv {name}"] = [_conv(timed, device, dtype, *shape) for shape in _CONVS]
+            compute[f"conv {name}"] = [_conv(timed, device, dtype, *shape) for shape in _CONVS]
         pointwise = [_pointwise(timed, device, size) for size in (2**16, 2**20, 2**24, 3 * 2**24)]
         launch = _launch(timed, device)
     return Rates(
@@ -264,7 +270,8 @@ def recall(device: torch.device, folder: Path) -> Rates | None:
         if found.pop("format") != _FORMAT or any(found[name] != value for name, value in identity(device).items()):
             return None
         rates = Rates(**found)
-        points = [*rates.pointwise, *(point for each in rates.compute.values() for point in each)]
+        factors = [(1, factor) for factor in rates.together.values()]
+        points = [*factors, *rates.pointwise, *(point for each in rates.compute.values() for point in each)]
         sound = (
             all(width > 0 and rate > 0 for width, rate in points)
             and rates.launch >= 0

@@ -34,10 +34,20 @@ class Weights:
     """Equal to ``whole`` if nothing is stored in 8 bits."""
     streamed: int | None = None
     """The most that is there at a time; None for a network that cannot be streamed."""
+    swapped: int = 0
+    """The same where a machine beside the device holds all of them."""
+    swaps: bool = False
+    """Whether that is so; ``streamed`` is then equal to ``swapped``."""
     gathered: int = 0
     """Of these, tables of which a few rows are read: where they stay mapped from the file, the rest is not there."""
     largest: int = 0
     """The largest matrix that can be in eight bits or streamed."""
+
+    def swapped_from(self, host_free: int) -> Weights:
+        """The same on a device of its own, beside a machine with that much free memory."""
+        if self.streamed is None or not fits_alone(self.whole, host_free):
+            return self
+        return replace(self, streamed=self.swapped, swaps=True)
 
     @property
     def narrow(self) -> bool:
@@ -60,6 +70,14 @@ class Placement:
             assert weights.streamed is not None
             return weights.streamed
         return weights.eight_bit if part in self.eight_bit else weights.whole
+
+    def lower(self, other: Placement) -> Placement:
+        """What takes no more memory than either."""
+        return Placement(
+            resident=self.resident and other.resident,
+            eight_bit=self.eight_bit | other.eight_bit,
+            streamed=self.streamed | other.streamed,
+        )
 
     def describe(self) -> str:
         """In a few words."""

@@ -104,6 +104,7 @@ class Placed:
     ) -> None:
         self._placement, self._weights, self._build = placement, dict(weights), build
         self._now: Residency | None = None
+        self._stepped_down = False
 
     @property
     def placement(self) -> Placement:
@@ -132,7 +133,12 @@ class Placed:
             self._now.release(name)
 
     def move(self, placement: Placement) -> None:
-        """Hold the components in another way from their next use on; none may be in use."""
+        """Hold the components in another way from their next use on; none may be in use.
+
+        What is resident already only goes down, for going up would load it again; and so does what memory ran out for.
+        """
+        if self._placement.resident or self._stepped_down:
+            placement = self._placement.lower(placement)
         if placement == self._placement:
             return
         self.clear()
@@ -144,7 +150,7 @@ class Placed:
         step = smaller(self._placement, self._weights, name)
         if step is None:
             return None
-        self._placement = step
+        self._placement, self._stepped_down = step, True
         return step.describe()
 
     def clear(self) -> None:

@@ -107,7 +107,9 @@ class Ledger(TorchDispatchMode):
             shortcut = _itself
         out = func(*args, **(kwargs or {})) if shortcut is None else shortcut(*args, **(kwargs or {}))
         made = [value for value in tree_iter(out) if isinstance(value, torch.Tensor)]
-        self.enter(_laid_out_anew(name, given, made))
+        copied = _copied_inside(name, given, made)
+        self.enter(copied)
+        self.moved += 2 * copied
         fresh = [self._enter(tensor, made=True) for tensor in made]
         if name not in _FREE and (any(fresh) or func._schema.is_mutable):
             self.kernels += 1
@@ -154,11 +156,14 @@ class _EmptyAttention(TorchFunctionMode):
         return out
 
 
-def _laid_out_anew(name: str, given: list[torch.Tensor], made: list[torch.Tensor]) -> int:
-    """Bytes of the copy that a convolution makes of an input in another layout than its kernel's, and of its result.
+def _copied_inside(name: str, given: list[torch.Tensor], made: list[torch.Tensor]) -> int:
+    """Bytes that a kernel of a processor holds until it ends, its result counted: copies of its input.
 
-    Kernels that are channels-last want their input so; enlarging works in its input's layout on a copy of its output.
+    A convolution whose kernel is channels-last wants its input so; enlarging works in its input's layout on a copy of
+    its output; a norm in a wider type widens its whole input first.
     """
+    if name == "linalg_vector_norm" and made[0].dtype != given[0].dtype:
+        return given[0].numel() * made[0].element_size()
     if name not in ("convolution", "mkldnn_convolution", "_upsample_nearest_exact2d") or given[0].ndim not in (4, 5):
         return 0
     layout = torch.channels_last if given[0].ndim == 4 else torch.channels_last_3d
