@@ -227,6 +227,8 @@ def main() -> None:
         number, wide, out = options.make
         make(int(number), json.loads(wide), Path(out), wall=options.wall)
         return
+    if options.plot:
+        import matplotlib  # noqa: F401 (better missed now than after the runs)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     with tempfile.TemporaryDirectory() as own:
         os.environ["XDG_CACHE_HOME"] = own  # a calibration of its own, and no kept features of prompts
