@@ -397,6 +397,7 @@ def plan(
     dtype: Dtype = "auto",
     offload: Offload = True,
     loras: Sequence[Lora] = (),
+    allow_partial_loras: bool = False,
     execution: Execution = DEFAULT,
     device_memory: int | str | None = None,
     host_memory: int | str | None = None,
@@ -411,7 +412,7 @@ def plan(
     ``plan.stages``. Raises as :func:`load` and :meth:`Wan.generate` do for what can be no request.
     """
     machine = Machine.of(device, device_memory=device_memory, host_memory=host_memory)
-    subject = subject_of(source, machine.device, dtype, loras, execution)
+    subject = subject_of(source, machine.device, dtype, loras, execution, allow_partial_loras=allow_partial_loras)
     request = _request(prompt, _Given.read(image, last_image, video).inputs, options, subject.defaults)
     return plan_request(subject, request, machine, offload)
 
@@ -423,15 +424,16 @@ def load(
     dtype: Dtype = "auto",
     offload: Offload = None,
     loras: Sequence[Lora] = (),
+    allow_partial_loras: bool = False,
     execution: Execution = DEFAULT,
     on_progress: ProgressSink = ignore_progress,
 ) -> Wan:
     """A model by name ("tiny-t2v", "t2v-1.3b", ...), folder, combined file, or a mapping of parts to files.
 
-    ``loras`` are files, or ``(file, strength)`` pairs, merged into the transformer: ``[("style.safetensors", 0.8)]``.
-    ``offload="stream"`` needs the least memory; ``execution`` chooses kernels and compiling
-    (:class:`cygnet.Execution`). See :func:`cygnet.assembly.load_components` for those, the other arguments and for what
-    is raised.
+    ``loras`` are files, or ``(file, strength)`` pairs, merged into the transformer: ``[("style.safetensors", 0.8)]``;
+    one of which it has less than half is refused unless ``allow_partial_loras``. ``offload="stream"`` needs the least
+    memory; ``execution`` chooses kernels and compiling (:class:`cygnet.Execution`). See
+    :func:`cygnet.assembly.load_components` for those, the other arguments and for what is raised.
     """
     return Wan(
         load_components(
@@ -440,6 +442,7 @@ def load(
             dtype=dtype,
             offload=offload,
             loras=loras,
+            allow_partial_loras=allow_partial_loras,
             execution=execution,
             on_progress=on_progress,
         )

@@ -36,15 +36,15 @@ def test_the_same_for_machines(cygnet: Command, small: list[str]) -> None:
 
 
 def test_what_does_not_fit_is_an_error_that_names_what_does(cygnet: Command) -> None:
-    words = ["plan", "--model", "t2v-1.3b", "--size", "480p", "--device-memory", "2GiB", "--host-memory", "32GiB"]
+    words = ["plan", "--model", "t2v-1.3b", "--size", "720p", "--device-memory", "3200MiB", "--host-memory", "32GiB"]
     done = cygnet(*words)
     assert done.code == 1
-    assert "error: this does not fit: 81 frames of 832x480 need " in done.err
+    assert "error: this does not fit: 81 frames of 1280x720 need " in done.err
     assert done.err.rstrip().endswith(" fit")
     assert "placement: " in done.out
     value = cygnet(*words, "--json").json()
     assert value["error"]["code"] == "out_of_memory"
-    assert value["plan"]["nearest"]["num_frames"] <= 81
+    assert value["plan"]["nearest"]["width"] < 1280
 
 
 def test_seconds_become_frames_and_both_are_refused(cygnet: Command, small: list[str]) -> None:

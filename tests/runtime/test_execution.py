@@ -47,7 +47,7 @@ def test_every_block_runs_compiled(counted: list[str]) -> None:
     assert len(counted) == SMALL.num_layers
 
 
-def test_auto_compiles_nothing_on_the_cpu_and_false_nowhere(counted: list[str]) -> None:
+def test_auto_leaves_small_videos_alone_and_false_all(counted: list[str]) -> None:
     for mode in ("auto", False):
         dit = network()
         compile_blocks(dit, ("blocks",), mode)  # type: ignore[arg-type]
@@ -55,16 +55,29 @@ def test_auto_compiles_nothing_on_the_cpu_and_false_nowhere(counted: list[str]) 
     assert not counted
 
 
-def test_auto_compiles_long_videos_alone(counted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    block = network().blocks[0]
-    forward = CompiledForward(block, 100, compiling._Switch())
-    monkeypatch.setattr(forward, "_plain", lambda x, *_: x)
-    with torch.no_grad():
-        forward(torch.zeros(1, 99, 24))
-        assert not counted
-        with pytest.raises(TypeError):  # the real block wants more arguments
-            forward(torch.zeros(1, 100, 24))
-    assert counted == ["compiled"]
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "compiled"),
+    [(1280, torch.bfloat16, True), (600, torch.bfloat16, False), (1280, torch.float32, False)],
+)
+def test_auto_compiles_long_steps_on_a_processor(
+    counted: list[str], tokens: int, dtype: torch.dtype, compiled: bool
+) -> None:
+    dit = network()
+    compile_blocks(dit, ("blocks",), "auto")
+    with torch.no_grad(), pytest.raises(TypeError):  # the block wants more arguments; which one was asked is all
+        dit.blocks[0].forward(torch.zeros(1, tokens, 1536, dtype=dtype))
+    assert counted == ["compiled"] * compiled
+
+
+def test_auto_compiles_long_videos_on_a_gpu() -> None:
+    class OnGpu:
+        device = torch.device("cuda")
+
+        def __init__(self, tokens: int) -> None:
+            self.shape = (1, tokens, 1536)
+
+    assert compiling._worth_it(OnGpu(32_760))  # type: ignore[arg-type]
+    assert not compiling._worth_it(OnGpu(1_280))  # type: ignore[arg-type]
 
 
 def test_a_block_that_is_watched_runs_plain(counted: list[str]) -> None:

@@ -22,7 +22,7 @@ class ExecutionOptions:
     attention
         auto, torch, flash3 or sage (8-bit scores: faster, not exact); the last two need their packages and a GPU.
     compile
-        Compile the transformer's blocks, or never. Without either: on a GPU, for long videos.
+        Compile the transformer's blocks, or never. Without either: where steps take long enough that it pays.
     decode_dtype
         auto, float32, bfloat16 or float16, for the VAE's decoder.
     fp8

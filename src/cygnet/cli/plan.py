@@ -8,7 +8,7 @@ from cyclopts import Group, Parameter
 
 from cygnet.cli.execution import ExecutionOptions
 from cygnet.cli.generate import frames_for, model_source, parse_loras, read_prompt, seeds_of
-from cygnet.cli.options import Debug, File, Json, Loras, Number, Places, Quiet, Switch, Text, Whole
+from cygnet.cli.options import Debug, File, Json, Loras, Number, Partial, Places, Quiet, Switch, Text, Whole
 from cygnet.cli.output import Voice, gigabytes, table
 from cygnet.errors import OutOfMemory, RequestError
 
@@ -48,6 +48,7 @@ def plan(
     image_encoder: Annotated[File, Parameter(group=_WITH)] = None,
     tokenizer: Annotated[File, Parameter(group=_WITH)] = None,
     lora: Annotated[Loras, Parameter(group=_WITH)] = (),
+    allow_partial_lora: Annotated[Partial, Parameter(group=_WITH)] = False,
     model_paths: Annotated[Places, Parameter(group=_WITH)] = (),
     device: Annotated[str, Parameter(group=_WITH, metavar="NAME")] = "auto",
     dtype: Annotated[str, Parameter(group=_WITH, metavar="NAME")] = "auto",
@@ -115,6 +116,7 @@ def plan(
         dtype=dtype,
         offload="stream" if stream else None if many > 1 else True,  # as generate has it
         loras=loras,
+        allow_partial_loras=allow_partial_lora,
         execution=execution.chosen(),
         device_memory=device_memory,
         host_memory=host_memory,

@@ -85,6 +85,8 @@ def subject_of(
     dtype: Dtype = "auto",
     loras: Sequence[Lora] = (),
     execution: Execution = DEFAULT,
+    *,
+    allow_partial_loras: bool = False,
 ) -> Subject:
     """The model of a name, path or mapping. A published one need not be on this machine; no weight is read."""
     asked = parse_dtype(dtype)
@@ -93,7 +95,7 @@ def subject_of(
         found = catalogue.look_for(source)
         if not found.complete:
             return _published(found.entry, device, asked, decoded)
-    read = read_model(source, loras)
+    read = read_model(source, loras, allow_partial_loras=allow_partial_loras)
     dtypes = {part: _dtype(part, device, asked) for part in read.weights}
     return _subject(read.name, read.weights, read.tokenizer, dtypes, decoded)
 

@@ -17,10 +17,13 @@ import torch
 from torch import nn
 
 Compile = bool | Literal["auto"]
-"""Whether blocks are compiled; "auto": on a GPU, for videos of :data:`COMPILE_FROM_TOKENS` tokens and more."""
+"""Whether blocks are compiled; "auto": where steps are long enough that the half minute of compiling pays."""
 
 COMPILE_FROM_TOKENS = 16_384
-"""Compiling takes half a minute; steps of fewer tokens than this are over before it pays."""
+"""Tokens of a video from which "auto" compiles on a GPU."""
+COMPILE_FROM_VALUES = 1_000_000
+"""Tokens times width from which "auto" compiles on a processor, and there in bfloat16 alone: a processor's float32
+products take so much longer than the passes between them that fusing those saves nothing."""
 
 _log = logging.getLogger("cygnet")
 
@@ -40,17 +43,24 @@ def missing_for_compiling(device_type: str) -> str | None:
 def compile_blocks(module: nn.Module, stacks: Collection[str], mode: Compile) -> None:
     """Let the blocks in the lists ``stacks`` of ``module`` run compiled, by ``mode``; nothing without a compiler."""
     device = next(module.parameters()).device.type
-    if mode is False or (mode == "auto" and device != "cuda"):
+    if mode is False:
         return
     if missing := missing_for_compiling(device):
         if mode is True:
             _log.warning("blocks are not compiled: %s", missing)
         return
-    least = COMPILE_FROM_TOKENS if mode == "auto" else 0
+    worth = _worth_it if mode == "auto" else lambda _: True
     switch = _Switch()
     for stack in stacks:
         for block in getattr(module, stack, ()):
-            block.forward = CompiledForward(block, least, switch)
+            block.forward = CompiledForward(block, worth, switch)
+
+
+def _worth_it(x: torch.Tensor) -> bool:
+    """Whether a stream ``[B, L, D]`` is long enough for compiling to pay."""
+    if x.device.type == "cuda":
+        return x.shape[1] >= COMPILE_FROM_TOKENS
+    return x.dtype == torch.bfloat16 and x.shape[1] * x.shape[2] >= COMPILE_FROM_VALUES
 
 
 class _Switch:
@@ -67,17 +77,17 @@ class CompiledForward:
     would skip or trip over, so a block that has any runs plain. Hooks on the block itself run around this.
     """
 
-    def __init__(self, block: nn.Module, least_tokens: int, switch: _Switch) -> None:
+    def __init__(self, block: nn.Module, worth: Callable[[torch.Tensor], bool], switch: _Switch) -> None:
         self._plain: Callable[..., torch.Tensor] = block.forward
         self._compiled: Callable[..., torch.Tensor] = torch.compile(self._plain, dynamic=False, fullgraph=True)
         self._parts = [part for part in block.modules() if part is not block]
-        self._least_tokens = least_tokens
+        self._worth = worth
         self._switch = switch
 
     def __call__(self, x: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
         """As the block's own forward; ``x [B, L, D]`` is its stream of tokens."""
         hooked = any(part._forward_pre_hooks or part._forward_hooks for part in self._parts)
-        if not self._switch.on or hooked or x.shape[1] < self._least_tokens or torch.is_grad_enabled():
+        if not self._switch.on or hooked or torch.is_grad_enabled() or not self._worth(x):
             return self._plain(x, *rest, **named)
         try:
             return self._compiled(x, *rest, **named)

@@ -26,7 +26,7 @@ class Execution:
     attention: AttentionName = "auto"
     """Which attention kernel a GPU uses; see :mod:`cygnet.runtime.attention`."""
     compile: Compile = "auto"
-    """Whether the transformer's blocks are compiled; see :mod:`cygnet.runtime.compile`."""
+    """Whether the transformer's blocks are compiled; "auto": where it pays. See :mod:`cygnet.runtime.compile`."""
     decode_dtype: str | torch.dtype = "auto"
     """What the VAE decodes in. "auto": bfloat16 where the device multiplies it, for decoding only loses what 8 bits a
     pixel do not show; encoding is in float32 in any case."""
