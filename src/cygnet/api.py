@@ -77,6 +77,12 @@ class Options(TypedDict, total=False):
     fps: float | None
     strength: float | None
     guidance_until: float | None
+    guidance_rest: str | None
+    cache: str | None
+    """Answer some steps from earlier ones, which is lossy: "easy:0.05"; see docs/speed.md for what it costs."""
+    cache_table: Sequence[float] | None
+    recipe: str | None
+    """Solver, steps, shift and guidance for weights distilled to few steps: "lightx2v" or "self-forcing"."""
     image_fit: str | None
     noise_device: str | None
     reference_exact: bool | None
@@ -190,6 +196,7 @@ class VideoStream:
                 "system": f"{platform.system()} {platform.machine()}",
                 "threads": torch.get_num_threads(),
             },
+            **({"cached": dict(self._record.cached)} if self._record.cached else {}),
             "seconds": {phase: round(seconds, 3) for phase, seconds in self._record.seconds.items()},
             "notices": list(self._record.notices),
         }

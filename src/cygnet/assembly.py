@@ -58,6 +58,7 @@ from cygnet.runtime.plan import Placement, Weights, choose, fits_alone
 from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
 from cygnet.runtime.residency import Placed, Resident, Stage, StageResidency, loaded
 from cygnet.runtime.residency import release_unused as release_unused
+from cygnet.runtime.step_cache import make_step_cache as make_step_cache
 from cygnet.runtime.streaming import MatrixStream, streamed_bytes, streamed_names
 from cygnet.runtime.text_memory import DiskTextMemory
 from cygnet.types import ComponentName, Progress, ProgressSink, Residency, ignore_progress
@@ -618,6 +619,7 @@ def load_components(
         vae=vae,
         text_encoder=text,
         image_encoder=eye,
+        step_cache=make_step_cache,
         text_memory=_text_memory(weights["text_encoder"], tokenizer, dtypes["text_encoder"], place, dit),
     )
     return LoadedModel(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from dataclasses import replace
@@ -80,3 +81,10 @@ def test_the_compiler_of_torch_is_not_loaded_for_a_plan() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "True False\n"), done.stderr
+
+
+def test_a_plan_takes_every_option_of_generate() -> None:
+    from cygnet.cli.generate import generate
+    from cygnet.cli.plan import plan
+
+    assert set(inspect.signature(generate).parameters) <= set(inspect.signature(plan).parameters)

@@ -57,8 +57,13 @@ def generate(
     count: Annotated[Whole, Parameter(group=_HOW)] = None,
     steps: Annotated[Whole, Parameter(group=_HOW)] = None,
     guidance: Annotated[Number, Parameter(group=_HOW)] = None,
+    guidance_until: Annotated[Number, Parameter(group=_HOW)] = None,
+    guidance_rest: Annotated[str | None, Parameter(group=_HOW, metavar="NAME")] = None,
     shift: Annotated[Number, Parameter(group=_HOW)] = None,
     solver: Annotated[str | None, Parameter(group=_HOW, metavar="NAME")] = None,
+    recipe: Annotated[str | None, Parameter(group=_HOW, metavar="NAME")] = None,
+    cache: Annotated[str | None, Parameter(group=_HOW, metavar="NAME[:THRESHOLD]")] = None,
+    cache_table: Annotated[File, Parameter(group=_HOW)] = None,
     model: Annotated[str | None, Parameter(group=_WITH, metavar="NAME|PATH")] = None,
     dit: Annotated[File, Parameter(group=_WITH)] = None,
     vae: Annotated[File, Parameter(group=_WITH)] = None,
@@ -114,10 +119,22 @@ def generate(
         Denoising steps.
     guidance
         How closely the prompt is followed; 1 is no guidance and takes half the time.
+    guidance_until
+        Guide only the first steps, this share of them (0 to 1); the others take half the time. Lossy.
+    guidance_rest
+        The other steps: prompt, which follows the prompt alone, or reuse, which adds what guidance last added.
     shift
         How much of the work goes into the early, coarse steps.
     solver
-        unipc, dpm++ or euler; the model's default suits it.
+        unipc, dpm++, euler or renoise; the model's default suits it.
+    recipe
+        lightx2v or self-forcing: solver, steps, shift and guidance for weights distilled to four steps. The LoRA that
+        makes a named model so is found in the loras folders, unless --lora or --dit is given.
+    cache
+        Answer some steps from earlier ones: easy, mag or tea, with a threshold such as easy:0.05. Lossy.
+        calibrate skips nothing, and measures the tables of mag and tea for the receipt.
+    cache_table
+        Those of this receipt, or a JSON list of numbers, in place of the published ones.
     model
         A name that `cygnet models` lists, a folder, or a combined file. Default: tiny-t2v, with --image tiny-i2v.
     dit
@@ -162,8 +179,13 @@ def generate(
             "negative_prompt": negative,
             "num_steps": steps,
             "guidance_scale": guidance,
+            "guidance_until": guidance_until,
+            "guidance_rest": guidance_rest,
             "shift": shift,
             "solver": solver,
+            "recipe": recipe,
+            "cache": cache,
+            "cache_table": read_cache_table(cache_table, cache),
         },
         seconds=seconds,
         seeds=seeds_of(seed, count),
@@ -179,7 +201,7 @@ def generate(
         place={
             "device": device,
             "dtype": dtype,
-            "loras": find_loras(parse_loras(lora), model_paths),
+            "loras": find_loras(parse_loras(lora), model_paths) or recipe_loras(recipe, model, dit, model_paths),
             "allow_partial_loras": allow_partial_lora,
         },
         stream=stream,
@@ -242,11 +264,54 @@ def parse_loras(given: Sequence[str]) -> list[tuple[Path, float]]:
     return found
 
 
+def read_cache_table(path: Path | None, cache: str | None) -> list[float] | None:
+    """The numbers of a JSON list, or of a receipt that was written with ``--cache calibrate``."""
+    if path is None:
+        return None
+    import json
+
+    from cygnet.media.receipt import read_receipt
+
+    policy = (cache or "").partition(":")[0]
+    name = error_line(repr(path.name))
+    try:
+        given: Any = json.loads(path.read_bytes()) if path.suffix == ".json" else read_receipt(path)
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"cache_table {name} cannot be read as JSON: {error_line(str(error))[:200]}", field="cache_table"
+        ) from None
+    if isinstance(given, dict):
+        tables = (given.get("cached") or {}).get("tables") or {}
+        if policy not in tables:
+            raise RequestError(
+                f"cache_table {name} holds no table for cache {policy!r}; make one with --cache calibrate and enough "
+                "steps, or give a JSON list of numbers",
+                field="cache_table",
+            )
+        given = tables[policy]
+    if not isinstance(given, list) or not all(type(value) in (int, float) for value in given):
+        raise RequestError(f"cache_table {name} is no list of numbers", field="cache_table")
+    return [float(value) for value in given]
+
+
 def find_loras(given: Sequence[tuple[Path, float]], places: Sequence[Path]) -> list[tuple[Path, float]]:
     """The files themselves where they exist, else those of that name in the loras folders."""
     from cygnet.checkpoints.lora.finding import find_lora
 
     return [(find_lora(path, places), strength) for path, strength in given]
+
+
+def recipe_loras(
+    recipe: str | None, model: str | None, dit: Path | None, places: Sequence[Path]
+) -> list[tuple[Path, float]]:
+    """The LoRA without which ``recipe`` would give a blur of a published model; none for weights of one's own."""
+    if recipe is None:
+        return []
+    from cygnet.checkpoints.lora.distilled import distilled_lora, needs_lora
+
+    if dit is not None or model is None or not needs_lora(recipe, model):
+        return []
+    return [distilled_lora(recipe, model, places)]
 
 
 def seeds_of(seed: int | None, count: int | None) -> range:

@@ -35,6 +35,7 @@ VERBS = {
     "lora": "Inspect, convert, merge and extract LoRAs.",
     "models": "List the models that have a name, and what of them is here.",
     "pull": "Fetch the weights of a named model.",
+    "bench": "Measure how well and how fast VAEs carry videos.",
     "doctor": "Say what this machine can run, what is missing, and the remedy.",
 }
 """Verb → what it is for. The function of that name in the module of that name does it; its docstring is its help."""
@@ -145,6 +146,7 @@ def _version() -> str:
 
 _OPTIONS = {
     "num_frames": "frames", "num_steps": "steps", "guidance_scale": "guidance", "negative_prompt": "negative",
+    "guidance_until": "guidance-until", "guidance_rest": "guidance-rest", "cache_table": "cache-table",
 }  # fmt: skip
 """Fields of a request that have another name on the command line."""
 

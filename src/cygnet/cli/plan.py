@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from cygnet.cli.execution import ExecutionOptions
-from cygnet.cli.generate import frames_for, model_source, parse_loras, read_prompt, seeds_of
+from cygnet.cli.generate import (
+    find_loras,
+    frames_for,
+    model_source,
+    parse_loras,
+    read_cache_table,
+    read_prompt,
+    seeds_of,
+)
 from cygnet.cli.options import Debug, File, Json, Loras, Number, Partial, Places, Quiet, Switch, Text, Whole
 from cygnet.cli.output import Voice, gigabytes, table
 from cygnet.errors import OutOfMemory, RequestError
@@ -41,6 +49,11 @@ def plan(
     guidance: Annotated[Number, Parameter(group=_HOW)] = None,
     shift: Annotated[Number, Parameter(group=_HOW)] = None,
     solver: Annotated[str | None, Parameter(group=_HOW, metavar="NAME")] = None,
+    guidance_until: Annotated[Number, Parameter(group=_HOW)] = None,
+    guidance_rest: Annotated[str | None, Parameter(group=_HOW, metavar="NAME")] = None,
+    recipe: Annotated[str | None, Parameter(group=_HOW, metavar="NAME")] = None,
+    cache: Annotated[str | None, Parameter(group=_HOW, metavar="NAME[:THRESHOLD]")] = None,
+    cache_table: Annotated[File, Parameter(group=_HOW)] = None,
     model: Annotated[str | None, Parameter(group=_WITH, metavar="NAME|PATH")] = None,
     dit: Annotated[File, Parameter(group=_WITH)] = None,
     vae: Annotated[File, Parameter(group=_WITH)] = None,
@@ -94,7 +107,7 @@ def plan(
         "dit": dit, "vae": vae, "text_encoder": text_encoder, "image_encoder": image_encoder, "tokenizer": tokenizer,
     }  # fmt: skip
     source = model_source(model, parts, model_paths, with_image=image is not None)
-    loras = parse_loras(lora)
+    loras = find_loras(parse_loras(lora), model_paths)
     if seconds is not None:
         if frames is not None:
             raise RequestError("frames and seconds are both given; give one of them", field="seconds")
@@ -104,6 +117,8 @@ def plan(
     options: dict[str, Any] = {
         "strength": strength, "size": size, "num_frames": frames, "fps": fps, "negative_prompt": negative,
         "num_steps": steps, "guidance_scale": guidance, "shift": shift, "solver": solver,
+        "guidance_until": guidance_until, "guidance_rest": guidance_rest, "recipe": recipe, "cache": cache,
+        "cache_table": read_cache_table(cache_table, cache),
     }  # fmt: skip
     many = len(seeds_of(seed, count))
     made = cygnet.plan(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,7 +28,7 @@ from cygnet.pipelines.conditioning import (
     image_condition,
     resize,
 )
-from cygnet.pipelines.denoise import Guidance, Sampling, check_noise_device, denoise, make_noise
+from cygnet.pipelines.denoise import Guidance, Sampling, StepCache, check_noise_device, denoise, make_noise
 from cygnet.pipelines.presets import defaults_for
 from cygnet.pipelines.request import GenerateRequest
 from cygnet.pipelines.sizes import FRAME_STRIDE, fewer_at_once, latent_frames_at_once, latent_grid
@@ -58,6 +58,8 @@ class Record:
     notices: list[str] = field(default_factory=list)
     """What the caller should know, in words."""
     sigmas: tuple[float, ...] = ()
+    cached: dict[str, Any] = field(default_factory=dict)
+    """What a step cache did: ``skipped`` of ``steps``, and ``tables`` if it measured any; empty without one."""
     seconds: dict[Phase, float] = field(default_factory=dict)
     """Time spent per phase, without the caller's own between chunks."""
     stepped_down: bool = False
@@ -94,6 +96,7 @@ def generate(
     """
     inputs = inputs or Inputs()
     check_combination(components, request, inputs)
+    _step_cache(components, request)  # refuses what cannot be
     return _run(components, request, inputs, on_progress, cancel or CancelToken(), record or Record(), decode_chunk)
 
 
@@ -183,13 +186,15 @@ def _run(
             num_steps=request.num_steps,
             shift=request.shift,
             start_step=start_step_for_strength(request.strength, request.num_steps),
+            seed=request.seed,
         )
         record.sigmas = sampling.sigmas
         start = _start(components, request, inputs, sampling, on_progress, cancel, record)
 
-        def denoised() -> torch.Tensor:
+        def denoised() -> tuple[torch.Tensor, StepCache | None]:
+            cache = _step_cache(components, request)  # one for each attempt
             with _using(components.use_dit(), "denoise", record) as dit:
-                return denoise(
+                done = denoise(
                     dit,
                     start,
                     conditioning,
@@ -197,10 +202,14 @@ def _run(
                     _guidance(request),
                     on_progress=on_progress,
                     cancel=cancel,
+                    cache=cache,
                 )
+            return done, cache
 
-        latents = _attempt(components, "dit", "denoising", record, denoised)
+        latents, cache = _attempt(components, "dit", "denoising", record, denoised)
         components.residency.release("dit")
+        if cache is not None:
+            _tell_of_cache(cache, request, record)
         yield from _decode(components, latents, decode_chunk, on_progress, cancel, record)
     finally:
         names: tuple[ComponentName, ...] = ("text_encoder", "image_encoder", "dit", "vae")
@@ -242,7 +251,34 @@ def _step_down(record: Record, doing: str, how: str) -> None:
 
 
 def _guidance(request: GenerateRequest) -> Guidance:
-    return Guidance(scale=request.guidance_scale, until=request.guidance_until)
+    return Guidance(scale=request.guidance_scale, until=request.guidance_until, rest=request.guidance_rest)
+
+
+def _step_cache(components: Components, request: GenerateRequest) -> StepCache | None:
+    """The cache that was asked for; raises :class:`~cygnet.errors.RequestError` if this model cannot have it."""
+    wish = request.caching()
+    if wish is None:
+        return None
+    if components.step_cache is None:
+        raise RequestError("this model was put together without step caches; leave cache out", field="cache")
+    return components.step_cache(
+        components.dit,
+        wish,
+        num_steps=request.num_steps,
+        start_step=start_step_for_strength(request.strength, request.num_steps),
+        pixels=request.width * request.height,
+    )
+
+
+def _tell_of_cache(cache: StepCache, request: GenerateRequest, record: Record) -> None:
+    record.cached = {"skipped": cache.skipped, "steps": cache.evaluations}
+    if tables := cache.tables():
+        record.cached["tables"] = tables
+        return
+    record.notices.append(
+        f"cache {request.cache} skipped {cache.skipped} of {cache.evaluations} steps; the video is not exactly the one "
+        "without it"
+    )
 
 
 def _expectations(components: Components, request: GenerateRequest) -> list[str]:
