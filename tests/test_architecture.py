@@ -28,7 +28,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"models", "ops"},
     "pipelines": {"models", "solvers"},
     "assembly": {"checkpoints", "runtime", "models", "pipelines", "ops"},
-    "api": {"assembly", "pipelines", "solvers", "media", "models", "checkpoints"},
+    # A plan runs the code of the stages over shapes, and asks the video encoder how fast it is.
+    "planning": {"assembly", "checkpoints", "runtime", "models", "pipelines", "solvers", "media"},
+    "api": {"assembly", "planning", "pipelines", "solvers", "media", "models", "checkpoints"},
     "training": {"assembly", "checkpoints", "runtime", "pipelines", "solvers", "models", "media"},
     "graph": set(),
     # Nodes handle the networks themselves: they name their types and the scale of their latents.

@@ -128,6 +128,13 @@ class Residency(Protocol):
         """The component is not needed again in this request."""
         ...
 
+    def shrink(self, name: ComponentName) -> str | None:
+        """Memory ran out: give back what can be, and hold ``name`` in less; how, in words, or None if there is no way.
+
+        Nothing may be in use. Results stay the same bit for bit.
+        """
+        ...
+
 
 class TextMemory(Protocol):
     """Features of texts that come again and again, such as a model's own negative prompt."""

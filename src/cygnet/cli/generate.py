@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import sys
@@ -23,7 +24,7 @@ from cygnet.errors import Cancelled, RequestError
 from cygnet.types import CancelToken
 
 if TYPE_CHECKING:
-    from cygnet.api import VideoStream, Wan
+    from cygnet.api import VideoStream
     from cygnet.media.video import Frames
     from cygnet.pipelines.request import GenerateRequest
 
@@ -428,7 +429,9 @@ def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) ->
     )
     options = {name: value for name, value in wish.options.items() if value is not None}
     if wish.seconds is not None:
-        options["num_frames"] = frames_for(wish, wan, voice)
+        if wish.options["num_frames"] is not None:
+            raise RequestError("frames and seconds are both given; give one of them", field="seconds")
+        options["num_frames"] = frames_for(wish.seconds, wish.options["fps"] or wan.defaults.fps, voice)
     targets = plan_targets(wish.out, wish.prompt, wish.seeds, wan.name or wan.variant)
 
     def stream_for(seed: int) -> VideoStream:
@@ -445,7 +448,7 @@ def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) ->
     for note in notes:
         voice.note(f"note: {note}")
     if len(targets) > 1 and not wish.stream:  # now weights may stay in memory between videos
-        wan = cygnet.load(wish.source, on_progress=display.report, **wish.place)
+        wan = cygnet.load(wish.source, execution=wish.execution.chosen(), on_progress=display.report, **wish.place)
     results: list[Result] = []
     for number, (seed, target) in enumerate(zip(wish.seeds, targets, strict=True), start=1):
         if len(targets) > 1:
@@ -468,12 +471,8 @@ def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) ->
     return results
 
 
-def frames_for(wish: Wish, wan: Wan, voice: Voice) -> int:
+def frames_for(seconds: float, fps: float, voice: Voice) -> int:
     """The length 4n+1 that comes nearest to ``--seconds``."""
-    if wish.options["num_frames"] is not None:
-        raise RequestError("frames and seconds are both given; give one of them", field="seconds")
-    seconds, fps = wish.seconds, wish.options["fps"] or wan.defaults.fps
-    assert seconds is not None
     if not 0 < seconds <= 3600:
         raise RequestError(f"seconds is {seconds:g}; it must be above 0 and at most 3600", field="seconds")
     num_frames = 4 * max(0, round((seconds * fps - 1) / 4)) + 1
@@ -505,12 +504,13 @@ def write_stream(stream: VideoStream, target: Target, *, inputs: Mapping[str, Pa
                         metadata=embed(receipt_of(stream, inputs)),
                     )
                 )
-            writer.write(first)
-            for chunk in chunks:
-                writer.write(chunk)
+            for chunk in itertools.chain([first], chunks):
+                with stream.timed("write"):
+                    writer.write(chunk)
             folder, last = writer.path.absolute().parent, receipt_of(stream, inputs)
             with uninterrupted(), staged_sidecar(folder, last, overwrite=overwrite) as place:
-                stack.close()
+                with stream.timed("write"):
+                    stack.close()
                 receipt = place(writer.path)
     finally:
         stream.close()
