@@ -161,7 +161,10 @@ class ChannelRMSNorm(nn.Module):
 
     def scale(self, x: torch.Tensor) -> torch.Tensor:
         """The factor per voxel, before ``gamma``: ``sqrt(C) / max(|x|, 1e-12)``."""
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
+        # Sums are float32 in any case. A processor asked for a float32 result of bfloat16 first widens all of x, which
+        # takes a hundred times as long as the norm; here it is rounded to x's dtype at the end all the same.
+        wide = None if x.device.type == "cpu" else torch.float32
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide).clamp_min(1e-12)
         scale: torch.Tensor = math.sqrt(x.shape[1]) / norm
         return scale.to(x.dtype)
 
@@ -279,7 +282,8 @@ class Upsample(nn.Module):
     def _double(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
         assert self.time_conv is not None
         pairs = self.time_conv(x, stream).unflatten(1, (2, -1))  # [B, 2, C, T, H, W]: first half is the earlier frame
-        return pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)  # type: ignore[no-any-return]
+        in_time = pairs.permute(0, 3, 1, 4, 5, 2).flatten(1, 2)  # [B, 2T, H, W, C], so that the result is channels-last
+        return in_time.permute(0, 4, 1, 2, 3)  # type: ignore[no-any-return]
 
 
 def fold_time(x: torch.Tensor) -> tuple[torch.Tensor, int]:
