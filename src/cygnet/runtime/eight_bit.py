@@ -27,6 +27,16 @@ class EightBitLinear(nn.Module):
         self.register_buffer("scale", scale)
         self.bias = bias
 
+    @property
+    def in_features(self) -> int:
+        """Width of what it takes."""
+        return self.stored.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Width of what it gives."""
+        return self.stored.shape[0]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in]`` -> ``[..., out]``."""
         return F.linear(x, dequantise(self.stored, self.scale, x.dtype), self.bias)
