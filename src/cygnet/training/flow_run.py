@@ -1,0 +1,180 @@
+"""Training a transformer on prepared clips: the pieces of a step, the validation loss, the sample videos, the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cygnet.api import Wan
+from cygnet.assembly import LoadedModel
+from cygnet.checkpoints import save_official
+from cygnet.checkpoints.lora import save_adapters
+from cygnet.training.batches import Batches, load_batch
+from cygnet.training.cache import Cache
+from cygnet.training.config import TrainConfig
+from cygnet.training.encode import Example
+from cygnet.training.flow import Draw, FlowMatching
+from cygnet.training.loop import Piece
+from cygnet.training.networks import Network
+from cygnet.training.state import Average
+from cygnet.types import ComponentName, Residency
+
+VALIDATION_LEVELS = 4
+"""Noise levels at which each clip is measured."""
+VALIDATION_CLIPS = 16
+"""At most so many are measured."""
+WITHOUT_TEXT = 7
+"""Marks the random numbers that decide whose caption is dropped."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of the processes this one is: it trains on every ``of``-th clip, from ``number`` on."""
+
+    number: int = 0
+    of: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowRun:
+    """What the loop needs to know about training a transformer."""
+
+    config: TrainConfig
+    model: LoadedModel
+    network: Network
+    cache: Cache
+    batches: Batches
+    validation: Sequence[Example]
+    empty: str
+    """The key of the text that stands for none."""
+    objective: FlowMatching
+    average: Average | None
+    share: Share = Share()
+
+    def pieces(self, step: int) -> Iterator[Piece]:
+        """This process's clips of a step, in ``accumulate`` parts."""
+        examples = self.batches[step]
+        config, size = self.config, len(self.batches[step])
+        rng = np.random.default_rng([config.seed, step, WITHOUT_TEXT])
+        dropped = rng.random(size) < config.objective.caption_dropout
+        mine = list(range(size))[self.share.number :: self.share.of]
+        per_piece = math.ceil(len(mine) / config.accumulate)
+        for start in range(0, len(mine), per_piece):
+            chosen = mine[start : start + per_piece]
+            rows = [examples[i] for i in chosen]
+
+            def loss(chosen: list[int] = chosen, rows: list[Example] = rows) -> torch.Tensor:
+                batch = load_batch(rows, self.cache, [bool(dropped[i]) for i in chosen], self.empty)
+                draw = self.objective.draw(config.seed, step, size, chosen, batch.latents.shape[1:])
+                return self._loss(batch, draw)
+
+            # With many processes gradients are averaged, so a process's pieces add up to 1.
+            yield Piece(loss, len(chosen) / len(mine), ", ".join(dict.fromkeys(row.name for row in rows)))
+
+    def _loss(self, batch: Any, draw: Draw) -> torch.Tensor:
+        network = self.network
+        there = batch.to(network.dit.device)
+        with self._precision():
+            return self.objective(
+                network.dit, there.latents, there.context, there.image_context, there.image_condition, draw
+            )
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        kind = self.network.autocast
+        return nullcontext() if kind is None else torch.autocast(self.network.dit.device.type, dtype=kind)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The moving average in place of the weights, if there is one, for the length of a ``with`` block."""
+        if self.average is None:
+            yield
+            return
+        self.average.swap(self.network.trained)
+        try:
+            yield
+        finally:
+            self.average.swap(self.network.trained)
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean loss over the validation clips, each at the same levels with the same noise every time."""
+        levels = self.objective.levels_at(VALIDATION_LEVELS)
+        total, measured = 0.0, self.validation[:VALIDATION_CLIPS]
+        with self.averaged():
+            for number, example in enumerate(measured):
+                batch = load_batch([example], self.cache, [False], self.empty)
+                for place, level in enumerate(levels):
+                    drawn = self.objective.draw(self.config.seed, 0, 1, [0], batch.latents.shape[1:])
+                    noise = self.objective.draw(2**31 + number, place, 1, [0], batch.latents.shape[1:]).noise
+                    total += float(self._loss(batch, replace(drawn, sigma=level[None], noise=noise)))
+        return total / (len(measured) * VALIDATION_LEVELS)
+
+    def sample(self, step: int, folder: Path) -> list[Path]:
+        """A video of every prompt with the weights as they are, with its receipt beside it."""
+        config = self.config
+        parts = replace(
+            self.model.components, residency=_Training(self.network.dit, self.model.components.residency)
+        )
+        wan = Wan(replace(self.model, components=parts))
+        width, height = max(config.data.shapes, key=lambda size: size[0] * size[1])
+        folder.mkdir(parents=True, exist_ok=True)
+        made = []
+        with self.averaged():
+            for number, prompt in enumerate(config.sample.prompts):
+                video = wan.generate(
+                    f"{config.data.trigger} {prompt}".strip(),
+                    config.sample.image,
+                    size=(width, height),
+                    num_frames=max(config.data.frames),
+                    num_steps=config.sample.steps,
+                    guidance_scale=config.sample.guidance,
+                    seed=config.sample.seed,
+                )
+                video.receipt["training"] = {"step": step, "method": config.method, "settings": config.identity()}
+                made.append(video.save(folder / f"{step:08d}-{number}.mp4", overwrite=True))
+        return made
+
+    def write(self, step: int, folder: Path) -> Path:
+        """The result as it is now: a LoRA file, or the whole transformer as a weight file."""
+        config, network = self.config, self.network
+        base = self.model.describe()
+        with self.averaged():
+            if network.adapters is not None:
+                note = {
+                    "base": base["name"] or base["variant"],
+                    "base_digest": base["components"]["dit"]["digest"],
+                    "training": {"steps": step, "settings": config.identity(), "trigger": config.data.trigger},
+                }
+                return save_adapters(
+                    folder / "lora.safetensors", network.adapters, dtype=torch.bfloat16, note=note, overwrite=True
+                )
+            return save_official(
+                folder / "dit.safetensors",
+                network.dit.state_dict(),
+                network.dit.config,
+                dtype=torch.bfloat16,
+                overwrite=True,
+            )
+
+
+class _Training:
+    """The transformer that is being trained, and everything else as the model has it."""
+
+    def __init__(self, dit: torch.nn.Module, others: Residency) -> None:
+        self._dit, self._others = dit, others
+
+    def use(self, name: ComponentName) -> AbstractContextManager[torch.nn.Module]:
+        """The component."""
+        return nullcontext(self._dit) if name == "dit" else self._others.use(name)
+
+    def release(self, name: ComponentName) -> None:
+        """Let go of everything but the transformer."""
+        if name != "dit":
+            self._others.release(name)
