@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipelines": {"models", "solvers"},
     "assembly": {"checkpoints", "runtime", "models", "pipelines", "ops"},
     "api": {"assembly", "pipelines", "solvers", "media", "models", "checkpoints"},
-    "training": {"assembly", "checkpoints", "runtime", "pipelines", "solvers", "models", "media"},
+    # Sample videos are made as users make them, with the same receipts.
+    "training": {"api", "assembly", "checkpoints", "runtime", "pipelines", "solvers", "models", "media", "ops"},
     "graph": set(),
     # Nodes handle the networks themselves: they name their types and the scale of their latents.
     "nodes": {"graph", "assembly", "pipelines", "solvers", "media", "models"},

@@ -23,6 +23,7 @@ from cygnet.training.encode import Example
 from cygnet.training.flow import Draw, FlowMatching
 from cygnet.training.loop import Piece
 from cygnet.training.networks import Network
+from cygnet.training.parallel import Group, WholeModule
 from cygnet.training.state import Average
 from cygnet.types import ComponentName, Residency
 
@@ -32,14 +33,6 @@ VALIDATION_CLIPS = 16
 """At most so many are measured."""
 WITHOUT_TEXT = 7
 """Marks the random numbers that decide whose caption is dropped."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which of the processes this one is: it trains on every ``of``-th clip, from ``number`` on."""
-
-    number: int = 0
-    of: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +49,7 @@ class FlowRun:
     """The key of the text that stands for none."""
     objective: FlowMatching
     average: Average | None
-    share: Share = Share()
+    group: Group = Group()
 
     def pieces(self, step: int) -> Iterator[Piece]:
         """This process's clips of a step, in ``accumulate`` parts."""
@@ -64,7 +57,7 @@ class FlowRun:
         config, size = self.config, len(self.batches[step])
         rng = np.random.default_rng([config.seed, step, WITHOUT_TEXT])
         dropped = rng.random(size) < config.objective.caption_dropout
-        mine = list(range(size))[self.share.number :: self.share.of]
+        mine = list(range(size))[self.group.share.number :: self.group.share.of]
         per_piece = math.ceil(len(mine) / config.accumulate)
         for start in range(0, len(mine), per_piece):
             chosen = mine[start : start + per_piece]
@@ -137,16 +130,20 @@ class FlowRun:
                     guidance_scale=config.sample.guidance,
                     seed=config.sample.seed,
                 )
+                if not self.group.first:
+                    continue
                 video.receipt["training"] = {"step": step, "method": config.method, "settings": config.identity()}
                 made.append(video.save(folder / f"{step:08d}-{number}.mp4", overwrite=True))
         return made
 
-    def write(self, step: int, folder: Path) -> Path:
-        """The result as it is now: a LoRA file, or the whole transformer as a weight file."""
+    def write(self, step: int, folder: Path) -> Path | None:
+        """The result as it is now: a LoRA file, or the whole transformer as a weight file; only one process writes."""
         config, network = self.config, self.network
         base = self.model.describe()
         with self.averaged():
             if network.adapters is not None:
+                if not self.group.first:
+                    return None
                 note = {
                     "base": base["name"] or base["variant"],
                     "base_digest": base["components"]["dit"]["digest"],
@@ -155,9 +152,12 @@ class FlowRun:
                 return save_adapters(
                     folder / "lora.safetensors", network.adapters, dtype=torch.bfloat16, note=note, overwrite=True
                 )
+            state = WholeModule(network.dit).state_dict()
+            if not self.group.first:
+                return None
             return save_official(
                 folder / "dit.safetensors",
-                network.dit.state_dict(),
+                state,
                 network.dit.config,
                 dtype=torch.bfloat16,
                 overwrite=True,

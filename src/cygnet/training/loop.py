@@ -88,6 +88,8 @@ class Trainer:
     cancel: CancelToken = field(default_factory=CancelToken)
     reduce_gradients: Callable[[], None] = lambda: None
     reduce_loss: Callable[[float], float] = lambda loss: loss
+    agree: Callable[[bool], bool] = lambda answer: answer
+    """Whether any process wants to stop; alone, this one."""
     more: Callable[[], Mapping[str, float]] = dict
     """Further values for each line of the log."""
 
@@ -107,7 +109,7 @@ class Trainer:
         run, pace = self.run, self.pace
         deadline = time.monotonic() + seconds
         saved = run.step if run.step else -1
-        while run.step < pace.steps and time.monotonic() < deadline and not self.cancel.cancelled:
+        while run.step < pace.steps and not self.agree(self.cancel.cancelled or time.monotonic() >= deadline):
             factor = warmup_cosine(run.step, warmup=pace.warmup, total=pace.steps, floor=pace.floor)
             set_learning_rate(self.optimizers, factor)
             loss, norm = self._step()

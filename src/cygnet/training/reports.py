@@ -17,13 +17,15 @@ HINT = "pip install 'cygnet[train]'"
 class Charts:
     """Curves for TensorBoard, in the folder ``tensorboard`` of a run; nothing where its package is missing."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self._folder, self._say = folder / "tensorboard", say
+    def __init__(self, folder: Path, say: Callable[[str], None], *, draws: bool = True) -> None:
+        self._folder, self._say, self._draws = folder / "tensorboard", say, draws
         self._writer: Any = None
         self.begin(0)
 
     def begin(self, step: int) -> None:
         """Curves go on from ``step``: what was drawn past it is taken back."""
+        if not self._draws:
+            return
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:

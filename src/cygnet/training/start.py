@@ -17,11 +17,12 @@ from cygnet.training.batches import Batches
 from cygnet.training.cache import Cache
 from cygnet.training.config import ModelFiles, TrainConfig
 from cygnet.training.dataset import read_items
-from cygnet.training.encode import Tell, empty_text, prepare
+from cygnet.training.encode import Example, Tell, empty_text, prepare
 from cygnet.training.flow import FlowMatching
 from cygnet.training.flow_run import FlowRun
 from cygnet.training.loop import Pace, StepReport, Trainer
 from cygnet.training.networks import build_network, build_optimizers
+from cygnet.training.parallel import Group, WholeModule, WholeOptimizer
 from cygnet.training.reports import Charts, plot_losses
 from cygnet.training.state import Average, Run
 from cygnet.types import CancelToken
@@ -61,6 +62,7 @@ def objective_of(config: TrainConfig, model: LoadedModel) -> FlowMatching:
 def train(
     config: TrainConfig,
     *,
+    group: Group = Group(),
     say: Callable[[str], None] = print,
     tell: Tell = lambda what, done, total: None,
     on_step: Callable[[StepReport], None] = lambda report: None,
@@ -69,7 +71,7 @@ def train(
 ) -> Outcome:
     """Run (or go on with) a training; stops cleanly after ``seconds`` or by ``cancel``.
 
-    ``say`` hears notes, ``tell`` how far preparing is, ``on_step`` every step.
+    ``group`` are the processes that train together (:func:`cygnet.training.parallel.many_processes`). ``say`` hears notes, ``tell`` how far preparing is, ``on_step`` every step.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -79,14 +81,20 @@ def train(
         return train_vae(config, say=say, on_step=on_step, cancel=cancel, seconds=seconds)
     clocks = time.monotonic(), time.process_time()
     folder = Path(config.output)
-    run = Run(folder, identity=config.identity(), keep=config.every.keep, quiet=True)
+    run = Run(folder, identity=config.identity(), keep=config.every.keep, writes=group.first, quiet=True)
     model = open_model(config)
-    cache = Cache(Path(config.data.cache or folder / "cache"), say=say)
-    examples = prepare(read_items(Path(config.data.path)), config.data, model, cache, tell=tell)
-    validation = examples
-    if config.data.validation is not None:
-        validation = prepare(read_items(Path(config.data.validation)), config.data, model, cache, tell=tell)
+    cache = Cache(Path(config.data.cache or folder / "cache"), owner=group.rank, say=say)
+
+    def prepared(place: str) -> list[Example]:
+        return prepare(
+            read_items(Path(place)), config.data, model, cache,
+            rank=group.rank, world=group.world, barrier=group.barrier, tell=tell,
+        )  # fmt: skip
+
+    examples = prepared(config.data.path)
+    validation = examples if config.data.validation is None else prepared(config.data.validation)
     network = build_network(config, model, parse_device(config.device))
+    group.spread(network)
     optimizers = build_optimizers(config.optimizer, network.trained)
     average = Average(network.trained, config.optimizer.average) if config.optimizer.average else None
     flow = FlowRun(
@@ -99,12 +107,13 @@ def train(
         empty=empty_text(model),
         objective=objective_of(config, model),
         average=average,
+        group=group,
     )
-    parts: dict[str, Any] = {"weights": network.trained}
-    parts |= {f"optimizer {number}": optimizer for number, optimizer in enumerate(optimizers)}
+    parts: dict[str, Any] = {"weights": WholeModule(network.trained)}
+    parts |= {f"optimizer {number}": WholeOptimizer(optimizer) for number, optimizer in enumerate(optimizers)}
     if average is not None:
         parts["average"] = average
-    charts = Charts(folder, say)
+    charts = Charts(folder, say, draws=group.first)
     last: list[float] = []
 
     def validate(step: int) -> None:
@@ -135,6 +144,9 @@ def train(
         after=((every.validate_, validate), (every.sample, sample)),
         on_step=lambda report: (charts.add(report.step, loss=report.loss), on_step(report))[1],
         cancel=cancel or CancelToken(),
+        reduce_gradients=lambda: group.reduce_gradients(network),
+        reduce_loss=group.mean,
+        agree=group.any,
     )
     if trainer.resume():
         say(f"going on at step {run.step}")
@@ -145,7 +157,7 @@ def train(
     finally:
         network.close()
         charts.close()
-    plot = plot_losses(run.rows(), folder / "loss.png", say) if finished else None
+    plot = plot_losses(run.rows(), folder / "loss.png", say) if finished and group.first else None
     now = time.monotonic(), time.process_time()
     return Outcome(
         finished, run.step, result, plot, now[0] - clocks[0], now[1] - clocks[1], last[0] if last else None
