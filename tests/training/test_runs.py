@@ -192,6 +192,8 @@ def test_parts_of_a_step_give_the_loss_of_the_whole(configure: Configure) -> Non
     ("variant", "changes"),
     [
         ("i2v", {}),
+        ("t2v", {"preserve": {"captions": ["a red ball", "the square"], "batch": 3}}),
+        ("t2v", {"method": "full", "preserve": {"captions": ["a red ball"]}}),
         ("t2v", {"method": "full", "optimizer": {"name": "muon", "rate": 1e-3}, "memory": {"dtype": "bfloat16"}}),
         ("t2v", {"method": "scratch", "scratch": {"num_layers": 1, "ffn_dim": 64}}),
         ("t2v", {"memory": {"base": "fp8", "dtype": "bfloat16"}}),
@@ -199,7 +201,7 @@ def test_parts_of_a_step_give_the_loss_of_the_whole(configure: Configure) -> Non
         ("t2v", {"memory": {"block_swap": 1, "checkpointing": "full"}}),
         ("t2v", {"method": "vae", "vae": {"crop": 16, "frames": 5}, "data": {"path": "videos"}}),
     ],
-    ids=["i2v", "full-muon", "scratch", "fp8", "int8", "swap", "vae"],
+    ids=["i2v", "lora-preserving", "full-preserving", "full-muon", "scratch", "fp8", "int8", "swap", "vae"],
 )
 def test_every_way_of_training_trains(
     configure: Configure, clips: Path, variant: str, changes: dict[str, Any]

@@ -112,6 +112,17 @@ class LoraConfig(Section):
     """Linear layers of every block that get one, by the end of their names."""
 
 
+class PreserveConfig(Section):
+    """Keeping what the model does for other captions: its own answers from before the training are taught beside."""
+
+    captions: list[str] = []
+    """What should stay as it is; a few dozen that are unlike the clips' captions. Empty: nothing is preserved."""
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Of the difference from the model's own answer, beside the loss of the clips."""
+    batch: Positive = 4
+    """Captions per step, over all processes."""
+
+
 class ObjectiveConfig(Section):
     """Flow matching: which noise levels are trained."""
 
@@ -262,6 +273,7 @@ class TrainConfig(Section):
     data: DataConfig
     lora: LoraConfig = LoraConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    preserve: PreserveConfig = PreserveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     memory: MemoryConfig = MemoryConfig()
     every: EveryConfig = EveryConfig()
@@ -282,6 +294,8 @@ class TrainConfig(Section):
             raise ValueError("every.sample is set, but sample.prompts is empty; give a prompt or set it to 0")
         if self.batch % self.accumulate:
             raise ValueError(f"batch is {self.batch}, which accumulate ({self.accumulate}) does not divide")
+        if self.preserve.captions and self.method not in ("lora", "full"):
+            raise ValueError("preserve.captions is for methods lora and full, which begin at a finished model")
         if self.method == "vae" and (self.every.sample or self.parallel.context > 1):
             raise ValueError("every.sample and parallel.context are for the transformer; remove them for vae")
         return self

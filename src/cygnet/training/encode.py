@@ -15,7 +15,7 @@ from cygnet.assembly import LoadedModel
 from cygnet.errors import MediaError, NumericalError, RequestError
 from cygnet.pipelines.conditioning import encode_images, encode_text, image_condition
 from cygnet.training.cache import Cache, key_of
-from cygnet.training.clips import Bucket, RawClip, bucket_for, pixels_of, read_clip
+from cygnet.training.clips import Bucket, bucket_for, pixels_of, read_clip
 from cygnet.training.config import DataConfig
 from cygnet.training.dataset import Item
 
@@ -76,9 +76,23 @@ def prepare(
     return examples
 
 
-def empty_text(model: LoadedModel) -> str:
-    """The key of the text that stands for none."""
-    return key_of("text", "", model.describe()["components"]["text_encoder"]["digest"])
+def prepare_texts(
+    texts: Sequence[str],
+    model: LoadedModel,
+    cache: Cache,
+    *,
+    rank: int = 0,
+    barrier: Callable[[], None] = lambda: None,
+    tell: Tell = lambda what, done, total: None,
+) -> list[str]:
+    """Keys of texts beside those of the clips, encoded by the first process."""
+    digest = model.describe()["components"]["text_encoder"]["digest"]
+    keys = {text: key_of("text", text, digest) for text in texts}
+    if rank == 0:
+        _encode_texts([text for text, key in keys.items() if key not in cache], keys, model, cache, tell)
+    barrier()
+    cache.reload()
+    return [keys[text] for text in texts]
 
 
 def captions(found: Sequence[_Found], data: DataConfig) -> list[str]:
@@ -204,6 +218,3 @@ def encode_first_frame(model: LoadedModel, pixels: torch.Tensor) -> dict[str, to
     with model.components.use_image_encoder() as eye:
         tokens = encode_images(eye, (first,))
     return {"condition": condition[0].float(), "image": tokens[0].float()}
-
-
-__all__ = ["Example", "RawClip", "empty_text", "encode_clip", "encode_first_frame", "prepare"]

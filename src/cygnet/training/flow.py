@@ -38,6 +38,10 @@ class Draw:
     sigma: torch.Tensor
     noise: torch.Tensor
 
+    def to(self, device: torch.device) -> Draw:
+        """The same on another device."""
+        return Draw(self.sigma.to(device), self.noise.to(device))
+
 
 @dataclass(frozen=True, kw_only=True)
 class FlowMatching:

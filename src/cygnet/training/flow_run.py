@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from cygnet.training.flow import Draw, FlowMatching
 from cygnet.training.loop import Piece
 from cygnet.training.networks import Network
 from cygnet.training.parallel import Group, WholeModule
+from cygnet.solvers import add_noise
 from cygnet.training.state import Average
 from cygnet.types import ComponentName, Residency
 
@@ -31,8 +32,8 @@ VALIDATION_LEVELS = 4
 """Noise levels at which each clip is measured."""
 VALIDATION_CLIPS = 16
 """At most so many are measured."""
-WITHOUT_TEXT = 7
-"""Marks the random numbers that decide whose caption is dropped."""
+WITHOUT_TEXT, PRESERVED = 7, 8
+"""Mark the random numbers that decide whose caption is dropped, and which captions are preserved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,10 @@ class FlowRun:
     objective: FlowMatching
     average: Average | None
     group: Group = Group()
+    preserved: Sequence[str] = ()
+    """Keys of the captions for which the model should stay as it is."""
+    told: dict[str, float] = field(default_factory=dict)
+    """Values of the last step for the log, beside the loss."""
 
     def pieces(self, step: int) -> Iterator[Piece]:
         """This process's clips of a step, in ``accumulate`` parts."""
@@ -70,6 +75,33 @@ class FlowRun:
 
             # With many processes gradients are averaged, so a process's pieces add up to 1.
             yield Piece(loss, len(chosen) / len(mine), ", ".join(dict.fromkeys(row.name for row in rows)))
+
+        if self.preserved:
+            yield Piece(lambda: self._drift(step), config.preserve.weight, "preserved captions", counts=False)
+
+    def _drift(self, step: int) -> torch.Tensor:
+        """How far the answers for preserved captions have moved from those of before, on this step's clips."""
+        config, share = self.config, self.group.share
+        count = config.preserve.batch
+        rng = np.random.default_rng([config.seed, step, PRESERVED])
+        texts = rng.integers(0, len(self.preserved), count)
+        mine = list(range(count))[share.number :: share.of]
+        examples = self.batches[step]
+        rows = [replace(examples[i % len(examples)], text=self.preserved[texts[i]]) for i in mine]
+        batch = load_batch(rows, self.cache, [False] * len(rows), self.empty).to(self.network.dit.device)
+        # Places past those of the clips, so that the noise is not theirs.
+        size = len(examples) + count
+        draw = self.objective.draw(
+            config.seed, step, size, [len(examples) + i for i in mine], batch.latents.shape[1:]
+        ).to(batch.latents.device)
+        noisy = add_noise(batch.latents, draw.noise, draw.sigma)
+        rest = (1000 * draw.sigma, batch.context, batch.image_context, batch.image_condition)
+        with self._precision():
+            with torch.no_grad(), self.network.as_before() as before:
+                wanted = before(noisy, *rest)
+            drift = (self.network.dit(noisy, *rest) - wanted).square().mean()
+        self.told["preserve"] = float(drift.detach())
+        return drift
 
     def _loss(self, batch: Any, draw: Draw) -> torch.Tensor:
         network = self.network

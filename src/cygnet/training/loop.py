@@ -28,6 +28,8 @@ class Piece:
     share: float = 1.0
     """By which it counts; the shares of a step (over all processes) add up to 1."""
     name: str = ""
+    counts: bool = True
+    """Whether it belongs to the loss that is told; its gradient counts either way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +147,13 @@ class Trainer:
             if value != value or value in (float("inf"), float("-inf")):
                 wrong.append(piece.name)
             loss.backward()
-            total += value
+            total += value if piece.counts else 0.0
         self.reduce_gradients()
         total = self.reduce_loss(total)
         trained = [p for p in self.module.parameters() if p.requires_grad]
         norm = torch.nn.utils.clip_grad_norm_(trained, self.pace.clip)
         size = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        if not (abs(total) < float("inf") and size < float("inf")):
+        if not (abs(total) < float("inf") and size < float("inf")) or wrong:
             raise NumericalError(self._told(step, total, wrong))
         for optimizer in self.optimizers:
             optimizer.step()
@@ -160,7 +162,7 @@ class Trainer:
         return total, size
 
     def _told(self, step: int, total: float, wrong: list[str]) -> str:
-        what = "gradient" if abs(total) < float("inf") else "loss"
+        what = "gradient" if abs(total) < float("inf") and not wrong else "loss"
         names = [name for name in wrong or [piece.name for piece in self.draw(step)] if name]
         at = f" (clips: {', '.join(names)})" if names else ""
         return (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,6 +36,21 @@ class Network:
     autocast: torch.dtype | None
     """The type of products where the weights themselves are float32; None where the weights' own type decides."""
     close: Callable[[], None] = lambda: None
+    before: DiT | None = None
+    """The transformer as it was before the training, for runs that preserve; with an adapter it is the base itself."""
+
+    @contextmanager
+    def as_before(self) -> Iterator[DiT]:
+        """The transformer as it was before the training, for the length of a ``with`` block."""
+        if self.adapters is None:
+            assert self.before is not None
+            yield self.before
+            return
+        self.adapters.detach()
+        try:
+            yield self.dit
+        finally:
+            self.adapters.attach(self.dit)
 
 
 def architecture(config: TrainConfig, base: DiTConfig) -> DiTConfig:
@@ -70,7 +86,8 @@ def build_network(config: TrainConfig, model: LoadedModel, device: torch.device)
         else:
             dit = load_dit(place, torch.float32, "cpu")
         dit = dit.to(device).requires_grad_(True)
-        network = Network(dit, dit, None, None if dtype == torch.float32 else dtype)
+        before = load_dit(place, dtype, device) if config.preserve.captions else None
+        network = Network(dit, dit, None, None if dtype == torch.float32 else dtype, before=before)
     patches_as_products(network.dit)
     checkpointed(network.dit.blocks, config.memory.checkpointing)
     return network

@@ -127,6 +127,11 @@ def many_processes(config: TrainConfig) -> Iterator[Group]:
             f"batch is {config.batch}, which {shares} shares of the processes do not divide; give a multiple of {shares}",
             field="batch",
         )
+    if config.preserve.captions and config.preserve.batch % shares:
+        raise RequestError(
+            f"preserve.batch is {config.preserve.batch}; {shares} shares of the processes do not divide it",
+            field="preserve.batch",
+        )
     if config.optimizer.name == "muon":
         raise RequestError('optimizer.name "muon" works on whole matrices; use "adamw" with many processes', field="optimizer.name")
     if config.memory.block_swap:

@@ -17,7 +17,7 @@ from cygnet.training.batches import Batches
 from cygnet.training.cache import Cache
 from cygnet.training.config import ModelFiles, TrainConfig
 from cygnet.training.dataset import read_items
-from cygnet.training.encode import Example, Tell, empty_text, prepare
+from cygnet.training.encode import Example, Tell, prepare, prepare_texts
 from cygnet.training.flow import FlowMatching
 from cygnet.training.flow_run import FlowRun
 from cygnet.training.loop import Pace, StepReport, Trainer
@@ -93,6 +93,9 @@ def train(
 
     examples = prepared(config.data.path)
     validation = examples if config.data.validation is None else prepared(config.data.validation)
+    empty, *preserved = prepare_texts(
+        ["", *config.preserve.captions], model, cache, rank=group.rank, barrier=group.barrier, tell=tell
+    )
     network = build_network(config, model, parse_device(config.device))
     group.spread(network)
     optimizers = build_optimizers(config.optimizer, network.trained)
@@ -104,7 +107,8 @@ def train(
         cache=cache,
         batches=Batches(examples, config.batch, config.seed),
         validation=validation,
-        empty=empty_text(model),
+        empty=empty,
+        preserved=preserved,
         objective=objective_of(config, model),
         average=average,
         group=group,
@@ -147,6 +151,7 @@ def train(
         reduce_gradients=lambda: group.reduce_gradients(network),
         reduce_loss=group.mean,
         agree=group.any,
+        more=lambda: flow.told,
     )
     if trainer.resume():
         say(f"going on at step {run.step}")
