@@ -169,8 +169,9 @@ class MemoryConfig(Section):
 
     dtype: Dtype = "bfloat16"
     """In which type products are computed. Weights that are trained are kept in float32."""
-    checkpointing: Literal["none", "attention", "full"] = "attention"
-    """Which activations are computed again in the backward pass: none, all but the attention's outputs, or all."""
+    checkpointing: Literal["none", "products", "attention", "full"] = "attention"
+    """What is computed again in the backward pass to save memory: nothing; all but large matrix products and attention
+    (nearly as fast as nothing); all but attention; everything."""
     base: Literal["as_dtype", "fp8", "int8"] = "as_dtype"
     """How a LoRA's frozen matrices are kept: in ``dtype``, or in 8 bits (half the memory)."""
     block_swap: Annotated[int, Field(ge=0)] = 0

@@ -1,7 +1,14 @@
-"""Less memory for the same gradients: which activations are kept, and which are computed again.
+"""Less memory for the same gradients: which results are kept for the backward pass, and which are computed again.
 
-Attention is the one part whose work grows with the square of the number of tokens, while its result takes as little as
-any other activation. So it alone is worth keeping: see section 2.5 of docs/training.md's figures.
+| kept | memory | computed again |
+|---|---|---|
+| ``none`` forgotten | everything | nothing |
+| ``products`` | results of attention and of large matrix products | norms, activations, adapters: a few per cent of the work |
+| ``attention`` | results of attention | matrix products too |
+| ``full``: nothing but the blocks' inputs | least | everything |
+
+Attention's work grows with the square of the number of tokens while its result takes as little as any other, so it is
+always the first to keep.
 """
 
 from __future__ import annotations
@@ -14,7 +21,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-Checkpointing = Literal["none", "attention", "full"]
+Checkpointing = Literal["none", "products", "attention", "full"]
+LARGE_INNER = 128
+"""Products over fewer columns than this, such as the second half of an adapter, cost little to do again."""
 
 
 @functools.cache
@@ -34,16 +43,30 @@ def _keep_attention(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPo
     return CheckpointPolicy.MUST_SAVE if operator in _attention_operators() else CheckpointPolicy.PREFER_RECOMPUTE
 
 
+def _keep_products(_: Any, operator: Any, *inputs: Any, **__: Any) -> CheckpointPolicy:
+    aten = torch.ops.aten
+    if operator in _attention_operators():
+        return CheckpointPolicy.MUST_SAVE
+    if operator in (aten.addmm.default, aten.mm.default, aten.linear.default):
+        left = inputs[1] if operator == aten.addmm.default else inputs[0]
+        if left.shape[-1] >= LARGE_INNER:
+            return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_POLICIES: dict[str, Callable[..., CheckpointPolicy]] = {"attention": _keep_attention, "products": _keep_products}
+
+
 def checkpointed(blocks: Iterable[nn.Module], how: Checkpointing) -> Callable[[], None]:
     """Have each block forget its activations and compute them again in the backward pass; returns what undoes it.
 
-    "attention" keeps the results of attention, so that it alone is not computed twice. Gradients are the same.
+    Gradients are the same.
     """
     if how == "none":
         return lambda: None
     contexts: dict[str, Any] = {}
-    if how == "attention":
-        contexts["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep_attention)
+    if how in _POLICIES:
+        contexts["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _POLICIES[how])
     undo = []
     for block in blocks:
         plain = block.forward
@@ -61,3 +84,10 @@ def checkpointed(blocks: Iterable[nn.Module], how: Checkpointing) -> Callable[[]
             each()
 
     return plain_again
+
+
+def kept_columns(how: Checkpointing, dim: int, ffn_dim: int) -> int:
+    """Values that a block keeps for each token beside its input, for planning."""
+    attention = 2 * dim  # over the clip and over the text
+    return {"none": 0, "full": 0, "attention": attention, "products": attention + 7 * dim + ffn_dim}[how]
+

@@ -96,6 +96,11 @@ class Group:
         mesh = init_device_mesh(network.dit.device.type, (self.world,))
         adapted = set(network.adapters.parameters()) if network.adapters is not None else set()
         for block in network.dit.blocks:
+            # The text's keys are computed before any block runs, so their layers gather their weights themselves.
+            for name in ("k", "v", "norm_k", "k_img", "v_img", "norm_k_img"):
+                layer = getattr(block.cross_attn, name, None)
+                if layer is not None and any(True for _ in layer.parameters()):
+                    fully_shard(layer, mesh=mesh, ignored_params=adapted)
             fully_shard(block, mesh=mesh, ignored_params=adapted)
         fully_shard(network.dit, mesh=mesh, ignored_params=adapted)
 

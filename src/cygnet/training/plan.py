@@ -26,6 +26,7 @@ from cygnet.runtime.memory import free_memory
 from cygnet.runtime.precision import parse_device
 from cygnet.runtime.streaming import streamed_names
 from cygnet.training.config import TrainConfig
+from cygnet.training.memory import kept_columns
 from cygnet.training.networks import DTYPES, STACKS, architecture, count
 from cygnet.training.start import open_model
 
@@ -126,7 +127,7 @@ def tera_operations(config: TrainConfig, shape: DiTConfig, tokens: int) -> float
     attention = layers * 4 * tokens * (tokens + TEXT_ROWS) * d
     # Frozen matrices need no gradient of their own: their backward is one product, not two.
     backward = linear * (1 if config.method == "lora" else 2) + attention * 2.5
-    again = {"none": 0.0, "attention": float(linear), "full": float(linear + attention)}[config.memory.checkpointing]
+    again = {"none": 0.0, "products": 0.0, "attention": float(linear), "full": float(linear + attention)}[config.memory.checkpointing]
     return (linear + attention + backward + again) / 1e12
 
 
@@ -151,11 +152,9 @@ def activations(config: TrainConfig, shape: DiTConfig, tokens: int, clips: int) 
     if config.memory.checkpointing == "none":
         return shape.num_layers * block
     stream = clips * tokens * shape.dim * (4 if config.method != "lora" else DTYPES[config.memory.dtype].itemsize)
-    kept = stream * shape.num_layers
-    if config.memory.checkpointing == "attention":
-        one = clips * tokens * shape.dim * DTYPES[config.memory.dtype].itemsize
-        kept += 2 * one * shape.num_layers  # of the attention to the clip itself and of that to the text
-    return kept + block
+    columns = kept_columns(config.memory.checkpointing, shape.dim, shape.ffn_dim)
+    kept = stream + clips * tokens * columns * DTYPES[config.memory.dtype].itemsize
+    return shape.num_layers * kept + block
 
 
 def _saved_by_block(config: TrainConfig, shape: DiTConfig, tokens: int, clips: int) -> int:
