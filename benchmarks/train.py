@@ -1,8 +1,8 @@
 """``python -m benchmarks.train``: a LoRA training step of ours against Diffusers with PEFT, on a processor.
 
-Both sides train the same adapter (rank 32, on every linear layer of the blocks) on the first blocks of T2V-1.3B with the
-same random weights, noise and text: forward, loss, backward, clipping, AdamW. The peer runs as Diffusers' own training
-scripts run it: bfloat16 base, float32 adapter, autocast, and gradient checkpointing (``--peer-keeps`` for without).
+Both sides train the same adapter (rank 32, on every linear layer of the blocks) on the first blocks of T2V-1.3B with
+the same random weights, noise and text: forward, loss, backward, clipping, AdamW. The peer runs as Diffusers' own
+training scripts run it: bfloat16 base, float32 adapter, autocast, and gradient checkpointing (``--peer-keeps`` for without).
 Before anything is timed, the gradients of both must be equal.
 """
 
@@ -39,7 +39,8 @@ PROMPT_TOKENS = 30
 TOLERANCE = 5e-2
 TARGETS = {"time": 1.3, "memory": 0.8}
 PEER_NAMES = {
-    "self_attn.q": "attn1.to_q", "self_attn.k": "attn1.to_k", "self_attn.v": "attn1.to_v", "self_attn.o": "attn1.to_out.0",
+    "self_attn.q": "attn1.to_q", "self_attn.k": "attn1.to_k", "self_attn.v": "attn1.to_v",
+    "self_attn.o": "attn1.to_out.0",
     "cross_attn.q": "attn2.to_q", "cross_attn.k": "attn2.to_k", "cross_attn.v": "attn2.to_v",
     "cross_attn.o": "attn2.to_out.0", "ffn.0": "ffn.net.0.proj", "ffn.2": "ffn.net.2",
 }  # fmt: skip
@@ -178,7 +179,9 @@ def main() -> None:
     )
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5, help="counted steps of each side")
-    parser.add_argument("--keeps", choices=("none", "products", "attention", "full"), default="products", help="our checkpointing")
+    parser.add_argument(
+        "--keeps", choices=("none", "products", "attention", "full"), default="products", help="our checkpointing"
+    )
     parser.add_argument("--peer-keeps", action="store_true", help="the peer without gradient checkpointing")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--peak", choices=tuple(SIDES), help=argparse.SUPPRESS)

@@ -37,7 +37,9 @@ def together(config: TrainConfig, place: Path, processes: int = 2) -> None:
         port = free.getsockname()[1]
     common = {**os.environ, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
-        subprocess.Popen([sys.executable, str(WORKER), str(place)], env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(place)], env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
         for rank in range(processes)
     ]
     try:

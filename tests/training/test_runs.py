@@ -56,7 +56,10 @@ def test_a_lora_is_trained_saved_and_loaded_again(configure: Configure, models: 
     assert outcome.result is not None
     assert read_lora(outcome.result).adapters
     wan = cygnet.load(models["t2v"], loras=[outcome.result], device="cpu")
-    assert "20 of 20" in wan.generate("the red ball", size=(32, 32), num_frames=5, num_steps=1, seed=1).receipt["notices"][0]
+    assert (
+        "20 of 20"
+        in wan.generate("the red ball", size=(32, 32), num_frames=5, num_steps=1, seed=1).receipt["notices"][0]
+    )
     log = [json.loads(line) for line in (Path(config.output) / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log if "validation" in row] == [2, 4]
     sample = Path(config.output) / "samples" / "00000004-0.mp4"
@@ -203,9 +206,7 @@ def test_parts_of_a_step_give_the_loss_of_the_whole(configure: Configure) -> Non
     ],
     ids=["i2v", "lora-preserving", "full-preserving", "full-muon", "scratch", "fp8", "int8", "swap", "vae"],
 )
-def test_every_way_of_training_trains(
-    configure: Configure, clips: Path, variant: str, changes: dict[str, Any]
-) -> None:
+def test_every_way_of_training_trains(configure: Configure, clips: Path, variant: str, changes: dict[str, Any]) -> None:
     if changes.get("method") == "vae":
         clips.rename(clips.with_name("videos"))
         (clips.with_name("videos") / "still.png").unlink()

@@ -50,7 +50,9 @@ def data(
 
     if path.suffix.lower() == ".toml":
         if sizes or frames:
-            raise RequestError("a .toml file has its own sizes and lengths; leave --size and --frames out", field="size")
+            raise RequestError(
+                "a .toml file has its own sizes and lengths; leave --size and --frames out", field="size"
+            )
         settings = read_config(path).data
     else:
         given = {name: list(value) for name, value in (("sizes", sizes), ("frames", frames)) if value}

@@ -132,5 +132,7 @@ def _show_plan(plan: Plan, voice: Voice) -> int:
     ]
     voice.result(plan.to_json(), table(rows))
     if plan.total > plan.free:
-        voice.note(f"this does not fit: {gigabytes(plan.total)} are needed and {gigabytes(plan.free)} are free; {plan.advice}")
+        voice.note(
+            f"this does not fit: {gigabytes(plan.total)} are needed and {gigabytes(plan.free)} are free; {plan.advice}"
+        )
     return 0

@@ -52,7 +52,7 @@ class Cache:
             if path == self._index_path:
                 self._own = index
             self._files |= index["files"]
-            for name, shard in index["shards"].items():
+            for name, shard in list(index["shards"].items()):  # a damaged one is taken out of our own
                 missing = [key for key in shard["keys"] if key not in self._where]
                 if missing and self._is_whole(name, shard):
                     self._where |= dict.fromkeys(missing, name)

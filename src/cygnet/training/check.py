@@ -97,7 +97,7 @@ def check_items(
 def _about_caption(item: Item, said: Counter[str | None]) -> list[tuple[Weight, str]]:
     text = item.caption
     if not text:
-        what = "no caption: a .txt file of UTF-8 text beside it, or \"caption\" in the list, is missing or empty"
+        what = 'no caption: a .txt file of UTF-8 text beside it, or "caption" in the list, is missing or empty'
         return [("refused", what)]
     found: list[tuple[Weight, str]] = []
     if len(text) < SHORT_CAPTION:

@@ -1,7 +1,7 @@
 """Everything that decides a training run: one TOML file, checked completely before any work begins.
 
-Nothing is converted: a number in quotes or a field that does not exist is refused, with the field, the value and what is
-allowed. Relative paths are taken from the folder of the file. The docstring below a field is its documentation;
+Nothing is converted: a number in quotes or a field that does not exist is refused, with the field, the value and what
+is allowed. Relative paths are taken from the folder of the file. The docstring below a field is its documentation;
 ``cygnet train --fields`` prints them all.
 """
 
@@ -64,7 +64,7 @@ class DataConfig(Section):
     validation: str | None = None
     """The same for clips that are never trained on; without it the validation loss is that of the first clips here."""
     sizes: Annotated[list[str], Field(min_length=1)] = ["832x480"]
-    """Sizes ``WIDTHxHEIGHT`` in multiples of 16. Each clip goes to the one nearest to its aspect, scaled to cover it."""
+    """Sizes ``WIDTHxHEIGHT`` in multiples of 16. Each clip goes to the nearest aspect, scaled to cover it."""
     frames: Annotated[list[int], Field(min_length=1)] = [81]
     """Lengths 4n+1 in frames. Each clip goes to the longest that it fills; a picture to 1, which is always allowed."""
     fps: Annotated[float, Field(gt=0, le=240)] = 16.0
@@ -89,7 +89,9 @@ class DataConfig(Section):
         for count in value:
             if count % 4 != 1 or not 1 <= count <= 1001:
                 below = max(1, (count - 1) // 4 * 4 + 1)
-                raise ValueError(f"{count} is no length; Wan needs 4n+1 from 1 to 1001 (nearest: {below} or {below + 4})")
+                raise ValueError(
+                    f"{count} is no length; Wan needs 4n+1 from 1 to 1001 (nearest: {below} or {below + 4})"
+                )
         return value
 
     @property
@@ -264,7 +266,7 @@ class TrainConfig(Section):
     batch: Positive = 1
     """Clips per update, over all processes."""
     accumulate: Positive = 1
-    """Parts into which a process cuts its clips of one update, to save memory; the result is the same but for rounding."""
+    """Parts into which a process cuts its clips of one update, to save memory; the result differs by rounding alone."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of order, noise and initial weights."""
     device: str = "auto"
@@ -353,9 +355,7 @@ def config_from(fields: dict[str, Any], home: Path) -> TrainConfig:
     elif (home / Path(model).expanduser()).exists():
         model = str(placed(model))
     sample = config.sample.model_copy(update={"image": placed(config.sample.image)})
-    return config.model_copy(
-        update={"data": data, "model": model, "sample": sample, "output": placed(config.output)}
-    )
+    return config.model_copy(update={"data": data, "model": model, "sample": sample, "output": placed(config.output)})
 
 
 def documented() -> list[tuple[str, str, str]]:

@@ -136,7 +136,9 @@ def _from_list(path: Path) -> list[Item]:
                 if line.strip():
                     items.append(_listed(line, number, path))
         except UnicodeDecodeError:
-            raise RequestError(f"{printable(path.name)!r} is no UTF-8 text; save it as such", field="data.path") from None
+            raise RequestError(
+                f"{printable(path.name)!r} is no UTF-8 text; save it as such", field="data.path"
+            ) from None
     return items
 
 

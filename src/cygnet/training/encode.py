@@ -163,9 +163,7 @@ def _facts(item: Item, data: DataConfig, cache: Cache) -> dict[str, object]:  # 
     return facts
 
 
-def _encode_texts(
-    todo: Sequence[str], keys: dict[str, str], model: LoadedModel, cache: Cache, tell: Tell
-) -> None:
+def _encode_texts(todo: Sequence[str], keys: dict[str, str], model: LoadedModel, cache: Cache, tell: Tell) -> None:
     if not todo:
         return
     parts = model.components

@@ -1,4 +1,4 @@
-"""Training a transformer on prepared clips: the pieces of a step, the validation loss, the sample videos, the result."""
+"""Training a transformer on prepared clips: the pieces of a step, validation loss, sample videos, the result."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cygnet.api import Wan
 from cygnet.assembly import LoadedModel
 from cygnet.checkpoints import save_official
 from cygnet.checkpoints.lora import save_adapters
+from cygnet.solvers import add_noise
 from cygnet.training.batches import Batches, load_batch
 from cygnet.training.cache import Cache
 from cygnet.training.config import TrainConfig
@@ -23,8 +24,7 @@ from cygnet.training.encode import Example
 from cygnet.training.flow import Draw, FlowMatching
 from cygnet.training.loop import Piece
 from cygnet.training.networks import Network
-from cygnet.training.parallel import Group, WholeModule
-from cygnet.solvers import add_noise
+from cygnet.training.parallel import ALONE, Group, WholeModule
 from cygnet.training.state import Average
 from cygnet.types import ComponentName, Residency
 
@@ -50,7 +50,7 @@ class FlowRun:
     """The key of the text that stands for none."""
     objective: FlowMatching
     average: Average | None
-    group: Group = Group()
+    group: Group = ALONE
     preserved: Sequence[str] = ()
     """Keys of the captions for which the model should stay as it is."""
     told: dict[str, float] = field(default_factory=dict)
@@ -144,9 +144,7 @@ class FlowRun:
     def sample(self, step: int, folder: Path) -> list[Path]:
         """A video of every prompt with the weights as they are, with its receipt beside it."""
         config = self.config
-        parts = replace(
-            self.model.components, residency=_Training(self.network.dit, self.model.components.residency)
-        )
+        parts = replace(self.model.components, residency=_Training(self.network.dit, self.model.components.residency))
         wan = Wan(replace(self.model, components=parts))
         width, height = max(config.data.shapes, key=lambda size: size[0] * size[1])
         folder.mkdir(parents=True, exist_ok=True)

@@ -166,8 +166,8 @@ class Trainer:
         names = [name for name in wrong or [piece.name for piece in self.draw(step)] if name]
         at = f" (clips: {', '.join(names)})" if names else ""
         return (
-            f"the {what} is not finite at step {step}{at}; the last checkpoint is intact: lower optimizer.rate, or look "
-            "at these clips, and run the same command again"
+            f"the {what} is not finite at step {step}{at}; the last checkpoint is intact: lower optimizer.rate, or "
+            "look at these clips, and run the same command again"
         )
 
 

@@ -1,11 +1,10 @@
 """Less memory for the same gradients: which results are kept for the backward pass, and which are computed again.
 
-| kept | memory | computed again |
-|---|---|---|
-| ``none`` forgotten | everything | nothing |
-| ``products`` | results of attention and of large matrix products | norms, activations, adapters: a few per cent of the work |
-| ``attention`` | results of attention | matrix products too |
-| ``full``: nothing but the blocks' inputs | least | everything |
+- ``none`` keeps everything.
+- ``products`` keeps the results of attention and of large matrix products: norms, activations and adapters are computed
+  again, a few per cent of the work.
+- ``attention`` keeps the results of attention alone.
+- ``full`` keeps nothing but what each block is given.
 
 Attention's work grows with the square of the number of tokens while its result takes as little as any other, so it is
 always the first to keep.
@@ -90,4 +89,3 @@ def kept_columns(how: Checkpointing, dim: int, ffn_dim: int) -> int:
     """Values that a block keeps for each token beside its input, for planning."""
     attention = 2 * dim  # over the clip and over the text
     return {"none": 0, "full": 0, "attention": attention, "products": attention + 7 * dim + ffn_dim}[how]
-

@@ -98,12 +98,14 @@ def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Netwo
     dit.requires_grad_(False)
     if memory.block_swap and memory.checkpointing == "none":
         raise RequestError(
-            'memory.block_swap needs memory.checkpointing "attention" or "full": a block must be able to go between its '
-            "forward and its backward pass",
+            'memory.block_swap needs memory.checkpointing "attention" or "full": a block must be able to go between '
+            "its forward and its backward pass",
             field="memory.block_swap",
         )
     if memory.block_swap and memory.base != "as_dtype":
-        raise RequestError("memory.block_swap and memory.base exclude each other; choose one", field="memory.block_swap")
+        raise RequestError(
+            "memory.block_swap and memory.base exclude each other; choose one", field="memory.block_swap"
+        )
     if memory.block_swap > len(dit.blocks):
         raise RequestError(
             f"memory.block_swap is {memory.block_swap}; the model has {len(dit.blocks)} blocks",
@@ -151,7 +153,7 @@ def _swap_blocks(dit: DiT, count: int, device: torch.device) -> Callable[[], Non
         layer._parameters["weight"] = nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False)
     for module in dit.modules():
         for kind in (module._parameters, module._buffers):
-            for key, tensor in kind.items():
+            for tensor in kind.values():
                 if tensor is not None and tensor.device.type != "meta":
                     tensor.data = tensor.data.to(device)
     stream = MatrixStream(dit, STACKS, held.__getitem__, device=device, names=names)

@@ -1,7 +1,7 @@
 """Many processes for one training, started by torchrun: weights in shards (FSDP2), clips shared out, tokens shared out.
 
-Every process draws the same step and trains on its own clips of it, so the loss is that of one process but for the order
-of sums. A checkpoint holds whole tensors and can be gone on with by another number of processes.
+Every process draws the same step and trains on its own clips of it, so the loss is that of one process but for the
+order of sums. A checkpoint holds whole tensors and can be gone on with by another number of processes.
 
 Legend: B batch, N heads, L tokens, K head width, P processes that share a clip.
 """
@@ -105,6 +105,10 @@ class Group:
         fully_shard(network.dit, mesh=mesh, ignored_params=adapted)
 
 
+ALONE = Group()
+"""One process."""
+
+
 def _device_of_backend() -> str:
     return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
@@ -124,12 +128,12 @@ def many_processes(config: TrainConfig) -> Iterator[Group]:
             field="parallel.context",
         )
     if world == 1:
-        yield Group()
+        yield ALONE
         return
     shares = world // context
     if config.batch % shares:
         raise RequestError(
-            f"batch is {config.batch}, which {shares} shares of the processes do not divide; give a multiple of {shares}",
+            f"batch is {config.batch}, which {shares} shares of the processes do not divide; give a multiple of it",
             field="batch",
         )
     if config.preserve.captions and config.preserve.batch % shares:
@@ -138,9 +142,13 @@ def many_processes(config: TrainConfig) -> Iterator[Group]:
             field="preserve.batch",
         )
     if config.optimizer.name == "muon":
-        raise RequestError('optimizer.name "muon" works on whole matrices; use "adamw" with many processes', field="optimizer.name")
+        raise RequestError(
+            'optimizer.name "muon" works on whole matrices; use "adamw" with many processes', field="optimizer.name"
+        )
     if config.memory.block_swap:
-        raise RequestError("memory.block_swap is for one process; shards save memory in its place", field="memory.block_swap")
+        raise RequestError(
+            "memory.block_swap is for one process; shards save memory in its place", field="memory.block_swap"
+        )
     cuda = torch.cuda.is_available() and config.device != "cpu"
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -169,7 +177,8 @@ def share_tokens(dit: DiT, group: dist.ProcessGroup) -> None:
     parts, mine = dist.get_world_size(group), dist.get_rank(group)
     if dit.config.num_heads % parts:
         raise RequestError(
-            f"parallel.context is {parts}, which does not divide the {dit.config.num_heads} heads", field="parallel.context"
+            f"parallel.context is {parts}, which does not divide the {dit.config.num_heads} heads",
+            field="parallel.context",
         )
 
     def cut(x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -267,7 +276,9 @@ class WholeModule:
         """Undo :meth:`state_dict`."""
         own = self._module.state_dict()
         if own.keys() != state.keys():
-            raise RequestError("the checkpoint holds other weights than this run trains; choose another output", field="output")
+            raise RequestError(
+                "the checkpoint holds other weights than this run trains; choose another output", field="output"
+            )
         for name, value in own.items():
             value.copy_(_like(state[name], value))
 

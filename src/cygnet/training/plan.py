@@ -127,7 +127,9 @@ def tera_operations(config: TrainConfig, shape: DiTConfig, tokens: int) -> float
     attention = layers * 4 * tokens * (tokens + TEXT_ROWS) * d
     # Frozen matrices need no gradient of their own: their backward is one product, not two.
     backward = linear * (1 if config.method == "lora" else 2) + attention * 2.5
-    again = {"none": 0.0, "products": 0.0, "attention": float(linear), "full": float(linear + attention)}[config.memory.checkpointing]
+    again = {"none": 0.0, "products": 0.0, "attention": float(linear), "full": float(linear + attention)}[
+        config.memory.checkpointing
+    ]
     return (linear + attention + backward + again) / 1e12
 
 

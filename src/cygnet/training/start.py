@@ -22,7 +22,7 @@ from cygnet.training.flow import FlowMatching
 from cygnet.training.flow_run import FlowRun
 from cygnet.training.loop import Pace, StepReport, Trainer
 from cygnet.training.networks import build_network, build_optimizers
-from cygnet.training.parallel import Group, WholeModule, WholeOptimizer
+from cygnet.training.parallel import ALONE, Group, WholeModule, WholeOptimizer
 from cygnet.training.reports import Charts, plot_losses
 from cygnet.training.state import Average, Run
 from cygnet.types import CancelToken
@@ -62,7 +62,7 @@ def objective_of(config: TrainConfig, model: LoadedModel) -> FlowMatching:
 def train(
     config: TrainConfig,
     *,
-    group: Group = Group(),
+    group: Group = ALONE,
     say: Callable[[str], None] = print,
     tell: Tell = lambda what, done, total: None,
     on_step: Callable[[StepReport], None] = lambda report: None,
@@ -71,7 +71,8 @@ def train(
 ) -> Outcome:
     """Run (or go on with) a training; stops cleanly after ``seconds`` or by ``cancel``.
 
-    ``group`` are the processes that train together (:func:`cygnet.training.parallel.many_processes`). ``say`` hears notes, ``tell`` how far preparing is, ``on_step`` every step.
+    ``group`` are the processes that train together (:func:`~cygnet.training.parallel.many_processes`). ``say`` hears
+    notes, ``tell`` how far preparing is, ``on_step`` every step.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -164,6 +165,4 @@ def train(
         charts.close()
     plot = plot_losses(run.rows(), folder / "loss.png", say) if finished and group.first else None
     now = time.monotonic(), time.process_time()
-    return Outcome(
-        finished, run.step, result, plot, now[0] - clocks[0], now[1] - clocks[1], last[0] if last else None
-    )
+    return Outcome(finished, run.step, result, plot, now[0] - clocks[0], now[1] - clocks[1], last[0] if last else None)

@@ -1,8 +1,8 @@
 """What a training run must keep to go on after a stop, written whole or not at all.
 
-A run's folder holds ``checkpoints/<step>.pt`` (weights, averaged weights, optimisers, step), each with a ``<step>.json``
-that names its digest, and ``log.jsonl``. A checkpoint counts only once its ``.json`` is there and the digest fits, so a
-kill or a full disk at any moment leaves the one before it.
+A run's folder holds ``checkpoints/<step>.pt`` (weights, averaged weights, optimisers, step), each with a
+``<step>.json`` that names its digest, and ``log.jsonl``. A checkpoint counts only once its ``.json`` is
+there and the digest fits, so a kill or a full disk at any moment leaves the one before it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -65,7 +64,9 @@ class Average:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on; whole tensors, so every process of a sharded run must call it."""
-        whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in self.shadow.items()}
+        whole = {
+            name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in self.shadow.items()
+        }
         return {"updates": self.updates, "shadow": whole}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -116,7 +117,11 @@ class Run:
 
         Raises :class:`~cygnet.errors.OutputError` if the disk is full or refuses; what was there stays.
         """
-        state = {"step": self.step, "rng": torch.get_rng_state(), **{name: part.state_dict() for name, part in parts.items()}}
+        state = {
+            "step": self.step,
+            "rng": torch.get_rng_state(),
+            **{name: part.state_dict() for name, part in parts.items()},
+        }
         if not self.writes:
             return
         places = self.folder / "checkpoints"
@@ -130,7 +135,12 @@ class Run:
                 if hashed.problem is not None:
                     raise hashed.problem from error
                 raise
-        facts = {"step": self.step, "identity": self.identity, "bytes": hashed.count, "sha256": hashed.digest.hexdigest()}
+        facts = {
+            "step": self.step,
+            "identity": self.identity,
+            "bytes": hashed.count,
+            "sha256": hashed.digest.hexdigest(),
+        }
         with staged_file(path.with_suffix(".json"), overwrite=True) as file:
             file.write((json.dumps(facts) + "\n").encode())
         for old in sorted(places.glob("*.json"))[: -self.keep]:
