@@ -2,8 +2,8 @@
 
 Both sides train the same adapter (rank 32, on every linear layer of the blocks) on the first blocks of T2V-1.3B with
 the same random weights, noise and text: forward, loss, backward, clipping, AdamW. The peer runs as Diffusers' own
-training scripts run it: bfloat16 base, float32 adapter, autocast, and gradient checkpointing (``--peer-keeps`` for without).
-Before anything is timed, the gradients of both must be equal.
+training scripts run it: bfloat16 base, float32 adapter, autocast, and gradient checkpointing (``--peer-keeps`` for
+without). Before anything is timed, the gradients of both must be equal.
 """
 
 from __future__ import annotations

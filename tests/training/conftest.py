@@ -31,7 +31,7 @@ def write_clip(path: Path, frames: int = 5, side: int = 32, seed: int = 0, fps: 
     rng = np.random.default_rng(seed)
     still = rng.integers(0, 255, (side, side, 3), dtype=np.uint8)
     pixels = np.stack([np.roll(still, 3 * number, axis=1) for number in range(frames)])
-    with open_writer(path, width=side, height=side, fps=fps, num_frames=frames) as writer:
+    with open_writer(path, width=side, height=side, fps=fps, num_frames=frames, overwrite=True) as writer:
         writer.write(pixels)
     return path
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from cygnet.cli.options import Debug, Json, Quiet
 from cygnet.cli.output import Voice, escaped, table
 from cygnet.errors import RequestError
+
+if TYPE_CHECKING:
+    from cygnet.training.config import DataConfig
 
 Action = Literal["check"]
 
@@ -45,7 +48,7 @@ def data(
         Frames per second at which clips are read.
     """
     from cygnet.training.check import check_items
-    from cygnet.training.config import DataConfig, read_config
+    from cygnet.training.config import read_config
     from cygnet.training.dataset import read_items
 
     if path.suffix.lower() == ".toml":
@@ -56,7 +59,7 @@ def data(
         settings = read_config(path).data
     else:
         given = {name: list(value) for name, value in (("sizes", sizes), ("frames", frames)) if value}
-        settings = _checked(DataConfig, {"path": str(path), "fps": fps, **given})
+        settings = _checked({"path": str(path), "fps": fps, **given})
     voice = Voice(as_json=json, quiet=quiet)
 
     def tell(done: int, total: int) -> None:
@@ -73,11 +76,13 @@ def data(
     return 0 if report.good == report.total else 1
 
 
-def _checked(kind: type, fields: dict[str, object]) -> object:
+def _checked(fields: dict[str, object]) -> DataConfig:
     from pydantic import ValidationError
 
+    from cygnet.training.config import DataConfig
+
     try:
-        return kind.model_validate(fields)  # type: ignore[attr-defined]
+        return DataConfig.model_validate(fields)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         field = str(fault["loc"][0])

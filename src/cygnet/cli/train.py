@@ -112,7 +112,7 @@ class _Lines:
 def _list_fields(voice: Voice) -> int:
     from cygnet.training.config import documented
 
-    rows = [("FIELD", "DEFAULT", "WHAT"), *documented()]
+    rows: list[tuple[str, ...]] = [("FIELD", "DEFAULT", "WHAT"), *documented()]
     value = {"fields": [{"field": f, "default": d, "what": w} for f, d, w in rows[1:]]}
     voice.result(value, table(rows))
     return 0

@@ -35,7 +35,7 @@ class Batches:
     def _shuffled(self, epoch: int) -> list[list[int]]:
         rng = np.random.default_rng([self.seed, epoch])
         batches = []
-        for _, rows in sorted(self._buckets.items()):  # type: ignore[type-var]
+        for _, rows in sorted(self._buckets.items()):
             order = [rows[i] for i in rng.permutation(len(rows))]
             order += [rows[i] for i in rng.integers(0, len(rows), -len(rows) % self.size)]
             batches += [order[i : i + self.size] for i in range(0, len(order), self.size)]

@@ -94,7 +94,7 @@ def check_items(
     return report
 
 
-def _about_caption(item: Item, said: Counter[str | None]) -> list[tuple[Weight, str]]:
+def _about_caption(item: Item, said: Counter[str]) -> list[tuple[Weight, str]]:
     text = item.caption
     if not text:
         what = 'no caption: a .txt file of UTF-8 text beside it, or "caption" in the list, is missing or empty'

@@ -6,8 +6,9 @@ latents of the first frame) and ``image [m, D]`` (its CLIP tokens). A text's row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -147,13 +148,13 @@ def _surveyed(
     return found
 
 
-def _facts(item: Item, data: DataConfig, cache: Cache) -> dict[str, object]:  # type: ignore[misc]
+def _facts(item: Item, data: DataConfig, cache: Cache) -> Mapping[str, Any]:
     try:
         stamp = item.stamp()
         name = f"{item.path}:{item.offset}:{data.fps}" if item.offset is not None else f"{item.path}:{data.fps}"
         noted = cache.file(name, stamp)
         if noted is not None:
-            return dict(noted)
+            return noted
         clip = read_clip(item, data.fps)
         frames, height, width, _ = clip.frames.shape
         facts = {"sha256": item.digest(), "width": width, "height": height, "frames": frames}
@@ -196,7 +197,7 @@ def _encode_clips(
         cache.put(example.clip, row)
     cache.flush()
     for name in ("vae", "image_encoder") if sees else ("vae",):
-        parts.residency.release(name)  # type: ignore[arg-type]
+        parts.residency.release(name)
 
 
 @torch.no_grad()

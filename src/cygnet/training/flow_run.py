@@ -21,7 +21,7 @@ from cygnet.training.batches import Batches, load_batch
 from cygnet.training.cache import Cache
 from cygnet.training.config import TrainConfig
 from cygnet.training.encode import Example
-from cygnet.training.flow import Draw, FlowMatching
+from cygnet.training.flow import Batch, Draw, FlowMatching
 from cygnet.training.loop import Piece
 from cygnet.training.networks import Network
 from cygnet.training.parallel import ALONE, Group, WholeModule
@@ -103,13 +103,14 @@ class FlowRun:
         self.told["preserve"] = float(drift.detach())
         return drift
 
-    def _loss(self, batch: Any, draw: Draw) -> torch.Tensor:
+    def _loss(self, batch: Batch, draw: Draw) -> torch.Tensor:
         network = self.network
         there = batch.to(network.dit.device)
         with self._precision():
-            return self.objective(
+            loss: torch.Tensor = self.objective(
                 network.dit, there.latents, there.context, there.image_context, there.image_condition, draw
             )
+        return loss
 
     def _precision(self) -> AbstractContextManager[Any]:
         kind = self.network.autocast

@@ -66,7 +66,7 @@ def checkpointed(blocks: Iterable[nn.Module], how: Checkpointing) -> Callable[[]
     contexts: dict[str, Any] = {}
     if how in _POLICIES:
         contexts["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _POLICIES[how])
-    undo = []
+    done = []
     for block in blocks:
         plain = block.forward
 
@@ -75,12 +75,12 @@ def checkpointed(blocks: Iterable[nn.Module], how: Checkpointing) -> Callable[[]
                 return _plain(*args, **kwargs)
             return checkpoint(_plain, *args, use_reentrant=False, preserve_rng_state=False, **contexts, **kwargs)
 
-        block.forward = forward  # type: ignore[method-assign]
-        undo.append(lambda block=block: block.__dict__.pop("forward"))
+        block.forward = forward
+        done.append(block)
 
     def plain_again() -> None:
-        for each in undo:
-            each()
+        for block in done:
+            block.__dict__.pop("forward")
 
     return plain_again
 

@@ -199,11 +199,11 @@ def build_optimizers(settings: OptimizerConfig, module: nn.Module) -> list[torch
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     kept = [group for group in groups if group["params"]]
-    kind = torch.optim.AdamW if settings.name == "adamw" else _adamw_8bit()
+    kind: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW if settings.name == "adamw" else _adamw_8bit()
     return [kind(kept, lr=settings.rate, betas=settings.betas)]
 
 
-def _adamw_8bit() -> type[torch.optim.Optimizer]:
+def _adamw_8bit() -> Callable[..., torch.optim.Optimizer]:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:

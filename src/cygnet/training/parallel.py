@@ -201,8 +201,8 @@ def share_tokens(dit: DiT, group: dist.ProcessGroup) -> None:
     for number, block in enumerate(dit.blocks):
         block.register_forward_pre_hook(before_block(number))
         attention = block.self_attn.attention  # type: ignore[union-attr]
-        block.self_attn.attention = _ByHeads(cast(Attention, attention), group)  # type: ignore[union-attr, assignment]
-    dit.head.register_forward_pre_hook(lambda _, args: (_Join.apply(args[0], group), *args[1:]))
+        block.self_attn.attention = _ByHeads(cast(Attention, attention), group)  # type: ignore[union-attr]
+    dit.head.register_forward_pre_hook(lambda _, args: (_joined(args[0], group), *args[1:]))
 
 
 class _ByHeads:
@@ -220,8 +220,16 @@ class _ByHeads:
         scale: float | None = None,
     ) -> torch.Tensor:
         """``[B, N, L/P, K]`` each -> ``[B, N, L/P, K]``."""
-        q, k, v = (cast(torch.Tensor, _Exchange.apply(x, 1, 2, self._group)) for x in (q, k, v))  # [B, N/P, L, K]
-        return cast(torch.Tensor, _Exchange.apply(self._attention(q, k, v, bias, scale), 2, 1, self._group))
+        q, k, v = (_exchanged(x, 1, 2, self._group) for x in (q, k, v))  # [B, N/P, L, K]
+        return _exchanged(self._attention(q, k, v, bias, scale), 2, 1, self._group)
+
+
+def _exchanged(x: torch.Tensor, cut: int, join: int, group: dist.ProcessGroup) -> torch.Tensor:
+    return cast(torch.Tensor, _Exchange.apply(x, cut, join, group))  # type: ignore[no-untyped-call]
+
+
+def _joined(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    return cast(torch.Tensor, _Join.apply(x, group))  # type: ignore[no-untyped-call]
 
 
 class _Exchange(torch.autograd.Function):
@@ -238,7 +246,7 @@ class _Exchange(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        return cast(torch.Tensor, _Exchange.apply(grads[0], *ctx.how)), None, None, None
+        return _exchanged(grads[0], *ctx.how), None, None, None
 
 
 class _Join(torch.autograd.Function):

@@ -230,4 +230,4 @@ class _Kept(torch.autograd.Function):
         scale: float | None = None,
     ) -> torch.Tensor:
         """In the signature of :class:`cygnet.types.Attention`."""
-        return _Kept.apply(q, k, v)  # type: ignore[no-any-return]
+        return _Kept.apply(q, k, v)  # type: ignore[no-untyped-call, no-any-return]

@@ -131,6 +131,11 @@ def train(
             say(f"sample {path}")
 
     every = config.every
+
+    def charted(report: StepReport) -> None:
+        charts.add(report.step, loss=report.loss)
+        on_step(report)
+
     trainer = Trainer(
         module=network.trained,
         optimizers=optimizers,
@@ -147,7 +152,7 @@ def train(
         parts=parts,
         average=average,
         after=((every.validate_, validate), (every.sample, sample)),
-        on_step=lambda report: (charts.add(report.step, loss=report.loss), on_step(report))[1],
+        on_step=charted,
         cancel=cancel or CancelToken(),
         reduce_gradients=lambda: group.reduce_gradients(network),
         reduce_loss=group.mean,

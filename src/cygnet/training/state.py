@@ -84,7 +84,7 @@ def _trained(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
 
 
 def _local(value: torch.Tensor) -> torch.Tensor:
-    return cast(torch.Tensor, value.to_local()) if isinstance(value, DTensor) else value
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 @dataclass

@@ -73,6 +73,11 @@ def train_vae(
     parts |= {f"optimizer {number}": optimizer for number, optimizer in enumerate(optimizers)}
     if average is not None:
         parts["average"] = average
+
+    def charted(report: StepReport) -> None:
+        charts.add(report.step, loss=report.loss)
+        on_step(report)
+
     trainer = Trainer(
         module=vae,
         optimizers=optimizers,
@@ -88,7 +93,7 @@ def train_vae(
         draw=pieces,
         parts=parts,
         average=average,
-        on_step=lambda report: (charts.add(report.step, loss=report.loss), on_step(report))[1],
+        on_step=charted,
         cancel=cancel or CancelToken(),
     )
     if trainer.resume():
