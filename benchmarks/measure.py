@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -56,14 +56,21 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def environment(packages: Sequence[str] = ("torch", "diffusers", "transformers")) -> dict[str, Any]:
-    """What the figures depend on."""
-    found: dict[str, Any] = {"python": platform.python_version(), "threads": torch.get_num_threads()}
-    for name in packages:
+def packages(*names: str) -> dict[str, str | None]:
+    """The versions of installed packages; None for one that is not."""
+    found: dict[str, str | None] = {}
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = None
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on."""
+    found: dict[str, Any] = {"python": platform.python_version(), "threads": torch.get_num_threads()}
+    found.update(packages("torch", "diffusers", "transformers"))
     found["processor"] = _processor()
     found["instructions"] = torch.backends.cpu.get_cpu_capability()
     found["amx"] = bool(torch.cpu._is_amx_tile_supported())

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cygnet import errors, solvers
     from cygnet.api import Video, VideoStream, Wan, load
-    from cygnet.assembly import load_dit, load_image_encoder, load_text_encoder, load_vae
+    from cygnet.assembly import Execution, load_dit, load_image_encoder, load_text_encoder, load_vae
     from cygnet.types import CancelToken, Progress
 
     __version__: str
 
 _HOMES = {
     "CancelToken": "cygnet.types",
+    "Execution": "cygnet.assembly",
     "Progress": "cygnet.types",
     "Video": "cygnet.api",
     "VideoStream": "cygnet.api",
@@ -32,6 +33,7 @@ _MODULES = ("errors", "solvers")
 
 __all__ = [
     "CancelToken",
+    "Execution",
     "Progress",
     "Video",
     "VideoStream",

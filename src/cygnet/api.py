@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from cygnet.assembly import Device, Dtype, LoadedModel, Lora, Offload, Source, load_components
+from cygnet.assembly import DEFAULT, Device, Dtype, Execution, LoadedModel, Lora, Offload, Source, load_components
 from cygnet.checkpoints import ComponentConfig, save_diffusers_pipeline, save_official
 from cygnet.checkpoints.folders import TOKENIZER_FILES
 from cygnet.checkpoints.saving import staged_folder
@@ -334,16 +334,26 @@ def load(
     dtype: Dtype = "auto",
     offload: Offload = None,
     loras: Sequence[Lora] = (),
+    execution: Execution = DEFAULT,
     on_progress: ProgressSink = ignore_progress,
 ) -> Wan:
     """A model by name ("tiny-t2v", "t2v-1.3b", ...), folder, combined file, or a mapping of parts to files.
 
     ``loras`` are files, or ``(file, strength)`` pairs, merged into the transformer: ``[("style.safetensors", 0.8)]``.
-    ``offload="stream"`` needs the least memory. See :func:`cygnet.assembly.load_components` for that and the other
-    arguments and for what is raised.
+    ``offload="stream"`` needs the least memory; ``execution`` chooses kernels and compiling
+    (:class:`cygnet.Execution`). See :func:`cygnet.assembly.load_components` for those, the other arguments and for what
+    is raised.
     """
     return Wan(
-        load_components(source, device=device, dtype=dtype, offload=offload, loras=loras, on_progress=on_progress)
+        load_components(
+            source,
+            device=device,
+            dtype=dtype,
+            offload=offload,
+            loras=loras,
+            execution=execution,
+            on_progress=on_progress,
+        )
     )
 
 

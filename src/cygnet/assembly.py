@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import platformdirs
 import torch
@@ -43,7 +43,10 @@ from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.components import Components
 from cygnet.pipelines.presets import defaults_for
+from cygnet.runtime.block_swap import BlockSwap
 from cygnet.runtime.eight_bit import keep_in_eight_bits
+from cygnet.runtime.execution import DEFAULT as DEFAULT
+from cygnet.runtime.execution import Execution as Execution
 from cygnet.runtime.memory import free_memory
 from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
 from cygnet.runtime.residency import Resident, Stage, StageResidency, loaded
@@ -89,16 +92,29 @@ _CONFIGS: Mapping[ComponentName, type[Any]] = {
 
 
 def load_vae(
-    path: Place, dtype: Dtype = torch.float32, device: Device = "cpu", config: VAEConfig | None = None
+    path: Place,
+    dtype: Dtype = torch.float32,
+    device: Device = "cpu",
+    config: VAEConfig | None = None,
+    *,
+    decode_dtype: Dtype | None = None,
 ) -> WanVAE:
     """The autoencoder of a weight file, a folder, or a model's name; not trainable until you say so.
 
-    ``dtype`` is a torch dtype or its name; ``config`` overrides what the shapes say. Raises ``ModelNotFoundError``,
-    ``UnknownLayoutError``, ``StateMismatchError`` or ``WeightFileError`` of :mod:`cygnet.errors`, each in words. The
-    same holds for the other loaders.
+    ``dtype`` is a torch dtype or its name; ``decode_dtype`` one for the decoding half, "auto" what decodes fastest on
+    ``device`` without a visible difference, None the same; ``config`` overrides what the shapes say.
+
+    Raises ``ModelNotFoundError``, ``UnknownLayoutError``, ``StateMismatchError`` or ``WeightFileError`` of
+    :mod:`cygnet.errors`, each in words. The same holds for the other loaders.
     """
     weights = _weights(path, "vae", config)
-    return _build(WanVAE, weights, _dtype("vae", dtype, device), device).channels_last()
+    kind, place = _dtype("vae", dtype, device), parse_device(device)
+    decoded = kind if decode_dtype is None else Execution(decode_dtype=decode_dtype).decodes_in(place, None)
+    return _vae(weights, kind, decoded, place)
+
+
+def _vae(weights: ComponentWeights, dtype: torch.dtype, decode_dtype: torch.dtype, device: torch.device) -> WanVAE:
+    return _build(WanVAE, weights, dtype, device).decode_in(decode_dtype).channels_last()
 
 
 def load_dit(
@@ -109,11 +125,13 @@ def load_dit(
     loras: Sequence[Lora] = (),
     *,
     eight_bit: bool = False,
+    execution: Execution = DEFAULT,
     on_coverage: Callable[[Coverage], None] = lambda coverage: None,
 ) -> DiT:
     """The diffusion transformer; its norms, modulation, time embedding and head are float32 whatever ``dtype`` is.
 
     ``eight_bit`` keeps matrices that are stored so in 8 bits: half the memory, the same results, some time.
+    ``execution`` chooses attention kernel, compiler and products.
 
     Every LoRA of ``loras``, a path or a path and a strength, is merged in; ``on_coverage`` hears how much of each found
     its place. See :func:`cygnet.checkpoints.lora.with_loras` for what is raised.
@@ -123,7 +141,14 @@ def load_dit(
         weights = with_loras(weights, _with_strengths(loras))
         for coverage in weights.coverage:
             on_coverage(coverage)
-    return _build(DiT, weights, _dtype("dit", dtype, device), device, eight_bit=eight_bit)
+    execution.check(place := parse_device(device))
+    eight_bit = eight_bit and not execution.fp8
+    return _executed(_build(DiT, weights, _dtype("dit", dtype, place), place, eight_bit=eight_bit), place, execution)
+
+
+def _executed(dit: DiT, device: torch.device, execution: Execution) -> DiT:
+    execution.apply(dit, device, dit.config.dim // dit.config.num_heads, STACKS)
+    return dit
 
 
 def load_preview_decoder(path: Place, dtype: Dtype = torch.float32, device: Device = "cpu") -> PreviewDecoder:
@@ -358,6 +383,8 @@ class LoadedModel:
     tokenizer: TokenizerSource
     device: torch.device
     dtypes: Mapping[ComponentName, torch.dtype]
+    decode_dtype: torch.dtype
+    execution: Execution = DEFAULT
     loras: tuple[tuple[Path, Coverage], ...] = ()
     """What was merged into the transformer, and how much of it found its place."""
 
@@ -373,10 +400,12 @@ class LoadedModel:
                     "files": [path.name for path in weights.sources],
                     "digest": digest(weights.sources),
                     "dtype": str(self.dtypes[name]).removeprefix("torch."),
+                    **({"decode_dtype": str(self.decode_dtype).removeprefix("torch.")} if name == "vae" else {}),
                 }
                 for name, weights in self.weights.items()
             },
             **({"loras": loras} if loras else {}),
+            **self.execution.describe(),
         }
 
 
@@ -387,12 +416,14 @@ def load_components(
     dtype: Dtype = "auto",
     offload: Offload = None,
     loras: Sequence[Lora] = (),
+    execution: Execution = DEFAULT,
     on_progress: ProgressSink = ignore_progress,
 ) -> LoadedModel:
     """All networks of a model: its name, a folder, a combined file, or ``{"dit": path, "vae": path, ...}``.
 
     A mapping may also name a ``tokenizer``. ``dtype`` applies to the transformer and the encoders; see
-    :mod:`cygnet.runtime.precision` for "auto" and why the VAE stays in float32. With ``offload`` each network is read
+    :mod:`cygnet.runtime.precision` for "auto" and why the VAE encodes in float32; ``execution`` says how they compute
+    beyond that. With ``offload`` each network is read
     when its stage begins and dropped when it ends; None decides by the free memory. What is stored in 8 bits is kept so
     if it does not fit otherwise. A network that still does not fit, or with "stream" each of the large ones, is read
     block by block at every use: it takes a block's memory, and the time of reading the file once per step. Results are
@@ -403,6 +434,7 @@ def load_components(
     ``StateMismatchError`` if parts do not belong together, and as the single loaders.
     """
     place = parse_device(device)
+    execution.check(place)
     asked = parse_dtype(dtype)
     name, paths, tokenizer_path = _paths(source)
     weights = {part: read_component(path, part) for part, path in paths.items()}
@@ -425,13 +457,23 @@ def load_components(
         narrow = {part for part, size in sizes[False].items() if size > room}
     else:
         narrow = set(weights) if sum(sizes[False].values()) > room else set()
-    builders = {part: _builder(part, it, dtypes[part], place, part in narrow) for part, it in weights.items()}
+    if execution.fp8:
+        narrow.discard("dit")
+    decode_dtype = execution.decodes_in(place, asked)
+    builders: dict[ComponentName, Callable[[], torch.nn.Module]] = {
+        part: _builder(part, it, dtypes[part], place, part in narrow) for part, it in weights.items()
+    }
+    builders["vae"] = lambda: _vae(weights["vae"], dtypes["vae"], decode_dtype, place)
+    build_dit = builders["dit"]
+    builders["dit"] = lambda: _executed(cast(DiT, build_dit()), place, execution)
     residency: Residency
     if offload:
         streamed = {part for part in STREAMED if offload == "stream" or sizes[True][part] > room}
         residency = StageResidency(
             {
-                part: _streamed(part, weights[part], dtypes[part], place) if part in streamed else loaded(build)
+                part: _streamed(part, weights[part], dtypes[part], place, execution)
+                if part in streamed
+                else loaded(build)
                 for part, build in builders.items()
             }
         )
@@ -459,6 +501,8 @@ def load_components(
         tokenizer=tokenizer,
         device=place,
         dtypes=dtypes,
+        decode_dtype=decode_dtype,
+        execution=execution,
         loras=tuple((path, told) for (path, _), told in zip(chosen, coverage, strict=True)),
     )
 
@@ -491,34 +535,31 @@ _KINDS: Mapping[ComponentName, Callable[[Any], Any]] = {
 def _builder(
     part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device, eight_bit: bool
 ) -> Callable[[], torch.nn.Module]:
-    if part == "vae":
-        return lambda: _build(WanVAE, weights, dtype, device).channels_last()
     return lambda: _build(_KINDS[part], weights, dtype, device, eight_bit=eight_bit)
 
 
-def _streamed(part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device) -> Stage:
-    """A network whose blocks' matrices are read when they are used; for a GPU once only, if the machine holds them."""
-    streams: list[MatrixStream] = []
-    held: dict[str, torch.Tensor] = {}
+def _streamed(
+    part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device, execution: Execution
+) -> Stage:
+    """A network whose blocks come in as they run: from the machine's memory if that holds them, else from the file."""
+    bringers: list[MatrixStream | BlockSwap] = []
     host = free_memory(torch.device("cpu"))
-    holds = device.type == "cuda" and weights.parameters * dtype.itemsize < SHARE_OF_MEMORY * host
-
-    def fetch(name: str) -> torch.Tensor:
-        if not holds:
-            return weights.copied(name, dtype)
-        if name not in held:
-            held[name] = weights.copied(name, dtype).pin_memory()
-        return held[name]
+    swapped = device.type == "cuda" and weights.parameters * dtype.itemsize < SHARE_OF_MEMORY * host
 
     def bring() -> torch.nn.Module:
-        with without_weights():
-            module: torch.nn.Module = _KINDS[part](weights.config)
-        materialise(module, weights, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
-        streams.append(MatrixStream(module, STACKS, fetch, device=device))
-        return module.eval().requires_grad_(False)
+        if swapped:
+            module: torch.nn.Module = _build(_KINDS[part], weights, dtype, "cpu")
+            bringers.append(BlockSwap(module, STACKS, device))
+        else:
+            with without_weights():
+                module = _KINDS[part](weights.config)
+            materialise(module, weights, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
+            bringers.append(MatrixStream(module, STACKS, lambda name: weights.copied(name, dtype), device=device))
+        module = module.eval().requires_grad_(False)
+        return _executed(module, device, execution) if isinstance(module, DiT) else module
 
     def send_away(_: torch.nn.Module) -> None:
-        streams.pop().close()
+        bringers.pop().close()
 
     return Stage(bring, send_away)
 

@@ -165,3 +165,13 @@ def test_batches_that_do_not_fit_together_are_refused() -> None:
     blocks = tuple(replace(keys, image_k=None, image_v=None) for keys in bare.blocks)
     with pytest.raises(ValueError, match="without image_context"):
         dit(latents, timestep, PreparedContext(blocks), None, condition)
+
+
+def test_joined_prompts_begin_where_attention_kernels_can_read_them() -> None:
+    """cuDNN faults on a bias whose address is no multiple of 16 bytes, which a later prompt's part could be."""
+    dit = make().bfloat16()
+    joined = PreparedContext.joined([dit.prepare(torch.randn(1, rows, 24)) for rows in (3, 9)]).blocks[0]
+    for part in joined.split():
+        for value in (part.k, part.v, part.bias):
+            assert value is not None
+            assert value.storage_offset() * value.element_size() % 16 == 0

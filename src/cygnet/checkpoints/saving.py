@@ -220,6 +220,22 @@ def _write_tokenizer(folder: Path, tokenizer: Path | bytes) -> None:
         _write_json(folder / "tokenizer_config.json", tokenizer_config())
 
 
+def diffusers_tensors(state: State, config: ComponentConfig) -> dict[str, torch.Tensor]:
+    """``state`` under the names and in the shapes of Diffusers and transformers, where it is: memory is shared.
+
+    For handing a network over within a process; raises :class:`~cygnet.errors.StateMismatchError` for a tensor that has
+    no name there.
+    """
+    component = component_of(config)
+    layout = COMPONENT_FILES[component].layout
+    entries = {
+        name: Entry(TensorInfo(str(value.dtype).removeprefix("torch."), tuple(value.shape)), lambda value=value: value)  # type: ignore[misc]
+        for name, value in state.items()
+    }
+    foreign = _foreign_entries(entries, key_map(component, layout, state), layout)
+    return {name: entry.read() for name, entry in foreign.items()}
+
+
 # Tensors -------------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
+from cygnet.cli.execution import ExecutionOptions
 from cygnet.cli.interrupts import WholeStack, cancelled_by_interrupt, uninterrupted
 from cygnet.cli.options import DASH, Debug, File, Json, Loras, Number, Places, Quiet, Switch, Text, Whole
 from cygnet.cli.output import Voice, error_line
@@ -35,6 +36,7 @@ _WHAT = Group.create_ordered("The video")
 _HOW = Group.create_ordered("How it is made")
 _WHERE = Group.create_ordered("Where it goes")
 _WITH = Group.create_ordered("The model")
+_COMPUTED = Group.create_ordered("How it is computed")
 
 
 def generate(
@@ -67,6 +69,7 @@ def generate(
     device: Annotated[str, Parameter(group=_WITH, metavar="NAME")] = "auto",
     dtype: Annotated[str, Parameter(group=_WITH, metavar="NAME")] = "auto",
     stream: Annotated[Switch, Parameter(group=_WITH)] = False,
+    execution: Annotated[ExecutionOptions, Parameter(name="*", group=_COMPUTED)] = ExecutionOptions(),  # noqa: B008
     out: Annotated[str | None, Parameter(group=_WHERE, metavar="FILE|FOLDER|PATTERN")] = None,
     overwrite: Annotated[Switch, Parameter(group=_WHERE)] = False,
     json: Annotated[Json, Parameter(group=_WHERE)] = False,
@@ -172,6 +175,7 @@ def generate(
         ),
         place={"device": device, "dtype": dtype, "loras": parse_loras(lora)},
         stream=stream,
+        execution=execution,
         out=out,
         overwrite=overwrite,
     )  # fmt: skip
@@ -199,6 +203,7 @@ class Wish:
     source: Any
     place: Mapping[str, Any]
     stream: bool
+    execution: ExecutionOptions
     out: str | None
     overwrite: bool
 
@@ -335,7 +340,13 @@ def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) ->
     import cygnet
 
     # Weights come in when their stage begins, so a request that cannot be is refused before any is read.
-    wan = cygnet.load(wish.source, offload="stream" if wish.stream else True, on_progress=display.report, **wish.place)
+    wan = cygnet.load(
+        wish.source,
+        offload="stream" if wish.stream else True,
+        execution=wish.execution.chosen(),
+        on_progress=display.report,
+        **wish.place,
+    )
     options = {name: value for name, value in wish.options.items() if value is not None}
     if wish.seconds is not None:
         options["num_frames"] = frames_for(wish, wan, voice)

@@ -20,6 +20,7 @@ from cygnet.cli.targets import DEFAULT_SUFFIX, Target, check_target
 from cygnet.errors import MediaError, ModelNotFoundError, RequestError
 
 if TYPE_CHECKING:
+    from cygnet.assembly import Execution
     from cygnet.pipelines.request import GenerateRequest
 
 _INPUTS = ("image", "last_image", "video")
@@ -107,6 +108,7 @@ def replay(
             dtype=_recorded_dtype(receipt, place),
             offload=True,
             loras=parse_loras(lora) if lora else recorded_loras(receipt, file),
+            execution=_recorded_execution(receipt),
             on_progress=display.report,
         )
         stream = wan.replay(request, **images, on_progress=display.report, cancel=cancel)
@@ -228,6 +230,19 @@ def _recorded_dtype(receipt: Mapping[str, Any], device: str) -> str:
     return "auto" if recorded == usual or not isinstance(dtype, str) else dtype
 
 
+def _recorded_execution(receipt: Mapping[str, Any]) -> Execution:
+    """How the networks computed; receipts from before that was written decoded in float32."""
+    from cygnet.assembly import Execution
+
+    model = _part(receipt, "model")
+    decoded = _part(_part(model, "components"), "vae").get("decode_dtype", "float32")
+    return Execution(
+        attention="sage" if model.get("attention") == "sage" else "auto",
+        decode_dtype=decoded if isinstance(decoded, str) else "float32",
+        fp8=model.get("fp8") is True,
+    )
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two receipts and can change pixels, in words."""
     found = []
@@ -238,6 +253,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             found.append(f"the weights of {part} are not those that the video was made with")
         elif recorded.get("dtype") != described["dtype"]:
             found.append(f"{part} runs in {described['dtype']}; the first time in {_short(recorded.get('dtype'))}")
+        elif recorded.get("decode_dtype", "float32") != (decoded := described.get("decode_dtype", "float32")):
+            first = _short(recorded.get("decode_dtype", "float32"))
+            found.append(f"{part} decodes in {decoded}; the first time in {first}")
     kept = [[(it.get("digest"), it.get("strength")) for it in _loras(receipt)] for receipt in (before, now)]
     if kept[0] != kept[1]:
         found.append("the LoRAs or their strengths are not those that the video was made with")

@@ -137,10 +137,10 @@ class Workshop:
         return self._keep(key, build, lambda: fits(handle.path, "dit", handle.dtype, self.device))
 
     def vae(self, handle: FileHandle) -> WanVAE:
-        """The autoencoder of a handle, in float32."""
+        """The autoencoder of a handle: encodes in float32, decodes in what is fast here."""
         return self._keep(
             ("vae", handle.path),
-            lambda: load_vae(handle.path, torch.float32, self.device),
+            lambda: load_vae(handle.path, torch.float32, self.device, decode_dtype="auto"),
             lambda: fits(handle.path, "vae", torch.float32, self.device),
         )
 

@@ -38,6 +38,10 @@ def rotary_table(grid: tuple[int, int, int], head_width: int, device: torch.devi
 
 def rotate(x: torch.Tensor, table: RotaryTable) -> torch.Tensor:
     """Turn each pair (2p, 2p+1) of ``x [B, L, N, K]`` by its token's angle, in float32; returned in x's dtype."""
+    if not torch.compiler.is_compiling() and not x.requires_grad:
+        # One complex product for the four real ones, the same bits; the compiler fuses only the real form.
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * torch.complex(table.cos, table.sin)[:, None]).flatten(-2).to(x.dtype)
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # [B, L, N, K/2]
     cos, sin = table.cos[:, None], table.sin[:, None]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

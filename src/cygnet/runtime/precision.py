@@ -4,10 +4,12 @@
 |---|---|---|---|
 | transformer, text encoder | bfloat16 | float32 | bfloat16 |
 | image encoder | float32 | float32 | float16 (as published) |
-| VAE | float32 | float32 | float32 |
+| VAE, encoding | float32 | float32 | float32 |
+| VAE, decoding | bfloat16 | float32 | bfloat16 |
 
-The VAE stays in float32 because encoding a picture in bfloat16 shifts every later step (Wan-Video/Wan2.1 runs it so
-too); :func:`cygnet.load_vae` takes any dtype. Norms, modulation and time embedding are float32 everywhere: see
+The VAE encodes in float32 because encoding a picture in bfloat16 shifts every later step; what decoding in bfloat16
+changes is less than a pixel's 8 bits show. (Wan-Video/Wan2.1 does both in float32.) :func:`cygnet.load_vae` takes any
+dtype. Norms, modulation and time embedding are float32 everywhere: see
 ``fp32_parameters`` of each network.
 """
 
@@ -97,6 +99,15 @@ def pick_dtype(component: ComponentName, device: torch.device, asked: torch.dtyp
     if device.type == "cpu" and component != "image_encoder" and cpu_multiplies_bfloat16():
         return torch.bfloat16
     return torch.float32
+
+
+def pick_decode_dtype(device: torch.device, asked: torch.dtype | None = None) -> torch.dtype:
+    """What the VAE decodes in by the table above; float32 if that was ``asked`` of the other networks."""
+    if asked == torch.float32:
+        return torch.float32
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8:
+        return torch.bfloat16
+    return torch.bfloat16 if device.type == "cpu" and cpu_multiplies_bfloat16() else torch.float32
 
 
 @functools.cache

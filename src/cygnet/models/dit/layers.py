@@ -78,8 +78,12 @@ class TextKeys:
 
     @classmethod
     def joined(cls, several: Sequence[TextKeys]) -> TextKeys:
-        """The keys of several prompts as one batch; shorter ones end in rows that no query looks at."""
-        rows = max(each.k.shape[2] for each in several)
+        """The keys of several prompts as one batch; shorter ones end in rows that no query looks at.
+
+        The rows are a multiple of 8, so that each prompt's part of the bias begins at a multiple of 16 bytes: cuDNN's
+        attention reads it so, and faults where it does not.
+        """
+        rows = -(-max(each.k.shape[2] for each in several) // 8) * 8
 
         def one(parts: list[torch.Tensor]) -> torch.Tensor:
             return torch.cat([F.pad(part, (0, 0, 0, rows - part.shape[2])) for part in parts])

@@ -124,13 +124,24 @@ class WanVAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype in which the convolutions run."""
+        """The dtype in which the encoding convolutions run."""
+        return self.conv1.weight.dtype
+
+    @property
+    def decode_dtype(self) -> torch.dtype:
+        """The dtype in which the decoding convolutions run."""
         return self.conv2.weight.dtype
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.conv2.weight.device
+
+    def decode_in(self, dtype: torch.dtype) -> Self:
+        """Let the half that decodes compute in ``dtype``, in place; the half that encodes stays as it is."""
+        self.conv2.to(dtype)
+        self.decoder.to(dtype)
+        return self
 
     def channels_last(self) -> Self:
         """Lay the kernels out channels-last, in place: the layout in which every backend convolves fastest."""
@@ -218,7 +229,7 @@ class WanVAE(nn.Module):
         return self.conv1(self.encoder(video, stream), stream)  # type: ignore[no-any-return]
 
     def _frames(self, latents: torch.Tensor, stream: Stream | None) -> torch.Tensor:
-        raw = self.denormalise(latents).to(self.device, self.dtype, memory_format=torch.channels_last_3d)
+        raw = self.denormalise(latents).to(self.device, self.decode_dtype, memory_format=torch.channels_last_3d)
         return self.decoder(self.conv2(raw, stream), stream).float()  # type: ignore[no-any-return]
 
     def _moments(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,46 @@
+"""Options that say how the networks compute, shared by the commands that make videos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from cygnet.cli.options import Switch
+
+if TYPE_CHECKING:
+    from cygnet.assembly import Execution
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionOptions:
+    """How the networks compute.
+
+    Parameters
+    ----------
+    attention
+        auto, torch, flash3 or sage (8-bit scores: faster, not exact); the last two need their packages and a GPU.
+    compile
+        Compile the transformer's blocks, or never. Without either: where steps take long enough that it pays.
+    decode_dtype
+        auto, float32, bfloat16 or float16, for the VAE's decoder.
+    fp8
+        Multiply in 8-bit floats, on GPUs that can: faster, not exact.
+    """
+
+    attention: Annotated[str, Parameter(metavar="NAME")] = "auto"
+    compile: bool | None = None
+    decode_dtype: Annotated[str, Parameter(metavar="NAME")] = "auto"
+    fp8: Switch = False
+
+    def chosen(self) -> Execution:
+        """The choices; raises :class:`~cygnet.errors.RequestError` for one that does not exist."""
+        from cygnet.assembly import Execution
+
+        return Execution(
+            attention=self.attention,  # type: ignore[arg-type]
+            compile="auto" if self.compile is None else self.compile,
+            decode_dtype=self.decode_dtype,
+            fp8=self.fp8,
+        )

@@ -1,0 +1,201 @@
+"""Which attention kernel runs on a device: torch's own in the order that is fastest there, or an installed package's.
+
+Every kernel is admitted by a comparison with plain arithmetic on the device at hand, for a kernel that is wrong on one
+chip or driver is a matter of experience; one that errs is left out and said so once. All but SageAttention are exact
+to the rounding of their dtype. SageAttention multiplies in 8 bits and is used only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cygnet.errors import RequestError
+from cygnet.ops.attention import sdpa
+from cygnet.types import Attention
+
+AttentionName = Literal["auto", "torch", "flash3", "sage"]
+"""``auto``: FlashAttention 3 where it is installed, else torch's kernels."""
+
+ORDER = (
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
+"""Torch's kernels, the fastest on current GPUs first; each call takes the first that can do it."""
+
+_TOLERANCE = {torch.float32: 2e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+"""Relative L2 distance from float64; float32's allows for TF32."""
+_SAGE_TOLERANCE = 0.1
+
+_log = logging.getLogger("cygnet")
+
+
+class TorchAttention:
+    """Torch's fused attention by the kernels of ``backends``, the earlier ones first."""
+
+    def __init__(self, backends: tuple[SDPBackend, ...]) -> None:
+        self.backends = list(backends)
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        scale: float | None = None,
+    ) -> torch.Tensor:
+        """Shapes as in :class:`cygnet.types.Attention`."""
+        with sdpa_kernel(self.backends, set_priority=True):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+class FlashAttention3:
+    """The ``flash_attn_interface`` package; what it cannot do (a bias, float32) goes to ``otherwise``."""
+
+    def __init__(self, otherwise: Attention) -> None:
+        from flash_attn_interface import flash_attn_func
+
+        self.kernel, self.otherwise = flash_attn_func, otherwise
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        scale: float | None = None,
+    ) -> torch.Tensor:
+        """Shapes as in :class:`cygnet.types.Attention`."""
+        if bias is not None or q.dtype == torch.float32:
+            return self.otherwise(q, k, v, bias, scale)
+        out = self.kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=scale)
+        heads: torch.Tensor = out[0] if isinstance(out, tuple) else out  # some versions give the log-sum too
+        return heads.transpose(1, 2)
+
+
+class SageAttention:
+    """The ``sageattention`` package: scores in 8 bits. What it cannot do goes to ``otherwise``."""
+
+    def __init__(self, otherwise: Attention) -> None:
+        from sageattention import sageattn
+
+        self.kernel, self.otherwise = sageattn, otherwise
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        scale: float | None = None,
+    ) -> torch.Tensor:
+        """Shapes as in :class:`cygnet.types.Attention`."""
+        if bias is not None or q.dtype == torch.float32:
+            return self.otherwise(q, k, v, bias, scale)
+        out: torch.Tensor = self.kernel(q, k, v, tensor_layout="HND", sm_scale=scale)
+        return out
+
+
+_PACKAGES: dict[str, tuple[str, Callable[[Attention], Attention]]] = {
+    "flash3": ("flash_attn_interface", FlashAttention3),
+    "sage": ("sageattention", SageAttention),
+}
+
+
+def check_attention(name: str) -> None:
+    """Raise :class:`~cygnet.errors.RequestError` unless ``name`` is an :data:`AttentionName` whose package is here."""
+    if name not in get_args(AttentionName):
+        raise RequestError(
+            f"attention is {name[:80]!r}; give one of: {', '.join(get_args(AttentionName))}", field="attention"
+        )
+    if name in _PACKAGES and importlib.util.find_spec(_PACKAGES[name][0]) is None:
+        raise RequestError(
+            f"attention is {name!r}, but its package {_PACKAGES[name][0]} is not installed; install it, or use auto",
+            field="attention",
+        )
+
+
+def choose_attention(name: AttentionName, device: torch.device, dtype: torch.dtype, head_width: int) -> Attention:
+    """The kernel to use on ``device``; tested there once per process, which takes about two seconds.
+
+    Raises :class:`~cygnet.errors.RequestError` if ``name`` asks for a package that is not installed, not for CUDA, or
+    wrong on this device; "auto" and "torch" always find one.
+    """
+    check_attention(name)
+    if device.type != "cuda":
+        if name in _PACKAGES:
+            raise RequestError(f"attention {name!r} needs a CUDA device; use auto on {device.type}", field="attention")
+        return sdpa
+    return _tested(name, device, dtype, head_width)
+
+
+@functools.cache
+def _tested(name: str, device: torch.device, dtype: torch.dtype, head_width: int) -> Attention:
+    sound = tuple(kernel for kernel in ORDER if _torch_kernel_is_sound(kernel, device, dtype, head_width))
+    plain = TorchAttention((*sound, SDPBackend.MATH) if SDPBackend.MATH not in sound else sound)
+    wanted = "flash3" if name == "auto" and importlib.util.find_spec("flash_attn_interface") else name
+    if wanted not in _PACKAGES:
+        return plain
+    tolerance = _SAGE_TOLERANCE if wanted == "sage" else _TOLERANCE[dtype]
+    try:
+        special = _PACKAGES[wanted][1](plain)
+        error = attention_error(special, device, dtype, head_width)
+    except Exception as problem:  # a foreign package may fail in any way; what matters is that it does
+        reason = f"{type(problem).__name__}: {problem}"[:200]
+    else:
+        if error <= tolerance:
+            return special
+        reason = f"it is {error:.2g} off, more than {tolerance:g}"
+    if name == wanted:
+        raise RequestError(f"attention {name!r} does not work on {device}: {reason}; use auto", field="attention")
+    _log.warning("attention %s is left out on %s: %s", wanted, device, reason)
+    return plain
+
+
+def _torch_kernel_is_sound(kernel: SDPBackend, device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch explains each refusal
+            error = attention_error(TorchAttention((kernel,)), device, dtype, head_width)
+    except RuntimeError:  # not built in, or not for this chip or dtype
+        return False
+    if error <= _TOLERANCE[dtype]:
+        return True
+    _log.warning("torch's %s is left out on %s: it is %.2g off", kernel.name, device, error)
+    return False
+
+
+@torch.no_grad()
+def attention_error(attention: Attention, device: torch.device, dtype: torch.dtype, head_width: int) -> float:
+    """Relative L2 distance of ``attention`` from float64 arithmetic; infinite if it gives NaN or infinity.
+
+    The scores spread over some ten units, as those of a trained network do, and the lengths are no multiples of a tile.
+    """
+    generator = torch.Generator().manual_seed(7)
+    shapes = ((1, 2, 333, head_width), (1, 2, 517, head_width), (1, 2, 517, head_width))
+    q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
+    q = 3 * q
+    out = attention(q, k, v)
+    scores = q.double() @ k.double().transpose(2, 3) / math.sqrt(head_width)
+    reference = scores.softmax(dim=-1) @ v.double()
+    error = float((out.double() - reference).norm() / reference.norm())
+    return error if math.isfinite(error) else math.inf
+
+
+def use_attention(module: nn.Module, attention: Attention) -> None:
+    """Give every layer of ``module`` that was built with an attention kernel this one."""
+    for part in module.modules():
+        if "attention" in vars(part):
+            part.attention = attention  # type: ignore[assignment]

@@ -1,0 +1,107 @@
+"""The transformer's blocks compiled: norm, modulation, gates and rotary positions each become one pass over memory.
+
+Only the repeated block is compiled, once for all blocks, because the whole network would take many times as long and
+gain nothing more. Where no compiler works the plain forward runs: the same result to rounding, and slower.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import shutil
+from collections.abc import Callable, Collection
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Compile = bool | Literal["auto"]
+"""Whether blocks are compiled; "auto": where steps are long enough that the half minute of compiling pays."""
+
+COMPILE_FROM_TOKENS = 16_384
+"""Tokens of a video from which "auto" compiles on a GPU."""
+COMPILE_FROM_VALUES = 1_000_000
+"""Tokens times width from which "auto" compiles on a processor, and there in bfloat16 alone: a processor's float32
+products take so much longer than the passes between them that fusing those saves nothing."""
+
+_log = logging.getLogger("cygnet")
+
+
+@functools.cache
+def missing_for_compiling(device_type: str) -> str | None:
+    """What this machine lacks to compile for ``device_type`` ("cuda" or "cpu"), in words; None for nothing."""
+    if device_type not in ("cuda", "cpu"):
+        return f"torch does not compile for {device_type} here"
+    if device_type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cc", "gcc", "clang")):
+        return "no C compiler is found; install gcc"
+    return None
+
+
+def compile_blocks(module: nn.Module, stacks: Collection[str], mode: Compile) -> None:
+    """Let the blocks in the lists ``stacks`` of ``module`` run compiled, by ``mode``; nothing without a compiler."""
+    device = next(module.parameters()).device.type
+    if mode is False:
+        return
+    if missing := missing_for_compiling(device):
+        if mode is True:
+            _log.warning("blocks are not compiled: %s", missing)
+        return
+    worth = _worth_it if mode == "auto" else lambda _: True
+    switch = _Switch()
+    for stack in stacks:
+        for block in getattr(module, stack, ()):
+            block.forward = CompiledForward(block, worth, switch)
+
+
+def _worth_it(x: torch.Tensor) -> bool:
+    """Whether a stream ``[B, L, D]`` is long enough for compiling to pay."""
+    if x.device.type == "cuda":
+        return x.shape[1] >= COMPILE_FROM_TOKENS
+    return x.dtype == torch.bfloat16 and x.shape[1] * x.shape[2] >= COMPILE_FROM_VALUES
+
+
+class _Switch:
+    """Turned off for all blocks by the first one that cannot be compiled."""
+
+    def __init__(self) -> None:
+        self.on = True
+
+
+class CompiledForward:
+    """A block's ``forward``, compiled when that pays and nobody looks inside; else the plain one.
+
+    Hooks on a block's parts (the watch for NaN, weights that come in layer by layer) are Python that a compiled block
+    would skip or trip over, so a block that has any runs plain. Hooks on the block itself run around this.
+    """
+
+    def __init__(self, block: nn.Module, worth: Callable[[torch.Tensor], bool], switch: _Switch) -> None:
+        self._plain: Callable[..., torch.Tensor] = block.forward
+        self._compiled: Callable[..., torch.Tensor] = torch.compile(self._plain, dynamic=False, fullgraph=True)
+        self._parts = [part for part in block.modules() if part is not block]
+        self._worth = worth
+        self._switch = switch
+
+    def __call__(self, x: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        """As the block's own forward; ``x [B, L, D]`` is its stream of tokens."""
+        hooked = any(part._forward_pre_hooks or part._forward_hooks for part in self._parts)
+        if not self._switch.on or hooked or torch.is_grad_enabled() or not self._worth(x):
+            return self._plain(x, *rest, **named)
+        try:
+            return self._compiled(x, *rest, **named)
+        except torch.OutOfMemoryError:
+            raise
+        except _compiler_errors() as problem:
+            self._switch.on = False
+            reason = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+            _log.warning("blocks run uncompiled, for the compiler failed: %s", reason[:200])
+            return self._plain(x, *rest, **named)
+
+
+def _compiler_errors() -> tuple[type[Exception], ...]:
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    return TorchDynamoException, InductorError

@@ -1,0 +1,69 @@
+"""How networks compute, beyond their dtype: one value that loaders take and receipts hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from cygnet.errors import RequestError
+from cygnet.runtime.attention import AttentionName, check_attention, choose_attention, use_attention
+from cygnet.runtime.compile import Compile, compile_blocks
+from cygnet.runtime.fp8 import check_fp8, use_fp8
+from cygnet.runtime.precision import parse_dtype, pick_decode_dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Choices that change time and memory. All but ``fp8`` and ``attention="sage"`` change results by rounding at most.
+
+    Raises :class:`~cygnet.errors.RequestError` for a choice that does not exist.
+    """
+
+    attention: AttentionName = "auto"
+    """Which attention kernel a GPU uses; see :mod:`cygnet.runtime.attention`."""
+    compile: Compile = "auto"
+    """Whether the transformer's blocks are compiled; "auto": where it pays. See :mod:`cygnet.runtime.compile`."""
+    decode_dtype: str | torch.dtype = "auto"
+    """What the VAE decodes in. "auto": bfloat16 where the device multiplies it, for decoding only loses what 8 bits a
+    pixel do not show; encoding is in float32 in any case."""
+    fp8: bool = False
+    """Whether the transformer multiplies in 8-bit floats, on GPUs that can: faster, and not exact."""
+
+    def __post_init__(self) -> None:
+        check_attention(self.attention)
+        parse_dtype(self.decode_dtype)
+        if self.compile not in (True, False, "auto"):
+            raise RequestError(f'compile is {self.compile!r}; give True, False or "auto"', field="compile")
+
+    def decodes_in(self, device: torch.device, asked: torch.dtype | None) -> torch.dtype:
+        """The dtype of the VAE's decoder on ``device`` when ``asked`` is the dtype of the other networks."""
+        return parse_dtype(self.decode_dtype) or pick_decode_dtype(device, asked)
+
+    def check(self, device: torch.device) -> None:
+        """Raise :class:`~cygnet.errors.RequestError` for what ``device`` cannot do."""
+        if self.fp8:
+            check_fp8(device)
+
+    def apply(self, dit: nn.Module, device: torch.device, head_width: int, stacks: Collection[str]) -> None:
+        """Let a transformer with its weights in place on ``device`` compute so."""
+        self.check(device)
+        dtype: torch.dtype = dit.dtype  # type: ignore[assignment]
+        attention = choose_attention(self.attention, device, dtype, head_width)
+        use_attention(dit, attention)
+        if self.fp8:
+            for stack in stacks:
+                if hasattr(dit, stack):
+                    use_fp8(dit, stack)
+        compile_blocks(dit, stacks, self.compile)
+
+    def describe(self) -> dict[str, Any]:
+        """What of it changes results beyond rounding, for receipts."""
+        sage = {"attention": self.attention} if self.attention == "sage" else {}
+        return {**sage, **({"fp8": True} if self.fp8 else {})}
+
+
+DEFAULT = Execution()

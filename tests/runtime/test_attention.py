@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import logging
+import sys
+import types
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend
+
+from cygnet.errors import RequestError
+from cygnet.models.dit.model import DiT
+from cygnet.ops.attention import sdpa
+from cygnet.runtime import attention
+from cygnet.runtime.attention import ORDER, TorchAttention, attention_error, choose_attention, use_attention
+from cygnet.types import Attention
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    attention._tested.cache_clear()
+    yield
+    attention._tested.cache_clear()
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that are chosen for a GPU are tested on the CPU: the code that chooses is the same."""
+    measured = attention_error
+    monkeypatch.setattr(
+        attention, "attention_error", lambda kernel, _, dtype, width: measured(kernel, CPU, dtype, width)
+    )
+
+
+def wrong(*_: object, **__: object) -> torch.Tensor:
+    return torch.zeros(1, 2, 333, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torchs_kernels_in_an_order_give_what_torch_gives(dtype: torch.dtype) -> None:
+    q, k, v = (torch.randn(1, 2, 7, 16, dtype=dtype) for _ in range(3))
+    bias = torch.randn(1, 1, 1, 7, dtype=dtype)
+    torch.testing.assert_close(TorchAttention(ORDER)(q, k, v, bias, 0.3), sdpa(q, k, v, bias, 0.3))
+
+
+def test_the_comparison_tells_right_from_wrong_and_from_nan() -> None:
+    assert attention_error(sdpa, CPU, torch.float32, 16) < 1e-5
+    assert attention_error(sdpa, CPU, torch.bfloat16, 16) < 2e-2
+    assert attention_error(wrong, CPU, torch.float32, 16) == pytest.approx(1)
+    assert attention_error(lambda q, k, v, *_: q * torch.nan, CPU, torch.float32, 16) == float("inf")
+    unscaled: Attention = lambda q, k, v, *_: sdpa(q, k, v, scale=1.0)  # noqa: E731
+    assert attention_error(unscaled, CPU, torch.bfloat16, 64) > 0.1
+
+
+def test_a_kernel_that_errs_is_left_out_with_one_line(
+    on_the_cpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    honest = TorchAttention.__call__
+
+    def call(self: TorchAttention, q: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        if self.backends == [SDPBackend.FLASH_ATTENTION]:
+            return wrong()
+        return honest(self, q, *rest)
+
+    monkeypatch.setattr(TorchAttention, "__call__", call)
+    with caplog.at_level(logging.WARNING, "cygnet"):
+        chosen = choose_attention("torch", CUDA, torch.bfloat16, 16)
+    assert isinstance(chosen, TorchAttention)
+    assert SDPBackend.FLASH_ATTENTION not in chosen.backends
+    assert SDPBackend.MATH in chosen.backends
+    assert [record.getMessage() for record in caplog.records] == [
+        "torch's FLASH_ATTENTION is left out on cuda:0: it is 1 off"
+    ]
+
+
+def package(monkeypatch: pytest.MonkeyPatch, name: str, **functions: object) -> None:
+    module = types.ModuleType(name)
+    module.__spec__ = types.SimpleNamespace(name=name)  # type: ignore[assignment]
+    vars(module).update(functions)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_flash_attention_3_is_used_where_it_is_installed_and_right(
+    on_the_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float | None) -> torch.Tensor:
+        asked.append(tuple(q.shape))
+        return sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, softmax_scale).transpose(1, 2)
+
+    package(monkeypatch, "flash_attn_interface", flash_attn_func=flash)
+    chosen = choose_attention("auto", CUDA, torch.bfloat16, 16)
+    assert asked == [(1, 333, 2, 16)]
+    q = torch.randn(1, 2, 5, 16, dtype=torch.bfloat16)
+    torch.testing.assert_close(chosen(q, q, q), sdpa(q, q, q))
+    bias = torch.randn(1, 1, 1, 5, dtype=torch.bfloat16)
+    torch.testing.assert_close(chosen(q, q, q, bias), sdpa(q, q, q, bias))
+    assert len(asked) == 2  # a bias goes to torch
+
+
+def test_a_package_that_errs_is_left_out_or_refused(
+    on_the_cpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    package(monkeypatch, "flash_attn_interface", flash_attn_func=lambda q, *_, **__: torch.zeros_like(q))
+    with caplog.at_level(logging.WARNING, "cygnet"):
+        assert isinstance(choose_attention("auto", CUDA, torch.bfloat16, 16), TorchAttention)
+    assert "attention flash3 is left out on cuda:0: it is 1 off, more than 0.02" in caplog.text
+    with pytest.raises(RequestError, match="'flash3' does not work on cuda:0: it is 1 off"):
+        choose_attention("flash3", CUDA, torch.bfloat16, 16)
+
+
+def test_a_package_that_fails_to_load_is_refused(on_the_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(monkeypatch, "sageattention")  # without the function
+    with pytest.raises(RequestError, match="'sage' does not work on cuda:0: ImportError"):
+        choose_attention("sage", CUDA, torch.bfloat16, 16)
+
+
+def test_sage_is_used_only_when_asked_for(on_the_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sage(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tensor_layout: str, sm_scale: float | None
+    ) -> torch.Tensor:
+        assert tensor_layout == "HND"
+        return sdpa(q, k, v, None, sm_scale)
+
+    package(monkeypatch, "sageattention", sageattn=sage)
+    assert isinstance(choose_attention("auto", CUDA, torch.bfloat16, 16), TorchAttention)
+    assert isinstance(choose_attention("sage", CUDA, torch.bfloat16, 16), attention.SageAttention)
+
+
+def test_what_is_not_there_is_refused_in_words() -> None:
+    with pytest.raises(RequestError, match="attention is 'xformers'; give one of: auto, torch, flash3, sage"):
+        choose_attention("xformers", CPU, torch.float32, 16)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="its package sageattention is not installed"):
+        choose_attention("sage", CPU, torch.float32, 16)
+    assert choose_attention("auto", CPU, torch.float32, 16) is sdpa
+
+
+def test_a_package_needs_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    package(monkeypatch, "sageattention")
+    with pytest.raises(RequestError, match="attention 'sage' needs a CUDA device; use auto on cpu"):
+        choose_attention("sage", CPU, torch.float32, 16)
+
+
+def test_every_attention_layer_of_a_transformer_takes_the_kernel() -> None:
+    from test_block_swap import SMALL
+
+    dit = DiT(SMALL)
+    use_attention(dit, wrong)
+    taken = [name for name, part in dit.named_modules() if getattr(part, "attention", None) is wrong]
+    assert taken == [f"blocks.{i}.{kind}_attn" for i in range(4) for kind in ("self", "cross")]
