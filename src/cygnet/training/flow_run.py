@@ -99,7 +99,7 @@ class FlowRun:
         with self._precision():
             with torch.no_grad(), self.network.as_before() as before:
                 wanted = before(noisy, *rest)
-            drift = (self.network.dit(noisy, *rest) - wanted).square().mean()
+            drift: torch.Tensor = (self.network.dit(noisy, *rest) - wanted).square().mean()
         self.told["preserve"] = float(drift.detach())
         return drift
 
