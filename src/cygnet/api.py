@@ -334,15 +334,16 @@ def load(
     dtype: Dtype = "auto",
     offload: Offload = None,
     loras: Sequence[Lora] = (),
+    allow_partial_loras: bool = False,
     execution: Execution = DEFAULT,
     on_progress: ProgressSink = ignore_progress,
 ) -> Wan:
     """A model by name ("tiny-t2v", "t2v-1.3b", ...), folder, combined file, or a mapping of parts to files.
 
-    ``loras`` are files, or ``(file, strength)`` pairs, merged into the transformer: ``[("style.safetensors", 0.8)]``.
-    ``offload="stream"`` needs the least memory; ``execution`` chooses kernels and compiling
-    (:class:`cygnet.Execution`). See :func:`cygnet.assembly.load_components` for those, the other arguments and for what
-    is raised.
+    ``loras`` are files, or ``(file, strength)`` pairs, merged into the transformer: ``[("style.safetensors", 0.8)]``;
+    one of which it has less than half is refused unless ``allow_partial_loras``. ``offload="stream"`` needs the least
+    memory; ``execution`` chooses kernels and compiling (:class:`cygnet.Execution`). See
+    :func:`cygnet.assembly.load_components` for those, the other arguments and for what is raised.
     """
     return Wan(
         load_components(
@@ -351,6 +352,7 @@ def load(
             dtype=dtype,
             offload=offload,
             loras=loras,
+            allow_partial_loras=allow_partial_loras,
             execution=execution,
             on_progress=on_progress,
         )

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import platformdirs
 import torch
@@ -25,7 +25,9 @@ from cygnet.checkpoints import (
 from cygnet.checkpoints.digest import digest
 from cygnet.checkpoints.folders import TOKENIZER_FILES
 from cygnet.checkpoints.layouts import COMPONENT_WORDS
-from cygnet.checkpoints.lora import Coverage, with_loras
+from cygnet.checkpoints.lora import Coverage as Coverage
+from cygnet.checkpoints.lora import with_loras
+from cygnet.checkpoints.lora.beside import Branches, set_beside
 from cygnet.checkpoints.open import open_weights
 from cygnet.checkpoints.weight_file import printable, shown
 from cygnet.errors import ModelNotFoundError, RequestError, StateMismatchError, WeightFileError
@@ -125,25 +127,30 @@ def load_dit(
     loras: Sequence[Lora] = (),
     *,
     eight_bit: bool = False,
+    rounded: torch.dtype | None = None,
+    allow_partial_loras: bool = False,
     execution: Execution = DEFAULT,
     on_coverage: Callable[[Coverage], None] = lambda coverage: None,
 ) -> DiT:
     """The diffusion transformer; its norms, modulation, time embedding and head are float32 whatever ``dtype`` is.
 
-    ``eight_bit`` keeps matrices that are stored so in 8 bits: half the memory, the same results, some time.
-    ``execution`` chooses attention kernel, compiler and products.
+    ``eight_bit`` keeps matrices that are stored so in 8 bits: half the memory, the same results, some time. ``rounded``
+    names an 8-bit type that the blocks' matrices are rounded to and kept in. ``execution`` chooses attention kernel,
+    compiler and products.
 
-    Every LoRA of ``loras``, a path or a path and a strength, is merged in; ``on_coverage`` hears how much of each found
-    its place. See :func:`cygnet.checkpoints.lora.with_loras` for what is raised.
+    Every LoRA of ``loras``, a path or a path and a strength, is merged in, or runs beside the matrices that are kept in
+    8 bits; ``on_coverage`` hears how much of each found its place. One that finds less than half is refused unless
+    ``allow_partial_loras``. See :func:`cygnet.checkpoints.lora.with_loras` for what is raised.
     """
     weights = _weights(path, "dit", config)
     if loras:
-        weights = with_loras(weights, _with_strengths(loras))
+        weights = with_loras(weights, _with_strengths(loras), allow_partial=allow_partial_loras)
         for coverage in weights.coverage:
             on_coverage(coverage)
     execution.check(place := parse_device(device))
     eight_bit = eight_bit and not execution.fp8
-    return _executed(_build(DiT, weights, _dtype("dit", dtype, place), place, eight_bit=eight_bit), place, execution)
+    kind = _dtype("dit", dtype, place)
+    return _build(DiT, weights, kind, place, eight_bit=eight_bit, rounded=rounded, execution=execution)
 
 
 def _executed(dit: DiT, device: torch.device, execution: Execution) -> DiT:
@@ -255,25 +262,49 @@ def fits(
 
 def _bytes(weights: ComponentWeights, dtype: torch.dtype, eight_bit: bool) -> int:
     """What the weights take in ``dtype``, less what is kept in 8 bits."""
-    kept = sum(weights.infos[name].numel for name in _eight_bit_matrices(weights)) if eight_bit else 0
-    return (weights.parameters - kept) * dtype.itemsize + kept
+    if not eight_bit:
+        return weights.parameters * dtype.itemsize
+    plan = _in_eight_bits(weights, stored=True)
+    kept = sum(weights.infos[name].numel for name in plan.matrices)
+    return (weights.parameters - kept + plan.branches.parameters) * dtype.itemsize + kept
 
 
-def _eight_bit_matrices(weights: ComponentWeights) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
-    """Stored values and scales of those matrices of linear layers in blocks that lie in the file in 8 bits."""
-    if weights.quantisation == "none":
-        return {}
+@dataclass(frozen=True)
+class _EightBits:
+    """What of a network is kept in 8 bits: stored values and scales by name, and the changes that run beside them."""
+
+    weights: ComponentWeights
+    matrices: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]]
+    branches: Branches
+
+
+def _in_eight_bits(weights: ComponentWeights, *, stored: bool, rounded: bool = False) -> _EightBits:
+    """The matrices of linear layers in blocks that are ``stored`` in 8 bits, and what LoRAs do beside them.
+
+    With ``rounded`` the others will be rounded to 8 bits, so that LoRAs run beside all of them.
+    """
+    stored = stored and weights.quantisation != "none"
+    if not (stored or rounded):
+        return _EightBits(weights, {}, Branches())
+    names = _block_matrices(weights)
+    in_file = [name for name in names if stored and ComponentWeights.eight_bit(weights, name) is not None]
+    weights, branches = set_beside(weights, names if rounded else in_file)
+    found = ((name, weights.eight_bit(name)) for name in in_file)
+    return _EightBits(weights, {name: matrix for name, matrix in found if matrix is not None}, branches)
+
+
+def _block_matrices(weights: ComponentWeights) -> list[str]:
+    """The weights of linear layers in the network's blocks."""
     with without_weights():
         module: torch.nn.Module = _KINDS[weights.component](weights.config)
-    found = ((name, weights.eight_bit(name)) for name in streamed_names(module, STACKS) if name in weights.infos)
-    return {name: matrix for name, matrix in found if matrix is not None}
+    return [name for name in streamed_names(module, STACKS) if name in weights.infos]
 
 
 @torch.no_grad()
-def round_matrices(dit: DiT, kind: torch.dtype) -> None:
+def _round_matrices(dit: torch.nn.Module, kind: torch.dtype, device: torch.device) -> None:
     """Round the blocks' matrices to values of an 8-bit type and keep them in it; they compute as before."""
     for name in streamed_names(dit, STACKS):
-        keep_in_eight_bits(dit, {name: (dit.get_parameter(name).to(kind), None)}, dit.device)
+        keep_in_eight_bits(dit, {name: (dit.get_parameter(name).to(kind), None)}, device)
 
 
 def _weights(path: Place, component: ComponentName, config: ComponentConfig | None) -> ComponentWeights:
@@ -313,13 +344,25 @@ def _build(
     device: Device,
     *,
     eight_bit: bool = False,
+    rounded: torch.dtype | None = None,
+    execution: Execution | None = None,
 ) -> _Module:
+    """The network with its weights; ``rounded`` and ``execution`` are for a DiT alone."""
     place = parse_device(device)
     with without_weights():
         module = kind(weights.config)
-    kept = _eight_bit_matrices(weights) if eight_bit else {}
-    materialise(module, weights, dtype=dtype, device=place, leave=kept)
-    keep_in_eight_bits(module, kept, place)
+    rounds = rounded is not None or (execution is not None and execution.fp8)
+    plan = _in_eight_bits(weights, stored=eight_bit, rounded=rounds)
+    materialise(module, plan.weights, dtype=dtype, device=place, leave=plan.matrices)
+    keep_in_eight_bits(module, plan.matrices, place)
+    if rounded is not None:
+        _round_matrices(module, rounded, place)
+    # fp8 puts other layers in the places of some, and LoRAs go beside what is there then. Blocks are compiled later, at
+    # their first call.
+    if execution is not None:
+        assert isinstance(module, DiT)
+        _executed(module, place, execution)
+    plan.branches.read(dtype, place).install(module)
     return module.eval().requires_grad_(False)
 
 
@@ -390,7 +433,15 @@ class LoadedModel:
 
     def describe(self) -> dict[str, Any]:
         """For receipts: name, and per component variant, dtype, file names and :func:`~...digest.digest`; LoRAs."""
-        loras = [{"file": path.name, "strength": told.strength, "digest": digest([path])} for path, told in self.loras]
+        loras = [
+            {
+                "file": path.name,
+                "strength": told.strength,
+                "digest": digest(open_weights(path).files),
+                **({"partial": True} if told.partial else {}),
+            }
+            for path, told in self.loras
+        ]
         return {
             "name": self.name,
             "variant": self.components.variant,
@@ -416,6 +467,7 @@ def load_components(
     dtype: Dtype = "auto",
     offload: Offload = None,
     loras: Sequence[Lora] = (),
+    allow_partial_loras: bool = False,
     execution: Execution = DEFAULT,
     on_progress: ProgressSink = ignore_progress,
 ) -> LoadedModel:
@@ -427,8 +479,11 @@ def load_components(
     when its stage begins and dropped when it ends; None decides by the free memory. What is stored in 8 bits is kept so
     if it does not fit otherwise. A network that still does not fit, or with "stream" each of the large ones, is read
     block by block at every use: it takes a block's memory, and the time of reading the file once per step. Results are
-    the same bit for bit. ``loras`` are merged into the transformer as it
-    is read; see :func:`cygnet.checkpoints.lora.with_loras`.
+    the same bit for bit.
+
+    ``loras`` are merged into the transformer as it is read, or run as low-rank branches beside matrices that are kept
+    in 8 bits or read block by block; the two agree within the rounding of ``dtype``. One of which the transformer has
+    less than half is refused unless ``allow_partial_loras``. See :func:`cygnet.checkpoints.lora.with_loras`.
 
     Headers are read and the parts compared before any weight is. Raises ``ModelNotFoundError`` if a part is missing,
     ``StateMismatchError`` if parts do not belong together, and as the single loaders.
@@ -442,7 +497,7 @@ def load_components(
     chosen = _with_strengths(loras)
     coverage: tuple[Coverage, ...] = ()
     if chosen:
-        patched = with_loras(weights["dit"], chosen)
+        patched = with_loras(weights["dit"], chosen, allow_partial=allow_partial_loras)
         weights["dit"], coverage = patched, patched.coverage
     tokenizer = TokenizerSource.find(weights["text_encoder"], tokenizer_path)
     if tokenizer is None:
@@ -464,8 +519,9 @@ def load_components(
         part: _builder(part, it, dtypes[part], place, part in narrow) for part, it in weights.items()
     }
     builders["vae"] = lambda: _vae(weights["vae"], dtypes["vae"], decode_dtype, place)
-    build_dit = builders["dit"]
-    builders["dit"] = lambda: _executed(cast(DiT, build_dit()), place, execution)
+    builders["dit"] = lambda: _build(
+        DiT, weights["dit"], dtypes["dit"], place, eight_bit="dit" in narrow, execution=execution
+    )
     residency: Residency
     if offload:
         streamed = {part for part in STREAMED if offload == "stream" or sizes[True][part] > room}
@@ -547,16 +603,21 @@ def _streamed(
     swapped = device.type == "cuda" and weights.parameters * dtype.itemsize < SHARE_OF_MEMORY * host
 
     def bring() -> torch.nn.Module:
+        beside = Branches()
         if swapped:
             module: torch.nn.Module = _build(_KINDS[part], weights, dtype, "cpu")
             bringers.append(BlockSwap(module, STACKS, device))
         else:
+            plain, beside = set_beside(weights, _block_matrices(weights))
             with without_weights():
                 module = _KINDS[part](weights.config)
-            materialise(module, weights, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
-            bringers.append(MatrixStream(module, STACKS, lambda name: weights.copied(name, dtype), device=device))
+            materialise(module, plain, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
+            bringers.append(MatrixStream(module, STACKS, lambda name: plain.copied(name, dtype), device=device))
         module = module.eval().requires_grad_(False)
-        return _executed(module, device, execution) if isinstance(module, DiT) else module
+        if isinstance(module, DiT):
+            _executed(module, device, execution)
+        beside.read(dtype, device).attach(module)
+        return module
 
     def send_away(_: torch.nn.Module) -> None:
         bringers.pop().close()

@@ -266,3 +266,184 @@ def test_names_that_belong_to_no_module_are_kept_apart(tmp_path: Path) -> None:
     assert lora.unknown == ("odd",)
     assert lora.adapters[Q].scale == 1
     assert replace(lora, unknown=()).name == "lora.safetensors"
+
+
+def test_a_folder_of_peft_says_its_scale_beside_the_file(tmp_path: Path, base: ComponentWeights) -> None:
+    def folder(**told: Any) -> ComponentWeights:
+        place = tmp_path / str(len(list(tmp_path.iterdir())))
+        place.mkdir()
+        names = ("blocks.0.attn1.to_q", "blocks.1.attn1.to_q")
+        tensors = {f"base_model.model.{it}.lora_{x}.weight": v for it in names for x, v in (("A", DOWN), ("B", UP))}
+        save_file({name: it.clone() for name, it in tensors.items()}, place / "adapter_model.safetensors")
+        (place / "adapter_config.json").write_text(json.dumps(told))
+        return with_loras(base, [(place, 1.0)])
+
+    def scale(merged: ComponentWeights, block: int = 0) -> float:
+        change = merged.tensor(f"blocks.{block}.self_attn.q.weight") - base.tensor(f"blocks.{block}.self_attn.q.weight")
+        return float((change * (UP @ DOWN)).sum() / (UP @ DOWN).square().sum())
+
+    assert scale(folder(r=RANK, lora_alpha=2)) == pytest.approx(0.5, rel=1e-4)
+    assert scale(folder(r=RANK, lora_alpha=2, use_rslora=True)) == pytest.approx(1.0, rel=1e-4)
+    assert scale(folder(peft_type="LORA")) == pytest.approx(1.0, rel=1e-4)
+    special = folder(r=RANK, lora_alpha=4, alpha_pattern={"blocks.1.attn1.to_q": 12})
+    assert (scale(special, 0), scale(special, 1)) == (pytest.approx(1, rel=1e-4), pytest.approx(3, rel=1e-4))
+    with pytest.raises(WeightFileError, match="alphas are numbers above 0"):
+        folder(r=RANK, lora_alpha="many")
+
+
+def test_lengths_of_a_square_matrix_are_per_row_or_per_column_as_their_shape_says(
+    tmp_path: Path, base: ComponentWeights
+) -> None:
+    lengths = torch.rand(128) + 1
+    for shape, axis in (((128, 1), 1), ((1, 128), 0)):
+        tensors = {f"{Q}.lora_A.weight": DOWN, f"{Q}.lora_B.weight": UP, f"{Q}.dora_scale": lengths.reshape(shape)}
+        whole = with_loras(base, [(write(tmp_path, tensors), 1.0)]).tensor(f"{Q}.weight")
+        assert torch.allclose(whole.norm(dim=axis), lengths, atol=1e-4)
+
+
+def test_factors_may_be_products_themselves(tmp_path: Path, base: ComponentWeights) -> None:
+    a, b, c, d = (torch.randn(shape) for shape in ((8, 2), (2, 4), (16, 2), (2, 32)))
+    tensors = {f"{Q}.lokr_{part}": it for part, it in (("w1_a", a), ("w1_b", b), ("w2_a", c), ("w2_b", d))}
+    merged = with_loras(base, [(write(tmp_path, tensors | {f"{Q}.alpha": ALPHA}), 1.0)])
+    change = merged.tensor(f"{Q}.weight") - base.tensor(f"{Q}.weight")
+    assert relative_l2(change, torch.kron(a @ b, c @ d)) < 1e-5, "alpha 2 over rank 2"
+
+
+def test_a_kernel_of_convolution_changes_like_a_matrix(tmp_path: Path, base: ComponentWeights) -> None:
+    name, down, up = "patch_embedding", torch.randn(4, 16, 1, 2, 2), torch.randn(128, 4, 1, 1, 1)
+    tensors = {f"lora_unet_{name}.lora_down.weight": down, f"lora_unet_{name}.lora_up.weight": up}
+    merged = with_loras(base, [(write(tmp_path, tensors), 1.0)])
+    change = merged.tensor(f"{name}.weight") - base.tensor(f"{name}.weight")
+    assert relative_l2(change, torch.einsum("or,rithw->oithw", up[..., 0, 0, 0], down)) < 1e-5
+
+
+def test_step_distillation_files_carry_every_kind_of_part(tmp_path: Path, base: ComponentWeights) -> None:
+    """As LightX2V's and CausVid's do: low-rank matrices, biases, norms, modulation, head and embeddings."""
+    tensors: dict[str, torch.Tensor] = {}
+    for module in (Q, "blocks.1.cross_attn.v"):
+        tensors |= {
+            f"diffusion_model.{module}.lora_down.weight": DOWN,
+            f"diffusion_model.{module}.lora_up.weight": UP,
+            f"diffusion_model.{module}.diff_b": torch.randn(128),
+        }
+    wholes = {
+        "blocks.0.norm3": ("diff", "diff_b"), "blocks.0.cross_attn.norm_q": ("diff",),
+        "text_embedding.0": ("diff_b",), "time_projection.1": ("diff_b",), "head.head": ("diff", "diff_b"),
+        "patch_embedding": ("diff", "diff_b"),
+    }  # fmt: skip
+    for module, parts in wholes.items():
+        for part in parts:
+            target = f"{module}.{'bias' if part == 'diff_b' else 'weight'}"
+            tensors[f"diffusion_model.{module}.{part}"] = torch.randn(base.infos[target].shape)
+    merged = with_loras(base, [(write(tmp_path, tensors), 0.5)])
+    assert str(merged.coverage[0]) == "lora.safetensors at 0.5: 8 of 8 modules matched"
+    for module in (Q, "blocks.1.cross_attn.v"):
+        assert relative_l2(merged.tensor(f"{module}.weight") - base.tensor(f"{module}.weight"), 0.5 * UP @ DOWN) < 1e-5
+    for name, value in tensors.items():
+        if ".diff" in name:
+            module, part = name.removeprefix("diffusion_model.").rsplit(".", 1)
+            target = f"{module}.{'bias' if part == 'diff_b' else 'weight'}"
+            assert relative_l2(merged.tensor(target) - base.tensor(target), 0.5 * value) < 1e-5, name
+
+
+def test_a_weight_that_is_set_is_taken_as_it_is_but_not_at_strength_zero(
+    tmp_path: Path, base: ComponentWeights
+) -> None:
+    value = torch.randn(128)
+    path = write(tmp_path, {"diffusion_model.blocks.0.norm3.set_weight": value})
+    assert torch.equal(with_loras(base, [(path, 0.3)]).tensor("blocks.0.norm3.weight"), value)
+    assert torch.equal(
+        with_loras(base, [(path, 0.0)]).tensor("blocks.0.norm3.weight"), base.tensor("blocks.0.norm3.weight")
+    )
+
+
+def test_text_encoder_tensors_are_told_and_left(tmp_path: Path, base: ComponentWeights) -> None:
+    tensors = {f"diffusion_model.{Q}.lora_A.weight": DOWN, f"diffusion_model.{Q}.lora_B.weight": UP}
+    for part in ("lora_down.weight", "lora_up.weight", "alpha"):
+        tensors[f"lora_te_encoder_block_0_layer_0_SelfAttention_q.{part}"] = DOWN
+    told = with_loras(base, [(write(tmp_path, tensors), 1.0)]).coverage[0]
+    assert (told.matched, told.total) == (1, 2)
+    assert "1 module skipped because it belongs to no Wan transformer" in str(told)
+
+
+HALF: dict[str, tuple[dict[str, torch.Tensor], str]] = {
+    "alpha alone": ({f"{Q}.alpha": ALPHA}, "has only its alpha part"),
+    "lengths alone": ({f"{Q}.dora_scale": torch.ones(128, 1)}, "has only its magnitude part"),
+    "half a Kronecker product": ({f"{Q}.lokr_w1": DOWN, f"{Q}.lokr_w2_a": UP}, "lacks its lokr_w2_b part"),
+    "half a Hadamard product": ({f"{Q}.hada_w1_a": UP}, "lacks its hada_w1_b and hada_w2_a and hada_w2_b part"),
+    "two kinds": (
+        {f"{Q}.lora_A.weight": DOWN, f"{Q}.lora_B.weight": UP, f"{Q}.lokr_w1": DOWN, f"{Q}.lokr_w2": UP},
+        "parts of LoRA and of LoKr",
+    ),
+    "a bias where there is none": ({"blocks.0.self_attn.norm_q.diff_b": torch.ones(128)}, "no such module"),
+    "a bias beside a weight where there is none": (
+        {f"blocks.0.self_attn.norm_q.{it}": torch.ones(128) for it in ("diff", "diff_b")}, "which has no bias here",
+    ),
+    "orthogonal": ({f"{Q}.oft_blocks": torch.ones(4, 4, 4), f"{Q}.alpha": ALPHA}, "an orthogonal change"),
+    "lengths of another size": (
+        {f"{Q}.lora_A.weight": DOWN, f"{Q}.lora_B.weight": UP, f"{Q}.dora_scale": torch.ones(64)}, "other shapes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HALF)
+def test_nothing_is_loaded_in_part(tmp_path: Path, base: ComponentWeights, case: str) -> None:
+    tensors, words = HALF[case]
+    with pytest.raises((WeightFileError, StateMismatchError), match=words):
+        with_loras(base, [(write(tmp_path, tensors), 1.0)])
+
+
+def test_another_shape_is_skipped_only_if_asked_for(tmp_path: Path, base: ComponentWeights) -> None:
+    tensors = {f"{Q}.lora_A.weight": DOWN, f"{Q}.lora_B.weight": UP, f"{FFN}.diff": torch.ones(2, 2)}
+    path = write(tmp_path, tensors)
+    with pytest.raises(StateMismatchError, match=r"1 of 2 modules have other shapes, first 'blocks\.1\.ffn\.2'"):
+        with_loras(base, [(path, 1.0)])
+    told = with_loras(base, [(path, 1.0)], allow_partial=True).coverage[0]
+    assert "1 of 2 modules matched; 1 module skipped because it has another shape in the base" in str(told)
+    only = write(tmp_path, {f"{FFN}.diff": torch.ones(2, 2)})
+    with pytest.raises(StateMismatchError, match="0 of 1 modules matched"):
+        with_loras(base, [(only, 1.0)], allow_partial=True)
+
+
+def test_a_file_of_endless_names_is_refused_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, {f"lora_unet_{number}.alpha": torch.zeros(0) for number in range(10_001)})
+    with pytest.raises(WeightFileError, match="holds 10,001 tensors"):
+        read_lora(path)
+
+
+def full_size(name: str) -> ComponentWeights:
+    """Names and shapes of a published transformer, without a file."""
+    from cygnet.checkpoints.weight_file import TensorInfo
+    from cygnet.models.dit.config import I2V_14B, T2V_1_3B, T2V_14B
+    from cygnet.models.dit.model import DiT
+
+    config = {"T2V-1.3B": T2V_1_3B, "T2V-14B": T2V_14B, "I2V-14B": I2V_14B}[name]
+    with torch.device("meta"):
+        state = DiT(config).state_dict()
+    infos = {key: TensorInfo("bfloat16", tuple(value.shape)) for key, value in state.items()}
+    return ComponentWeights("dit", "official", config, "none", infos, None, {}, {}, {})  # type: ignore[arg-type]
+
+
+def test_loras_of_full_size_are_covered_as_they_should_be(tmp_path: Path) -> None:
+    models = {name: full_size(name) for name in ("T2V-1.3B", "T2V-14B", "I2V-14B")}
+    paths = {}
+    for name, weights in models.items():
+        tensors: dict[str, torch.Tensor] = {}
+        for key, info in weights.infos.items():
+            if key.startswith("blocks.") and len(info.shape) == 2:
+                stem = f"diffusion_model.{key.removesuffix('.weight')}"
+                tensors[f"{stem}.lora_A.weight"] = torch.zeros(1, info.shape[1], dtype=torch.bfloat16)
+                tensors[f"{stem}.lora_B.weight"] = torch.zeros(info.shape[0], 1, dtype=torch.bfloat16)
+        paths[name] = tmp_path / f"{name}.safetensors"
+        save_file(tensors, paths[name])
+    told = {pair: with_loras(models[pair[1]], [(paths[pair[0]], 1.0)]).coverage[0] for pair in (
+        ("T2V-1.3B", "T2V-1.3B"), ("T2V-14B", "T2V-14B"), ("T2V-14B", "I2V-14B"), ("I2V-14B", "T2V-14B"),
+    )}  # fmt: skip
+    assert [it.total for it in told.values()] == [300, 400, 400, 480]
+    assert [it.share for it in told.values()] == [1, 1, 1, pytest.approx(5 / 6)]
+    assert str(told["I2V-14B", "T2V-14B"]) == (
+        "I2V-14B.safetensors at 1: 400 of 480 modules matched; 80 image-attention modules skipped because the base is "
+        "T2V-14B"
+    )
+    with pytest.raises(StateMismatchError, match=r"does not fit T2V-1\.3B: 300 of 400 modules have other shapes"):
+        with_loras(models["T2V-1.3B"], [(paths["T2V-14B"], 1.0)])

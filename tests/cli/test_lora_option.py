@@ -79,3 +79,28 @@ def test_a_model_is_saved_with_its_loras_merged(tmp_path: Path, style: Path) -> 
     assert not torch.equal(merged, library.load_dit(paths["dit"]).state_dict()[name])
     plain = library.load_dit(paths["dit"], loras=[style]).state_dict()[name]
     assert not torch.equal(plain, merged), "a path alone has the strength 1"
+
+
+def test_less_than_half_of_a_lora_is_taken_only_if_asked_for(cygnet: Command, small: list[str], place: Path) -> None:
+    names = ("blocks.0.self_attn.q", *(f"blocks.{number}.self_attn.q" for number in range(50, 54)))
+    save_file({f"diffusion_model.{it}.diff": torch.randn(128, 128) for it in names}, place / "deep.safetensors")
+    refused = cygnet("generate", PROMPT, *small, "--out", "x.mp4", "--lora", "deep.safetensors")
+    assert refused.code == 2
+    assert "1 of 5 modules matched; 4 modules skipped because" in refused.err
+    assert "--allow-partial-lora" in refused.err
+    done = cygnet(
+        "generate",
+        PROMPT,
+        *small,
+        "--seed",
+        "1",
+        "--out",
+        "x.mp4",
+        "--lora",
+        "deep.safetensors",
+        "--allow-partial-lora",
+    )
+    assert done.code == 0, done.err
+    assert read_receipt(place / "x.mp4")["model"]["loras"][0]["partial"] is True
+    again = cygnet("replay", "x.mp4", "--check", *small[:2])
+    assert again.code == 0, again.err

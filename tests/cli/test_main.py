@@ -32,6 +32,12 @@ def test_every_verb_has_help_with_its_options(verb: str, cygnet: Command) -> Non
     done = cygnet(*filter(None, [verb]), "--help")
     assert (done.code, done.err) == (0, "")
     assert f"Usage: cygnet {verb}".rstrip() in done.out
+    if verb in main.WITH_ACTIONS:
+        actions = [line.split()[1] for line in done.out.splitlines() if line.startswith("│ ") and line[2] != " "]
+        assert actions
+        helps = [cygnet(verb, action, "--help").out for action in actions]
+        assert all("--debug" in text for text in helps)
+        return
     assert ("--debug" if verb else "--help") in done.out
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cygnet.models.dit.model import DiT
-from cygnet.models.lora import Adapters, LowRank, adaptable, fresh_adapters
+from cygnet.models.lora import Adapters, LowRank, LowRankLinear, adaptable, fresh_adapters
 from cygnet.runtime.eight_bit import EightBitLinear
 from random_models import dit_config, state_of
 from support import fill, relative_l2
@@ -50,8 +50,13 @@ def test_an_adapter_does_what_a_changed_weight_does() -> None:
     adapters = Adapters({Q: LowRank(down, up, 0.5)})
     with torch.no_grad():
         merged.get_parameter(f"{Q}.weight").add_(0.5 * up @ down)
-    with adapters.attached(dit), torch.no_grad():
-        assert relative_l2(answer(dit), answer(merged)) < 1e-5
+    with torch.no_grad():
+        with adapters.attached(dit):
+            hooked = answer(dit)
+        adapters.install(dit)
+        assert relative_l2(hooked, answer(merged)) < 1e-5
+        assert torch.equal(answer(dit), hooked)
+    assert isinstance(dit.get_submodule(Q), LowRankLinear)
 
 
 def test_their_state_goes_on_where_it_was() -> None:

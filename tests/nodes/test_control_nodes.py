@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from cygnet.checkpoints import save_official
 from cygnet.checkpoints.catalogue import EMBEDDED
-from cygnet.errors import RequestError
+from cygnet.errors import RequestError, StateMismatchError
 from cygnet.graph.folders import Folders
 from cygnet.models.dit.config import Variant
 from cygnet.nodes import camera, control, loaders, sampling
@@ -266,3 +266,21 @@ def test_a_lora_is_merged_when_the_model_is_used(tmp_path: Path) -> None:
     assert len(shop._loaded) == 1, "one merge of a file is kept, not every one"
     latent = {"samples": torch.zeros(1, 16, 3, 4, 8)}
     assert not torch.equal(sample(shop, patched, prompt, latent), sample(shop, model, prompt, latent))
+
+
+def test_a_workflow_takes_what_fits_of_a_lora_and_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    shop = Workshop(Folders.below(tmp_path / "studio"), models={"loras": (folder,)})
+    model = saved(tmp_path, "t2v")
+    names = [f"blocks.{number}.self_attn.v" for number in (0, 50, 51)]
+    save_file({f"diffusion_model.{name}.diff": torch.ones(128, 128) for name in names}, folder / "deep.safetensors")
+    it: Any = loaders.LoraLoaderModelOnly.bind(shop)()
+    with caplog.at_level("WARNING"):
+        shop.dit(it.run(model, "deep.safetensors", 1.0)[0])
+    [told] = [record.message for record in caplog.records]
+    assert "1 of 3 modules matched; 2 modules skipped" in told
+    assert "less than half" in told
+    save_file({f"{names[1]}.diff": torch.ones(128, 128)}, folder / "none.safetensors")
+    with pytest.raises(StateMismatchError, match="0 of 1 modules matched"):
+        shop.dit(it.run(model, "none.safetensors", 1.0)[0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cygnet
-from cygnet.assembly import load_dit, load_text_encoder, round_matrices
+from cygnet.assembly import load_dit, load_text_encoder
 from cygnet.runtime.eight_bit import EightBitLinear
 from random_models import write_model
 from support import fill
@@ -53,8 +53,7 @@ def test_matrices_kept_in_eight_bits_give_the_same_velocity_bit_for_bit(
 
 def test_matrices_rounded_to_eight_bits_are_kept_in_them(tmp_path: Path) -> None:
     path = write_model(tmp_path)["dit"]
-    rounded, exact = load_dit(path), load_dit(path)
-    round_matrices(rounded, FP8)
+    rounded, exact = load_dit(path, rounded=FP8), load_dit(path)
     for name, weight in exact.named_parameters():
         if name.startswith("blocks.") and weight.ndim == 2:
             weight.copy_(weight.to(FP8))

@@ -346,11 +346,22 @@ def _write_shards(
 # Whole or not at all -------------------------------------------------------------------------------------------------
 
 
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Raise ``OutputError`` if no file can be written at ``path``, as far as can be told before it is."""
+    if path.exists() and not overwrite:
+        raise OutputError(f"{shown(path)} exists; choose another name or say to overwrite it")
+    if path.is_dir():
+        raise OutputError(f"{shown(path)} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"{shown(path)} could not be written: no such file or directory; make the folder {shown(path.parent)} first"
+        )
+
+
 @contextmanager
 def staged_file(path: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
     """A file that takes the name ``path`` when the block ends well, and vanishes when it does not."""
-    if path.exists() and not overwrite:
-        raise OutputError(f"{shown(path)} exists; choose another name or say to overwrite it")
+    check_target(path, overwrite=overwrite)
     temporary = path.parent / _hidden(path)
     try:
         with open(temporary, "xb") as file:

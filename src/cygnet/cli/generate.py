@@ -15,7 +15,7 @@ from cyclopts import Group, Parameter
 
 from cygnet.cli.execution import ExecutionOptions
 from cygnet.cli.interrupts import WholeStack, cancelled_by_interrupt, uninterrupted
-from cygnet.cli.options import DASH, Debug, File, Json, Loras, Number, Places, Quiet, Switch, Text, Whole
+from cygnet.cli.options import DASH, Debug, File, Json, Loras, Number, Partial, Places, Quiet, Switch, Text, Whole
 from cygnet.cli.output import Voice, error_line
 from cygnet.cli.progress import Display, open_display
 from cygnet.cli.targets import Target, check_target, plan_targets, reserved
@@ -65,6 +65,7 @@ def generate(
     image_encoder: Annotated[File, Parameter(group=_WITH)] = None,
     tokenizer: Annotated[File, Parameter(group=_WITH)] = None,
     lora: Annotated[Loras, Parameter(group=_WITH)] = (),
+    allow_partial_lora: Annotated[Partial, Parameter(group=_WITH)] = False,
     model_paths: Annotated[Places, Parameter(group=_WITH)] = (),
     device: Annotated[str, Parameter(group=_WITH, metavar="NAME")] = "auto",
     dtype: Annotated[str, Parameter(group=_WITH, metavar="NAME")] = "auto",
@@ -129,7 +130,8 @@ def generate(
     tokenizer
         The same for the tokenizer, if the text encoder has none inside or beside it.
     lora
-        A LoRA for the transformer, with a strength if it is not to be 1: style.safetensors:0.8; may be given again.
+        A LoRA for the transformer, with a strength if it is not to be 1: style.safetensors:0.8; may be given again. A
+        file that is not there is looked for in the loras folders of --model-paths and the like.
     device
         auto, cpu, cuda or cuda:N.
     dtype
@@ -173,7 +175,12 @@ def generate(
             model_paths,
             with_image=image is not None,
         ),
-        place={"device": device, "dtype": dtype, "loras": parse_loras(lora)},
+        place={
+            "device": device,
+            "dtype": dtype,
+            "loras": find_loras(parse_loras(lora), model_paths),
+            "allow_partial_loras": allow_partial_lora,
+        },
         stream=stream,
         execution=execution,
         out=out,
@@ -232,6 +239,13 @@ def parse_loras(given: Sequence[str]) -> list[tuple[Path, float]]:
             name, strength = text, 1.0
         found.append((Path(name if colon and name else text), strength))
     return found
+
+
+def find_loras(given: Sequence[tuple[Path, float]], places: Sequence[Path]) -> list[tuple[Path, float]]:
+    """The files themselves where they exist, else those of that name in the loras folders."""
+    from cygnet.checkpoints.lora.finding import find_lora
+
+    return [(find_lora(path, places), strength) for path, strength in given]
 
 
 def seeds_of(seed: int | None, count: int | None) -> range:

@@ -13,6 +13,7 @@ from cygnet.cli.output import Voice, escaped, gigabytes
 
 if TYPE_CHECKING:
     from cygnet.checkpoints.inspect import Inspection
+    from cygnet.checkpoints.lora.inspection import LoraInspection
 
 
 def inspect(
@@ -23,13 +24,16 @@ def inspect(
     json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Say what a weight file, a folder of weights or a named model is, and what it can serve.
+    """Say what a weight file, a folder of weights, a LoRA or a named model is, and what it can serve.
 
     Only headers are read; no tensor is loaded and nothing in the file is run.
     """
     from cygnet.checkpoints import catalogue
     from cygnet.checkpoints import inspect as look_into
 
+    if (told := _lora(Path(path))) is not None:
+        Voice(as_json=json).result(told.to_json(), [escaped(line) for line in told.lines()])
+        return 0
     if not Path(path).exists() and catalogue.is_name(path):
         parts = catalogue.resolve(path, places=model_paths)
         found = [look_into(part) for part in dict.fromkeys(parts.values())]
@@ -40,6 +44,22 @@ def inspect(
     value: dict[str, Any] = found[0].to_json() if len(found) == 1 else {"parts": [each.to_json() for each in found]}
     Voice(as_json=json).result(value, [escaped(line) for each in found for line in _lines(each)])
     return 0
+
+
+def _lora(path: Path) -> LoraInspection | None:
+    """What the LoRA at ``path`` is; None for anything else."""
+    from cygnet.checkpoints import open_weights
+    from cygnet.checkpoints.lora.file import is_lora
+    from cygnet.checkpoints.lora.inspection import inspect_lora
+    from cygnet.errors import WeightFileError
+
+    if not path.is_file():
+        return None
+    try:
+        found = is_lora(open_weights(path))
+    except WeightFileError:  # it will be said in the words for models
+        return None
+    return inspect_lora(path) if found else None
 
 
 def _lines(found: Inspection) -> list[str]:

@@ -33,11 +33,15 @@ VERBS = {
     "data": "Find what is wrong with a data set before training on it.",
     "replay": "Make a video again from its receipt, and compare.",
     "inspect": "Say what a weight file or folder is, and what it can serve.",
+    "lora": "Inspect, convert, merge and extract LoRAs.",
     "models": "List the models that have a name, and what of them is here.",
     "pull": "Fetch the weights of a named model.",
     "doctor": "Say what this machine can run, what is missing, and the remedy.",
 }
 """Verb → what it is for. The function of that name in the module of that name does it; its docstring is its help."""
+
+WITH_ACTIONS = frozenset({"lora"})
+"""Verbs whose actions have options of their own: each is a parser, not a function."""
 
 EPILOGUE = "Start here: cygnet generate 'a red ball moves right on a black background'"
 DEBUG_VARIABLE = "CYGNET_DEBUG"
@@ -58,7 +62,9 @@ def build_app(verb: str | None = None) -> App:
     )
     for name, purpose in VERBS.items():
         place = f"cygnet.cli.{name}:{name}"
-        if name == verb:
+        if name == verb and name in WITH_ACTIONS:
+            app.command(place, name=name)
+        elif name == verb:
             app.command(place, name=name, sort_key=list(VERBS).index(name))
         else:
             app.command(place, name=name, sort_key=list(VERBS).index(name), help=purpose)

@@ -60,3 +60,12 @@ Places = Annotated[
     ),
 ]
 Loras = Annotated[tuple[str, ...], Parameter(name="--lora", negative=(), metavar="FILE[:STRENGTH]")]
+Partial = Annotated[
+    bool,
+    Parameter(
+        name="--allow-partial-lora",
+        negative=(),
+        show_default=False,
+        help="Take what fits of a LoRA even if that is less than half of it.",
+    ),
+]

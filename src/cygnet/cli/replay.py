@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from cygnet.cli.generate import model_source, parse_loras, write_stream
+from cygnet.cli.generate import find_loras, model_source, parse_loras, write_stream
 from cygnet.cli.interrupts import cancelled_by_interrupt
 from cygnet.cli.options import Debug, File, Json, Loras, Places, Quiet, Switch
 from cygnet.cli.output import Voice, error_line
@@ -107,7 +107,8 @@ def replay(
             device=place,
             dtype=_recorded_dtype(receipt, place),
             offload=True,
-            loras=parse_loras(lora) if lora else recorded_loras(receipt, file),
+            loras=find_loras(parse_loras(lora), model_paths) if lora else recorded_loras(receipt, file),
+            allow_partial_loras=any(it.get("partial") is True for it in _loras(receipt)),
             execution=_recorded_execution(receipt),
             on_progress=display.report,
         )

@@ -62,6 +62,20 @@ class LowRank(nn.Module):
         return F.linear(narrow, self.up.to(x.dtype))
 
 
+class LowRankLinear(nn.Module):
+    """A linear layer of any kind and the adapter beside it, as one layer that a compiler sees through."""
+
+    def __init__(self, layer: nn.Module, branch: LowRank) -> None:
+        super().__init__()
+        self.layer, self.branch = layer, branch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[..., in]`` -> ``[..., out]``."""
+        out: torch.Tensor = self.layer(x)
+        change: torch.Tensor = self.branch(x)
+        return out + change.to(out.dtype)
+
+
 class Adapters(nn.Module):
     """Low-rank adapters by the official name of their layer, such as ``blocks.0.self_attn.q``.
 
@@ -88,22 +102,38 @@ class Adapters(nn.Module):
         """
         if self._handles:
             raise ValueError("these adapters are attached already; detach them first")
-        branches = self.branches
-        layers = {name: network.get_submodule(name) for name in branches}
-        for name, branch in branches.items():
-            have = _features(layers[name])
-            if have is not None and have != (branch.down.shape[1], branch.up.shape[0]):
-                raise ValueError(
-                    f"the adapter of {name} is [{branch.up.shape[0]}, {branch.down.shape[1]}], but the layer is "
-                    f"[{have[1]}, {have[0]}]"
-                )
-        self._handles = [layers[name].register_forward_hook(_adding(branch)) for name, branch in branches.items()]
+        layers = self._layers(network)
+        self._handles = [layers[name].register_forward_hook(_adding(branch)) for name, branch in self.branches.items()]
 
     def detach(self) -> None:
         """Leave the network as it was before :meth:`attach`."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def install(self, network: nn.Module) -> None:
+        """Put a :class:`LowRankLinear` in the place of every named layer, for good.
+
+        Hooks keep a compiler away from what they hang on; this does not, and changes the network's names instead.
+        Raises as :meth:`attach`.
+        """
+        layers = self._layers(network)
+        for name, branch in self.branches.items():
+            parent, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(parent), leaf, LowRankLinear(layers[name], branch))
+
+    def _layers(self, network: nn.Module) -> dict[str, nn.Module]:
+        """The layers that these adapters belong to, checked."""
+        layers: dict[str, nn.Module] = {}
+        for name, branch in self.branches.items():
+            layers[name] = network.get_submodule(name)
+            have = _features(layers[name])
+            if have is not None and have != (branch.down.shape[1], branch.up.shape[0]):
+                raise ValueError(
+                    f"the adapter of {name} is [{branch.up.shape[0]}, {branch.down.shape[1]}], but the layer is "
+                    f"[{have[1]}, {have[0]}]"
+                )
+        return layers
 
     @contextmanager
     def attached(self, network: nn.Module) -> Iterator[None]:
@@ -150,7 +180,8 @@ def _features(layer: nn.Module) -> tuple[int, int] | None:
 
 def _adding(branch: LowRank) -> Any:
     def add(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        return output + branch(inputs[0]).to(output.dtype)
+        change: torch.Tensor = branch(inputs[0])
+        return output + change.to(output.dtype)
 
     return add
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from cygnet.assembly import (
+    Coverage,
     ImageEncoder,
     TextEncoder,
     fits,
@@ -24,7 +25,6 @@ from cygnet.assembly import (
     load_text_encoder,
     load_vae,
     release_unused,
-    round_matrices,
 )
 from cygnet.errors import ModelNotFoundError, WeightFileError
 from cygnet.graph.folders import Folders, can_be_named, inside
@@ -63,6 +63,13 @@ class ModelHandle:
     def guidance(self, scale: float) -> Guidance:
         """How its answers to two prompts are joined."""
         return Guidance(scale=scale, zero_star=self.zero_star, skip=self.skip)
+
+
+def _tell(coverage: Coverage) -> None:
+    if coverage.partial:
+        log.warning("LoRA %s: less than half of it; it was made for another model", coverage)
+    else:
+        log.info("LoRA %s", coverage)
 
 
 @dataclass(frozen=True)
@@ -122,17 +129,16 @@ class Workshop:
             self._loaded = {other: network for other, network in self._loaded.items() if other[:2] != key[:2]}
 
         def build() -> DiT:
-            dit = load_dit(
+            return load_dit(
                 handle.path,
                 handle.dtype,
                 self.device,
                 loras=handle.loras,
                 eight_bit=not fits(handle.path, "dit", handle.dtype, self.device),
-                on_coverage=lambda coverage: log.info("LoRA %s", coverage),
+                rounded=None if handle.stored is None else getattr(torch, handle.stored.replace("fp8", "float8")),
+                allow_partial_loras=True,  # as ComfyUI does, which warns
+                on_coverage=_tell,
             )
-            if handle.stored is not None:
-                round_matrices(dit, getattr(torch, handle.stored.replace("fp8", "float8")))
-            return dit
 
         return self._keep(key, build, lambda: fits(handle.path, "dit", handle.dtype, self.device))
 

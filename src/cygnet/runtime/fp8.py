@@ -47,6 +47,16 @@ class Fp8Linear(nn.Module):
         self.register_buffer("scale", scale.T)  # [1, out]
         self.bias = layer.bias
 
+    @property
+    def in_features(self) -> int:
+        """Width of what it takes."""
+        return self.stored.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Width of what it gives."""
+        return self.stored.shape[0]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in]`` bfloat16 -> ``[..., out]`` bfloat16."""
         rows, scale = round_rows(x.flatten(0, -2))

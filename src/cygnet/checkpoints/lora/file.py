@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cygnet.checkpoints.layouts import MAX_NAMES
 from cygnet.checkpoints.lora.names import ENDING, official_module, without_prefix
 from cygnet.checkpoints.lora.scales import NotedScales
 from cygnet.checkpoints.open import open_weights
@@ -73,6 +74,10 @@ def read_lora(path: Path | str) -> LoraFile:
     :func:`~cygnet.checkpoints.open.open_weights`.
     """
     file = open_weights(path)
+    if len(file.tensors) > MAX_NAMES:
+        raise WeightFileError(
+            f"{shown(file.path)} holds {len(file.tensors):,} tensors; no LoRA for Wan has more than {MAX_NAMES:,}"
+        )
     groups: dict[str, dict[str, str]] = {}
     stems: dict[str, str] = {}
     unknown: list[str] = []
@@ -134,9 +139,12 @@ def _adapter(file: WeightFile, module: str, parts: Mapping[str, str], noted: Not
     if rank == 0:
         raise WeightFileError(f"{where} has rank 0; the file is damaged")
     alpha = _alpha(file, where, parts)
-    if kind == "difference" or rank is None:
-        return Adapter(module, parts, 1.0, kind, rank, alpha)
-    scale = noted.scale(module, stem, rank) if alpha is None else alpha / rank
+    if kind == "difference":
+        scale = 1.0
+    elif alpha is None:
+        scale = noted.scale(module, stem, rank)
+    else:  # that of two whole matrices (LoKr) is 1, whatever its alpha
+        scale = 1.0 if rank is None else alpha / rank
     return Adapter(module, parts, scale, kind, rank, alpha)
 
 

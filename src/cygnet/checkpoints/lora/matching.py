@@ -73,6 +73,19 @@ class Change:
     strength: float
 
 
+def check_strengths(loras: Sequence[tuple[Path | str, float]]) -> None:
+    """Raise ``RequestError`` for a strength or a number of files that is not allowed; opens none."""
+    if len(loras) > MAX_LORAS:
+        raise RequestError(f"{len(loras)} LoRAs are given; at most {MAX_LORAS} can be merged", field="lora")
+    for path, strength in loras:
+        if isinstance(strength, bool) or not isinstance(strength, int | float) or not abs(strength) <= MAX_STRENGTH:
+            raise RequestError(
+                f"the strength of {shown(Path(path))} is {strength!r}; it must be from -{MAX_STRENGTH:g} to "
+                f"{MAX_STRENGTH:g}",
+                field="lora",
+            )
+
+
 def matched_changes(
     weights: ComponentWeights, loras: Sequence[tuple[Path | str, float]], *, allow_partial: bool = False
 ) -> tuple[dict[str, list[Change]], list[Coverage]]:
@@ -82,17 +95,10 @@ def matched_changes(
     shapes are those of another model or fewer than half of a file's modules match. With ``allow_partial`` whatever fits
     is taken, unless nothing does.
     """
-    if len(loras) > MAX_LORAS:
-        raise RequestError(f"{len(loras)} LoRAs are given; at most {MAX_LORAS} can be merged", field="lora")
+    check_strengths(loras)
     changes: dict[str, list[Change]] = {}
     coverage: list[Coverage] = []
     for path, strength in loras:
-        if isinstance(strength, bool) or not isinstance(strength, int | float) or not abs(strength) <= MAX_STRENGTH:
-            raise RequestError(
-                f"the strength of {shown(Path(path))} is {strength!r}; it must be from -{MAX_STRENGTH:g} to "
-                f"{MAX_STRENGTH:g}",
-                field="lora",
-            )
         found, told = _matched(read_lora(path), weights, float(strength), allow_partial)
         if not told.matched:
             raise StateMismatchError(f"{told}. It was made for another model; choose a LoRA for {weights.variant}")

@@ -21,9 +21,10 @@ MAX_CONFIG_BYTES = 2**20
 
 @dataclass(frozen=True)
 class NotedScales:
-    """``lora_alpha``, with exceptions by module; ``by_root`` if it is divided by the root of the rank (rsLoRA)."""
+    """Alpha and rank, with exceptions by module; ``by_root`` if alpha is divided by the root of the rank (rsLoRA)."""
 
     alpha: float | None = None
+    rank: float | None = None
     special: Mapping[str, float] = field(default_factory=dict)
     by_root: bool = False
 
@@ -33,7 +34,10 @@ class NotedScales:
         text = file.metadata.get(METADATA_KEY)
         if text is not None:
             where = f"the note {METADATA_KEY!r} in the header of {shown(file.path)}"
-            return cls._read(parse_object(text.encode(), where, max_depth=6, max_values=20_000), "transformer.", where)
+            noted = parse_object(text.encode(), where, max_depth=6, max_values=20_000)
+            # A pipeline's file prefixes each network's part; a transformer's own has no prefix.
+            prefix = "transformer." if any(key.startswith("transformer.") for key in noted) else ""
+            return cls._read(noted, prefix, where)
         folder = file.path if file.path.is_dir() else file.path.parent
         path = folder / PEFT_CONFIG
         if file.files[0].name.startswith("adapter_model") and path.exists():
@@ -43,26 +47,32 @@ class NotedScales:
 
     @classmethod
     def _read(cls, noted: Mapping[str, Any], prefix: str, where: str) -> NotedScales:
-        alpha = noted.get(f"{prefix}lora_alpha")
+        alpha = noted.get(f"{prefix}lora_alpha", noted.get(f"{prefix}alpha"))  # the second is that of LoHa and LoKr
+        rank = noted.get(f"{prefix}r")
         special = noted.get(f"{prefix}alpha_pattern") or {}
         if not isinstance(special, dict):
             raise WeightFileError(f"{where} has an alpha_pattern that is no object of names and numbers")
         return cls(
             None if alpha is None else _positive(alpha, where),
+            None if rank is None else _positive(rank, where),
             {str(pattern): _positive(value, where) for pattern, value in special.items()},
             noted.get(f"{prefix}use_rslora") is True,
         )
 
-    def scale(self, module: str, stem: str, rank: int) -> float:
-        """What the product of ``module``, stored as ``stem``, is multiplied with; 1 where nothing is noted."""
+    def scale(self, module: str, stem: str, rank: int | None) -> float:
+        """What the product of ``module``, stored as ``stem``, is multiplied with; 1 where nothing is noted.
+
+        ``rank`` is that of its factors; None if none tells it (LoKr of two whole matrices).
+        """
         alpha = self.alpha
         for pattern, special in self.special.items():
             name = pattern.lstrip("^")
             if name == stem or stem.endswith(f".{name}") or official_module(name) == module:
                 alpha = special
-        if alpha is None:
+        divisor = self.rank if rank is None else rank
+        if alpha is None or divisor is None:
             return 1.0
-        return alpha / math.sqrt(rank) if self.by_root else alpha / rank
+        return alpha / math.sqrt(divisor) if self.by_root else alpha / divisor
 
 
 def _positive(number: Any, where: str) -> float:

@@ -71,9 +71,11 @@ def save_lora(
         _check(module, change)
         tensors |= _pair(module, change, form, dtype)
     for module, parts in (rest or {}).items():
+        _check_name(module)
         for part, value in parts.items():
+            kept = part == "alpha" or not value.is_floating_point()
             try:
-                tensors[stored_name(module, part, form)] = value.detach().to(dtype=dtype)
+                tensors[stored_name(module, part, form)] = value.detach() if kept else value.detach().to(dtype=dtype)
             except KeyError:
                 raise RequestError(
                     f"{printable(module)} changes by its {part}, for which {form} has no name; write the form "
@@ -82,7 +84,7 @@ def save_lora(
                 ) from None
     ranks = sorted({change.rank for change in modules.values()})
     said = {**(note or {}), "modules": len(modules.keys() | (rest or {}).keys()), "ranks": ranks}
-    notes = {"format": "pt", NOTE_KEY: json.dumps(said, ensure_ascii=False, sort_keys=True), **(metadata or {})}
+    notes = {"format": "pt", **(metadata or {}), NOTE_KEY: noted(said)}
     entries = {name: _entry(value) for name, value in tensors.items()}
     with staged_file(path, overwrite=overwrite) as file:
         write_safetensors(file, entries, notes)
@@ -106,15 +108,16 @@ def save_adapters(
     return save_lora(path, modules, form=form, dtype=dtype, note=note, overwrite=overwrite)
 
 
+def noted(said: Mapping[str, Any]) -> str:
+    """A JSON object as a header's value."""
+    return json.dumps(said, ensure_ascii=False, sort_keys=True)
+
+
 def _check(module: str, change: LowRankChange) -> None:
     import torch
 
     where = f"the change of {printable(module)}"
-    if not is_official(module):
-        raise RequestError(
-            f"{printable(module)!r} is no module of the transformer; give official names, such as blocks.0.self_attn.q",
-            field="modules",
-        )
+    _check_name(module)
     down, up = list(change.down.shape), list(change.up.shape)
     if len(down) < 2 or len(up) < 2 or up[1] != down[0] or not down[0]:
         raise RequestError(f"{where} has down {down} and up {up}; they must be [R, in] and [out, R]", field="modules")
@@ -122,6 +125,14 @@ def _check(module: str, change: LowRankChange) -> None:
         raise RequestError(f"{where} has the alpha {change.alpha}; it must be a finite number", field="modules")
     if not (bool(torch.isfinite(change.down).all()) and bool(torch.isfinite(change.up).all())):
         raise RequestError(f"{where} holds NaN or infinity; the training that made it diverged", field="modules")
+
+
+def _check_name(module: str) -> None:
+    if not is_official(module):
+        raise RequestError(
+            f"{printable(module)!r} is no module of the transformer; give official names, such as blocks.0.self_attn.q",
+            field="modules",
+        )
 
 
 def _pair(module: str, change: LowRankChange, form: LoraForm, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
