@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PICTURE := docs/assets/first-frame.png
 
-.PHONY: setup demo test check conformance clean
+.PHONY: setup demo test check conformance bench clean
 
 setup: $(VENV)/.ready
 
@@ -30,6 +30,12 @@ check: setup
 
 conformance: setup
 	scripts/conformance
+
+# Beside Diffusers and transformers, within fifteen minutes; see docs/speed.md.
+bench: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,mcp,studio,bench]"
+	mkdir -p out/bench
+	$(BIN)/python -m benchmarks --rounds 5 --budget 780 --json out/bench/cpu.json --table out/bench/cpu.md --plot out/bench/cpu.png
 
 clean:
 	rm -rf $(VENV) .conformance out .mypy_cache .ruff_cache .pytest_cache

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import resource
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from benchmarks.measure import environment, in_turn, relative_error
 from benchmarks.report import plot, table
 
 
-def compare(case: Case, rounds: int | None) -> dict[str, Any]:
-    """Prove that the sides agree, then time them."""
+def compare(case: Case, rounds: int | None, budget: float) -> dict[str, Any]:
+    """Prove that the sides agree, then time them, within about ``budget`` seconds or in one round."""
+    start = time.monotonic()
     sides = case.build()
     error = relative_error(sides.ours(), sides.peer())
     if not error <= sides.tolerance:
@@ -31,13 +34,14 @@ def compare(case: Case, rounds: int | None) -> dict[str, Any]:
     works = {"ours": sides.ours, "peer": sides.peer}
     if sides.tuned is not None:
         works["tuned"] = sides.tuned
-    timings = in_turn(works, rounds or case.rounds)
+    timings = in_turn(works, rounds or case.rounds, budget - (time.monotonic() - start))
     ours = timings["ours"].median
     return {
         "case": case.name,
         "title": case.title,
         "target": case.target,
         "error": error,
+        "rounds": len(timings["ours"].seconds),
         "seconds": {name: {"median": it.median, "quartiles": it.quartiles} for name, it in timings.items()},
         "ratio": timings["peer"].median / ours,
         "ratio_tuned": timings["tuned"].median / ours if "tuned" in timings else None,
@@ -57,6 +61,7 @@ def main() -> None:
     names = [case.name for case in CASES]
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"some of: {', '.join(names)}; all by default")
     parser.add_argument("--rounds", type=int, help="counted runs of each side")
+    parser.add_argument("--budget", type=float, default=math.inf, metavar="SECONDS", help="fewer runs, to end by then")
     parser.add_argument("--memory", action="store_true", help="peak memory of each side too, in processes of their own")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--table", type=Path, help="write them as a Markdown table here")
@@ -78,13 +83,17 @@ def main() -> None:
         "environment": environment(),
         "cases": [],
     }
-    for name in options.cases or names:
-        row = compare(chosen[name], options.rounds)
+    end = time.monotonic() + options.budget
+    wanted = options.cases or names
+    for number, name in enumerate(wanted):
+        share = (end - time.monotonic()) / (len(wanted) - number)
+        row = compare(chosen[name], options.rounds, share)
         gc.collect()
         if options.memory:
             row["peak_bytes"] = {side: peak_of(name, side) for side in ("ours", "peer")}
         result["cases"].append(row)
-        print(f"{row['title']}: {row['ratio']:.2f} times as fast (target {row['target']:g})", file=sys.stderr)
+        told = f"{row['ratio']:.2f} times as fast (target {row['target']:g}), {row['rounds']} rounds"
+        print(f"{row['title']}: {told}", file=sys.stderr)
         if options.json:
             options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     text = table(result)

@@ -26,6 +26,7 @@ from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.vae.config import WAN_VAE
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.conditioning import image_condition
+from cygnet.runtime.execution import DEFAULT
 
 PROMPT_TOKENS = 30
 
@@ -123,6 +124,7 @@ def transformer(dtype: torch.dtype) -> Sides:
     import diffusers
 
     dit = cast(DiT, seeded(DiT, T2V_1_3B, dtype))
+    DEFAULT.apply(dit, torch.device("cpu"), T2V_1_3B.dim // T2V_1_3B.num_heads, ("blocks",))
     load = diffusers.WanTransformer3DModel.from_pretrained
     peer = _opened(load, dit, T2V_1_3B, dtype)
     latents, timestep = _noise(1, 16, 5, 32, 32), torch.tensor([700.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -36,12 +37,18 @@ class Timing:
         return low, high
 
 
-def in_turn(sides: Mapping[str, Work], rounds: int) -> dict[str, Timing]:
-    """Time all sides after one run of each that does not count; every other round goes backwards (A B B A)."""
+def in_turn(sides: Mapping[str, Work], rounds: int, budget: float = math.inf) -> dict[str, Timing]:
+    """Time all sides after one run of each that does not count; every other round goes backwards (A B B A).
+
+    As many rounds are made as fit into ``budget`` seconds, judged by the run that does not count; at least one.
+    """
+    start = time.perf_counter()
     for work in sides.values():
         work()
+    first = time.perf_counter() - start
+    fitting = rounds if first * (1 + rounds) <= budget else max(1, int(budget / first) - 1)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds):
+    for number in range(min(rounds, fitting)):
         order = list(sides) if number % 2 == 0 else list(reversed(sides))
         for name in order:
             start = time.perf_counter()

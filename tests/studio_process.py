@@ -29,9 +29,11 @@ class Studio:
         self.process.wait()
 
 
-def launched(base: Path, *more: str, port: int = 0, **environment: str) -> Studio:
-    """Start a studio on a port, or on one that is free, and wait until it listens."""
-    command = [sys.executable, "-m", "cygnet", "launch", "--port", str(port), "--base-directory", str(base), *more]
+def launched(
+    base: Path, *more: str, port: int = 0, program: tuple[str, ...] = ("-m", "cygnet"), **environment: str
+) -> Studio:
+    """Start a studio on a port, or on one that is free, and wait until it listens; ``program`` stands in for it."""
+    command = [sys.executable, *program, "launch", "--port", str(port), "--base-directory", str(base), *more]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ, **environment}
     )

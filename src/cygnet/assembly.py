@@ -49,6 +49,7 @@ from cygnet.runtime.block_swap import BlockSwap
 from cygnet.runtime.eight_bit import keep_in_eight_bits
 from cygnet.runtime.execution import DEFAULT as DEFAULT
 from cygnet.runtime.execution import Execution as Execution
+from cygnet.runtime.memory import device_memory as device_memory
 from cygnet.runtime.memory import free_memory
 from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
 from cygnet.runtime.residency import Resident, Stage, StageResidency, loaded
@@ -88,6 +89,12 @@ _CONFIGS: Mapping[ComponentName, type[Any]] = {
     "text_encoder": UMT5Config,
     "image_encoder": CLIPVisionConfig,
 }
+
+
+def read_tensors(path: Place, device: Device = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """All tensors of a weight file as they are stored, on ``device``, and its metadata. Raises WeightFileError."""
+    weights = open_weights(Path(path))
+    return {name: weights.tensor(name).to(device) for name in weights.tensors}, dict(weights.metadata)
 
 
 # Single networks -----------------------------------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -198,3 +201,23 @@ def tiny(page: Any, **sampler: object) -> None:
     for kind in ("EmptyHunyuanLatentVideo", "WanImageToVideo"):
         change(page, kind, width=128, height=128, length=17)
     change(page, "KSampler", **{"steps": 3, "control_after_generate": "fixed"} | sampler)
+
+
+@contextmanager
+def other_site(document: str) -> Iterator[str]:
+    """Another site that shows this document; a server, for Chromium keeps made up pages away from this machine."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+            self.end_headers()
+            self.wfile.write(document.encode())
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}/"
+        server.shutdown()

@@ -15,6 +15,7 @@ from tests.browser.steps import (
     load_file,
     missing,
     opened,
+    other_site,
     run,
     shot,
     show_all,
@@ -127,15 +128,21 @@ def test_the_page_works_in_a_frame_of_its_own_site_alone(
     tab: Callable[[Studio], Any], studio: Studio, site: str, shown: bool
 ) -> None:
     page = tab(studio)
-    outer = f"{studio.url}frame.html" if shown else "http://other.test/frame.html"
     inner = f"<iframe src='{studio.url}?template=tiny_text_to_video' style='width:1400px;height:900px'></iframe>"
+    if not shown:
+        reasons = []
+        page.on("requestfailed", lambda it: reasons.append(it.failure))
+        with other_site(inner) as outer:
+            page.context.route(outer, lambda route: route.continue_())
+            page.goto(outer)
+            page.wait_for_timeout(1000)
+        assert page.frames[-1].url.startswith("chrome-error"), "another site may frame the page"
+        assert reasons == ["net::ERR_BLOCKED_BY_RESPONSE"], "it was not the studio that forbade it"
+        return
+    outer = f"{studio.url}frame.html"
     page.context.route(outer, lambda route: route.fulfill(body=inner, content_type="text/html"))
     page.goto(outer)
     frame = page.frames[-1]
-    if not shown:
-        page.wait_for_timeout(3000)
-        assert frame.url.startswith("chrome-error"), "another site may frame the page"
-        return
     frame.wait_for_function("(window.app?.graph?.nodes ?? []).some(it => it.type === 'SaveVideo')")
     change(frame, "KSampler", steps=2, seed=11)
     with page.expect_response(lambda it: it.url.endswith("/api/prompt") and it.request.method == "POST") as answer:

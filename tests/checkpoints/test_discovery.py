@@ -120,6 +120,18 @@ def test_places_come_in_the_order_flag_variable_own_file_usual_place(
     assert home_folder() == tmp_path / "cygnet"
 
 
+def test_default_folders_come_first_whichever_file_names_them(tmp_path: Path) -> None:
+    (tmp_path / "flag" / "models" / "vae").mkdir(parents=True)
+    own = b"own:\n  vae: own_vae\nbest:\n  is_default: true\n  vae: best_vae\n  loras: best_loras\n"
+    make(tmp_path / "cygnet" / "extra_model_paths.yaml", own)
+    for name in ("flag/models/vae/a.pth", "cygnet/own_vae/a.pth", "cygnet/best_vae/a.pth"):
+        make(tmp_path / name, b"x")
+    folders = model_folders([tmp_path / "flag"])
+    vaes = [it.path.relative_to(tmp_path).as_posix() for it in folders if it.kind == "vae"]
+    assert vaes == ["cygnet/best_vae", "flag/models/vae", "cygnet/own_vae"]
+    assert [it.path.parent.name for it in find_models(folders, "vae")] == ["best_vae", "vae", "own_vae"]
+
+
 def test_a_place_that_was_asked_for_and_is_not_there_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

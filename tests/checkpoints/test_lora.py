@@ -380,6 +380,13 @@ HALF: dict[str, tuple[dict[str, torch.Tensor], str]] = {
         {f"blocks.0.self_attn.norm_q.{it}": torch.ones(128) for it in ("diff", "diff_b")}, "which has no bias here",
     ),
     "orthogonal": ({f"{Q}.oft_blocks": torch.ones(4, 4, 4), f"{Q}.alpha": ALPHA}, "an orthogonal change"),
+    "a part of no known kind": (
+        {f"{Q}.lora_A.weight": DOWN, f"{Q}.lora_B.weight": UP, f"{Q}.boft_R": DOWN}, "has the part 'boft_R', which",
+    ),
+    "a layer saved whole": (
+        {f"{Q}.lora_A.weight": DOWN, f"{Q}.lora_B.weight": UP, "base_model.model.head.head.weight": DOWN},
+        r"head\.head has the part 'weight', which",
+    ),
     "lengths of another size": (
         {f"{Q}.lora_A.weight": DOWN, f"{Q}.lora_B.weight": UP, f"{Q}.dora_scale": torch.ones(64)}, "other shapes",
     ),

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cli_process import Command
+from cygnet.cli.studio import holder_of
 from cygnet.media.receipt import read_receipt
 from cygnet.media.video_read import read_metadata
+from cygnet.server.store import sole_owner
+
+run_verb = importlib.import_module("cygnet.cli.run")
 
 PROMPT: dict[str, Any] = {
     "1": {"class_type": "PrimitiveString", "inputs": {"value": "hello"}},
@@ -63,6 +70,41 @@ def test_a_change_that_cannot_be_is_refused(
     done = cygnet("run", prompt, "--base-directory", place, *options)
     assert (done.code, done.out) == (2, "")
     assert words in done.err
+
+
+def test_a_run_beside_a_studio_says_so_and_keeps_out_of_its_previews(
+    cygnet: Command, place: Path, prompt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    looking = {
+        "1": {"class_type": "SolidMask", "inputs": {"value": 0.5, "width": 16, "height": 8}},
+        "2": {"class_type": "MaskPreview", "inputs": {"mask": ["1", 0]}},
+    }
+    prompt.write_text(json.dumps(looking))
+    temp = place / "temp"
+    with sole_owner(holder_of(temp), "http://127.0.0.1:8188/"):
+        note = holder_of(temp) / "server.pid"
+        done = cygnet("run", prompt, "--base-directory", place)
+        assert "a studio runs on the same folder at http://127.0.0.1:8188/: this run computes beside it" in done.err
+        left = note.read_text()
+    (shown,) = done.out.splitlines()
+    assert Path(shown).parent.name.startswith("cygnet-run-")
+    assert Path(shown).is_file()
+    assert not temp.exists(), "the studio empties it when it starts and when it stops"
+    prompt.write_text(json.dumps(PROMPT))
+    for stale in (left, left.replace(str(os.getpid()), "999999999"), "broken"):
+        note.write_text(stale)
+        os.utime(note, (1, 1))
+        assert "a studio runs" not in cygnet("run", prompt, "--base-directory", place).err
+    assert list(place.glob("cygnet-run-*")) == [Path(shown).parent], "an empty folder is not left"
+
+
+def test_a_picture_is_copied_whole_beside_others_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "input").mkdir()
+    for words, name in (("one", "a.png"), ("two", "a (1).png"), ("one", "a.png"), ("two", "a (1).png")):
+        (tmp_path / "a.png").write_text(words)
+        assert run_verb._copied(tmp_path / "a.png", tmp_path / "input").name == name
+    assert sorted(it.name for it in (tmp_path / "input").iterdir()) == ["a (1).png", "a.png"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "not json", '{"1": {"class_type": "Nothing", "inputs": {}}}'])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 
 from cygnet.checkpoints.catalogue import EMBEDDED
-from cygnet.errors import Cancelled, RequestError
+from cygnet.errors import Cancelled, MediaError, RequestError
 from cygnet.graph.context import Context, running
 from cygnet.graph.events import Event, NodeFailed, NodeFinished, NodePreviewed, NodeProgressed, Place
 from cygnet.graph.execute import Executor, Job
@@ -23,7 +25,7 @@ from cygnet.graph.schema import COMBO, Input, NodeType
 from cygnet.graph.validate import validate
 from cygnet.media.video_read import read_metadata, read_video
 from cygnet.models.vae.config import WAN_LATENTS_MEAN
-from cygnet.nodes import conditioning, files, latents, sampling
+from cygnet.nodes import conditioning, latents, sampling, videos
 from cygnet.nodes.catalogue import embedded_files, node_classes
 from cygnet.nodes.workshop import FileHandle, Workshop
 from cygnet.types import CancelToken
@@ -256,6 +258,39 @@ def test_a_prompt_becomes_files_that_carry_their_workflow(shop: Workshop) -> Non
     assert [it for it in events if isinstance(it, NodePreviewed)]
 
 
+def test_the_first_and_the_last_step_are_shown_however_fast_the_others_are(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "SHOW_EVERY", 1e9)
+    prompt = text_to_video(d=node("SaveImage", images=["9", 0], filename_prefix="p"))
+    prompt["7"]["inputs"]["steps"] = 4
+    told = [it for it in run(shop, prompt) if isinstance(it, NodeProgressed | NodePreviewed) and it.place.node == "7"]
+    assert [it.value if isinstance(it, NodeProgressed) else "shown" for it in told] == [1, "shown", 2, 3, 4, "shown"]
+
+
+def test_files_that_are_saved_at_once_all_have_names_of_their_own(shop: Workshop) -> None:
+    """As when a command and the studio work in one folder: a name may be taken while a file is being written."""
+    nodes = node_classes(shop)
+    pixels = torch.rand(3, 16, 16, 3)
+    inputs: dict[str, dict[str, Any]] = {
+        "SaveImage": {"images": pixels},
+        "SaveAnimatedPNG": {"images": pixels, "fps": 8.0, "compress_level": 4},
+        "SaveAnimatedWEBP": {"images": pixels, "fps": 8.0, "lossless": True, "quality": 80, "method": "fastest"},
+    }
+
+    def save(name: str) -> list[str]:
+        shown = nodes[name].call(nodes[name].instance(), {**inputs[name], "filename_prefix": "same"})
+        return [it["filename"] for it in shown["ui"]["images"]]
+
+    with ThreadPoolExecutor(6) as threads:
+        named = [name for found in threads.map(save, [*inputs] * 6) for name in found]
+    assert len(named) == len(set(named)) == 30
+    assert {it.name for it in shop.folders.output.iterdir()} == set(named)
+    for name in named:
+        with Image.open(shop.folders.output / name) as picture:
+            picture.load()
+
+
 def test_the_same_seed_gives_the_same_frames_and_another_seed_others(shop: Workshop) -> None:
     def frames(seed: int) -> np.ndarray:
         prompt = text_to_video(d=node("SaveImage", images=["9", 0], filename_prefix=f"s{seed}"))
@@ -391,7 +426,7 @@ def test_sound_goes_from_a_video_to_a_video(shop: Workshop, tmp_path: Path) -> N
 
 def test_a_video_has_the_methods_that_custom_nodes_call(tmp_path: Path) -> None:
     waveform = torch.zeros(1, 1, 44100)
-    video = files.VideoValue(torch.rand(10, 16, 32, 3), 30000 / 1001, {"waveform": waveform, "sample_rate": 44100})
+    video = videos.VideoValue(torch.rand(10, 16, 32, 3), 30000 / 1001, {"waveform": waveform, "sample_rate": 44100})
     parts = video.get_components()
     assert (parts.images is video.images, parts.audio is video.audio) == (True, True)
     assert parts.frame_rate == video.get_frame_rate() == Fraction(30000, 1001)
@@ -403,9 +438,83 @@ def test_a_video_has_the_methods_that_custom_nodes_call(tmp_path: Path) -> None:
     clip = read_video(path)
     assert (clip.frames.shape, clip.fps) == ((10, 16, 32, 3), pytest.approx(30000 / 1001))
     assert json.loads(read_metadata(path)["prompt"]) == {"1": {}}
-    assert video.get_stream_source().read(12)[4:8] == b"ftyp"
+    stream = video.get_stream_source()
+    assert isinstance(stream, io.BytesIO)
+    assert stream.read(12)[4:8] == b"ftyp"
     with pytest.raises(RequestError, match="saved as h264"):
         video.save_to(path, codec="av1")
+
+
+def test_a_video_of_a_file_is_read_when_it_is_needed_and_cut(tmp_path: Path) -> None:
+    waveform = torch.zeros(1, 1, 44100)
+    images = torch.arange(10)[:, None, None, None].expand(10, 16, 32, 3) / 10
+    videos.VideoValue(images, 10.0, {"waveform": waveform, "sample_rate": 44100}).save_to(tmp_path / "a.mp4")
+    whole = videos.VideoFromFile(str(tmp_path / "a.mp4"))
+    assert (whole.get_dimensions(), whole.get_frame_count(), whole.get_frame_rate()) == ((32, 16), 10, 10)
+    assert (whole.get_stream_source(), whole.get_container_format()) == (
+        str(tmp_path / "a.mp4"),
+        "mov,mp4,m4a,3gp,3g2,mj2",
+    )
+    inside = videos.VideoFromFile(io.BytesIO((tmp_path / "a.mp4").read_bytes()), start_time=-0.5, duration=0.2)
+    parts = inside.get_components()
+    assert (len(parts.images), inside.get_duration()) == (2, 0.2)
+    assert float(parts.images.mean()) == pytest.approx(0.55, abs=0.05)
+    assert parts.audio is not None
+    assert parts.audio["waveform"].shape[-1] == 8820
+    assert inside.get_container_format() == "mov,mp4,m4a,3gp,3g2,mj2"
+    assert whole.as_trimmed(0.5, 0.8) is None
+    rest = whole.as_trimmed(0.5, 0.8, strict_duration=False)
+    assert rest is not None
+    assert rest.get_frame_count() == 5
+    assert whole.as_trimmed(2.0) is None
+    with pytest.raises(MediaError, match="no part"):
+        videos.VideoFromFile(str(tmp_path / "a.mp4"), start_time=3).get_components()
+    missing = videos.VideoFromFile(str(tmp_path / "none.mp4"))
+    with pytest.raises(MediaError):
+        missing.get_dimensions()
+
+
+class Told:
+    """What a running node says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, event: Any) -> None:
+        self.lines.append(event.text)
+
+
+@pytest.mark.parametrize(
+    ("extra", "kept", "told"),
+    [
+        ({"workflow": {"a": [1]}, 7: "number", "Über-Name": 1}, {"workflow", "x7", "x_ber_name"}, ""),
+        ({"workflow": {"a": object()}, "other": 1}, {"other"}, "'workflow' (Object of type object"),
+        ({"workflow": {("a", "b"): 1}}, set(), "'workflow' (keys must be str"),
+        ({"workflow": 1, "long": "x" * (17 * 2**20)}, {"workflow"}, "'long' (metadata 'long' holds a NUL or more than"),
+        ({"prompt": 1, "cygnet_receipt": 2, "duration": 3, "": 4}, {"x"}, "'prompt' (its name is taken)"),
+        ("text", set(), "extra_pnginfo, which is a str and no mapping"),
+        (["workflow"], set(), "extra_pnginfo, which is a list and no mapping"),
+    ],
+)
+def test_what_a_file_cannot_hold_costs_no_result(
+    shop: Workshop, tmp_path: Path, extra: Any, kept: set[str], told: str
+) -> None:
+    nodes = node_classes(shop)
+    said = Told()
+    for name, more in (("SaveImage", {}), ("SaveWEBM", {"codec": "vp9", "fps": 8.0, "crf": 40.0})):
+        with running(Context(Place(node="1", display="1", real="1"), said, CancelToken())):
+            saved = nodes[name].call(
+                nodes[name].instance(),
+                {
+                    "images": torch.rand(1, 16, 16, 3), "filename_prefix": "a", "prompt": {"1": {}},
+                    "extra_pnginfo": extra, **more,
+                },
+            )  # fmt: skip
+        inside = read_metadata(shop.folders.output / saved["ui"]["images"][0]["filename"])
+        assert set(inside) - {"prompt", "cygnet_receipt", "encoder", "creation_time"} == kept
+        assert json.loads(inside["prompt"]) == {"1": {}}
+    assert all(told in it for it in said.lines)
+    assert bool(said.lines) == bool(told)
 
 
 def test_a_custom_nodes_own_video_is_saved_and_taken_apart(shop: Workshop) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -77,6 +79,37 @@ def test_models_are_listed_by_kind(client: TestClient) -> None:
     for bad in ("../v.safetensors", "sub/v.pth", "none.safetensors"):
         assert client.get("/view_metadata/vae", params={"filename": bad}).status_code == 404
     assert client.get("/embeddings").json() == []
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        *("models/vae", "experiment/models/vae", "internal/files/input", "extensions"),
+        *("userdata?dir=lists&recurse=true", "v2/userdata?path=lists"),
+    ],
+)
+def test_folders_are_looked_into_while_others_are_answered(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    """A folder of many files, or one on a slow disk, is walked in a thread and not on the event loop."""
+    client.post("/api/userdata/lists%2Fa.json", json={})
+    client.post("/upload/image", files={"image": ("listed.png", picture(), "image/png")})
+    on_the_loop = []
+
+    def spied(real: Any) -> Any:
+        def look(*arguments: Any, **named: Any) -> Any:
+            on_the_loop.append(asyncio._get_running_loop() is not None)
+            return real(*arguments, **named)
+
+        return look
+
+    with monkeypatch.context() as patched:
+        for name in ("scandir", "listdir"):
+            patched.setattr(os, name, spied(getattr(os, name)))
+        answer = client.get(f"/{route}")
+    assert answer.status_code == 200, answer.text
+    assert on_the_loop
+    assert not any(on_the_loop)
 
 
 # Jobs

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from cygnet.graph.folders import Folders
 from cygnet.server.app import create_app, features
 from cygnet.server.engine import Engine
-from cygnet.server.guard import COOKIE, Access
+from cygnet.server.guard import COOKIE, FRAMED_COOKIE, Access
 from cygnet.server.login import own_path
 from cygnet.server.settings import Settings
 from cygnet.server.sockets import Sockets
@@ -40,9 +40,11 @@ def test_the_page_leads_to_the_login_and_the_right_token_leads_back(client: Test
     assert (refused.status_code, refused.headers["location"]) == (303, "/login?next=/")
     form = client.get(refused.headers["location"])
     assert form.status_code == 200
-    assert "frame-ancestors 'none'" in form.headers["content-security-policy"]
+    assert form.headers["content-security-policy"].endswith("frame-ancestors 'self' vscode-webview:")
+    assert form.headers["referrer-policy"] == "same-origin", "else the form comes from an origin 'null'"
     entered = client.post("/login?next=/", data={"token": f" {TOKEN} "})
-    assert (entered.status_code, entered.headers["location"]) == (303, "/")
+    back = client.get(entered.headers["location"])
+    assert (entered.status_code, back.status_code, back.headers["location"]) == (303, 303, "/")
     cookie = entered.headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
@@ -70,6 +72,40 @@ def test_the_cookie_of_an_encrypted_page_stays_on_encrypted_ways(client: TestCli
         assert ("secure" in entered.headers["set-cookie"].lower()) is secure
 
 
+FRAMED = {"sec-fetch-dest": "iframe", "sec-fetch-mode": "navigate"}
+
+
+def test_a_page_in_an_editors_frame_logs_in_by_a_cookie_of_that_frame(client: TestClient) -> None:
+    shown = client.get("/login", headers={**FRAMED, "sec-fetch-site": "cross-site"})
+    assert "<form" in shown.text
+    headers = {**FRAMED, "origin": "http://127.0.0.1:8188", "sec-fetch-site": "same-origin"}
+    entered = client.post("/login", data={"token": TOKEN}, headers=headers)
+    (cookie,) = entered.headers.get_list("set-cookie")
+    assert cookie.startswith(f"{FRAMED_COOKIE}={TOKEN};")
+    assert all(it in cookie for it in ("; HttpOnly", "; Secure", "; SameSite=None", "; Partitioned", "; Path=/"))
+    client.cookies.clear()
+    assert client.get("/api/queue", headers={"cookie": f"{FRAMED_COOKIE}={TOKEN}"}).status_code == 200
+    both = f"{COOKIE}=of-yesterday-and-long; {FRAMED_COOKIE}={TOKEN}"
+    assert client.get("/api/queue", headers={"cookie": both}).status_code == 200
+    assert client.get("/api/queue", headers={"cookie": f"{FRAMED_COOKIE}=wrong"}).status_code == 401
+    foreign = {"cookie": both, "sec-fetch-site": "cross-site"}
+    assert client.get("/api/queue", headers=foreign).status_code == 403, "other sites may cause it, and get nothing"
+    left = client.post("/logout", headers={"cookie": both}).headers.get_list("set-cookie")
+    assert [it for it in left if it.startswith(f'{FRAMED_COOKIE}="";') and "Max-Age=0" in it]
+
+
+def test_where_the_browser_keeps_no_token_the_page_says_what_to_do(client: TestClient) -> None:
+    entered = client.post("/login?next=/", data={"token": TOKEN})
+    back = entered.headers["location"]
+    assert (client.get(back).status_code, client.get(back).headers["location"]) == (303, "/")
+    client.cookies.clear()
+    shown = client.get(back, headers={"host": "192.0.2.7:8188"})
+    assert "<form" not in shown.text
+    assert "the browser did not keep it" in shown.text
+    assert 'href="http://192.0.2.7:8188/"' in shown.text
+    assert "ssh -L 8188:127.0.0.1:8188" in shown.text
+
+
 def test_a_form_from_another_site_is_refused(client: TestClient) -> None:
     headers = {"origin": "https://evil.test", "sec-fetch-site": "cross-site"}
     assert client.post("/login", data={"token": TOKEN}, headers=headers).status_code == 403
@@ -83,7 +119,7 @@ def test_a_form_from_another_site_is_refused(client: TestClient) -> None:
 def test_the_way_back_never_leads_to_another_site(client: TestClient, path: str) -> None:
     assert own_path(path) == "/"
     entered = client.post("/login", params={"next": path}, data={"token": TOKEN})
-    assert entered.headers["location"] == "/"
+    assert client.get(entered.headers["location"]).headers["location"] == "/"
 
 
 def test_the_way_back_may_carry_a_query() -> None:

@@ -127,6 +127,17 @@ def test_a_node_tells_now_and_then_how_long_it_will_take() -> None:
     assert [it for it in messages.of(NodeProgressed(OTHER, 1, 40)) if isinstance(it, Line)] == []
 
 
+def test_what_is_told_on_a_node_is_put_right_when_the_node_is_done() -> None:
+    seconds = iter(range(0, 1000, 3))
+    messages = JobMessages("j", clock=lambda: float(next(seconds)))
+    for place in (PLACE, OTHER):
+        messages.of(NodeStarted(place))
+    for step in range(1, 20):
+        messages.of(NodeProgressed(PLACE, step, 20))
+    assert [it.text for it in messages.of(NodeFinished(PLACE, None)) if isinstance(it, Line)] == ["20 of 20"]
+    assert [it for it in messages.of(NodeFinished(OTHER, None)) if isinstance(it, Line)] == [], "nothing stood there"
+
+
 def test_the_time_left_is_not_told_with_every_step() -> None:
     seconds = iter(i / 10 for i in range(1000))
     messages = JobMessages("j", clock=lambda: next(seconds))

@@ -92,6 +92,7 @@ def config_folder() -> Path:
 def model_folders(places: Sequence[Path | str] = ()) -> list[ModelFolder]:
     """Every folder to look into, in the order of looking.
 
+    Those that an ``extra_model_paths.yaml`` makes the default come first, whichever file it is; else, and among them,
     ``places`` (base folders in ComfyUI's layout, or ``extra_model_paths.yaml`` files) come first, then those that the
     variable ``CYGNET_MODEL_PATHS`` lists, then cygnet's own ``extra_model_paths.yaml`` and models folder, then ComfyUI
     where its installers put it. A place that was asked for and is not there is a RequestError; the usual ones may miss.
@@ -118,7 +119,7 @@ def model_folders(places: Sequence[Path | str] = ()) -> list[ModelFolder]:
         folders += comfy_folders(base)
         if (base / PATHS_FILE).is_file() and base / PATHS_FILE != own_file:
             folders += read_extra_model_paths(base / PATHS_FILE)
-    return _once(folders)
+    return sorted(_once(folders), key=lambda folder: not folder.is_default)
 
 
 def comfy_folders(base: Path) -> list[ModelFolder]:

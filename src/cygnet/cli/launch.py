@@ -16,7 +16,15 @@ from cyclopts import Group, Parameter
 
 from cygnet.cli.options import Debug, Number, Places, Switch, Whole
 from cygnet.cli.output import Voice
-from cygnet.cli.studio import base_folder, child_options, folders_of, model_roots, pack_folders, read_token
+from cygnet.cli.studio import (
+    base_folder,
+    child_options,
+    folders_of,
+    holder_of,
+    model_roots,
+    pack_folders,
+    read_token,
+)
 from cygnet.errors import RequestError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -260,13 +268,11 @@ def _serve(settings: Settings, options: dict[str, object], bound: list[socket.so
     with (
         sole_owner(settings.user, url, settings.folders.output),
         # The temporary folder is emptied, also where --user-directory lets two servers share the rest.
-        sole_owner(
-            settings.folders.temp.with_name(f".{settings.folders.temp.name}-owner"), url, settings.folders.output
-        ),
+        sole_owner(holder_of(settings.folders.temp), url, settings.folders.output),
         tempfile.TemporaryDirectory(prefix="cygnet-") as private,  # nobody else may enter it
     ):
         settings = replace(settings, pack_socket=Path(private) / "packs")
-        options = {**options, "pack_socket": str(settings.pack_socket)}
+        options = {**options, "pack_socket": str(settings.pack_socket), "address": [address, port]}
         _empty(settings.folders.temp)
         _sweep(settings)
         _lay_out(settings.folders.input)

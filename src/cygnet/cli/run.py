@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json as json_module
 import random
-import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +19,16 @@ from cyclopts import Parameter
 from cygnet.cli.interrupts import cancelled_by_interrupt
 from cygnet.cli.options import Debug, Json, Places, Quiet, Switch
 from cygnet.cli.output import Voice
-from cygnet.cli.studio import base_folder, child_options, folders_of, known_nodes, model_roots, pack_folders, workshop
+from cygnet.cli.studio import (
+    base_folder,
+    child_options,
+    folders_of,
+    known_nodes,
+    model_roots,
+    pack_folders,
+    running_studio,
+    workshop,
+)
 from cygnet.errors import Cancelled, CygnetError, RequestError
 from cygnet.types import Estimate, time_left
 
@@ -75,40 +87,61 @@ def run(
     voice = Voice(as_json=json, quiet=quiet)
     document, kept = _read(workflow)
     base = base_folder(base_directory)
-    folders = folders_of(base, {"input": None, "output": output_directory, "temp": None})
+    shared = folders_of(base, {"input": None, "output": output_directory, "temp": None})
+    if (address := running_studio(shared.temp)) is not None:
+        voice.note(
+            f"a studio runs on the same folder at {address}: this run computes beside it, so that both need memory; to "
+            "have the workflow queued there, load it in its page"
+        )
     roots = model_roots(base, model_paths)
-    options = child_options(
-        folders,
-        roots,
-        device=device,
-        metadata=not disable_metadata,
-        packs=pack_folders(base, roots),
-        only_packs=() if disable_all_custom_nodes else None,
-    )
-    classes, packs = known_nodes(workshop(options), options, "run")
-    for pack in packs:
-        if pack.error:
-            voice.note(f"pack {pack.name} is left out: {pack.error}")
-    if is_workflow(document):
-        prompt = to_prompt(document, describe_all(classes, lambda name, error: voice.note(f"{name}: {error}")))
-    elif is_prompt(document):
-        prompt = {key: {**node, "inputs": dict(node["inputs"])} for key, node in document.items()}
-    else:
-        raise RequestError(f"{workflow.name} is neither a workflow nor a prompt in API format", field="workflow")
-    for change in set:
-        _change(prompt, change, classes)
-    if is_workflow(document):
-        _choose_words(prompt, classes)
-    for given in image:
-        _give_picture(prompt, given, folders.input)
-    if print_prompt:
-        sys.stdout.write(json_module.dumps(prompt, indent=1, ensure_ascii=True) + "\n")
+    with previews_folder() as previews:
+        folders = replace(shared, temp=previews)
+        options = child_options(
+            folders,
+            roots,
+            device=device,
+            metadata=not disable_metadata,
+            packs=pack_folders(base, roots),
+            only_packs=() if disable_all_custom_nodes else None,
+        )
+        classes, packs = known_nodes(workshop(options), options, "run")
+        for pack in packs:
+            if pack.error:
+                voice.note(f"pack {pack.name} is left out: {pack.error}")
+        if is_workflow(document):
+            prompt = to_prompt(document, describe_all(classes, lambda name, error: voice.note(f"{name}: {error}")))
+        elif is_prompt(document):
+            prompt = {key: {**node, "inputs": dict(node["inputs"])} for key, node in document.items()}
+        else:
+            raise RequestError(f"{workflow.name} is neither a workflow nor a prompt in API format", field="workflow")
+        for change in set:
+            _change(prompt, change, classes)
+        if is_workflow(document):
+            _choose_words(prompt, classes)
+        for given in image:
+            _give_picture(prompt, given, folders.input)
+        if print_prompt:
+            sys.stdout.write(json_module.dumps(prompt, indent=1, ensure_ascii=True) + "\n")
+            return 0
+        extra = {"extra_pnginfo": {"workflow": kept}} if kept is not None else {}
+        files = _execute(prompt, classes, extra, voice)
+        paths = [str(folders.root(it["type"]) / it["subfolder"] / it["filename"]) for it in files]
+        voice.result({"files": paths}, paths)
         return 0
-    extra = {"extra_pnginfo": {"workflow": kept}} if kept is not None else {}
-    files = _execute(prompt, classes, extra, voice)
-    paths = [str(folders.root(it["type"]) / it["subfolder"] / it["filename"]) for it in files]
-    voice.result({"files": paths}, paths)
-    return 0
+
+
+@contextmanager
+def previews_folder() -> Iterator[Path]:
+    """A folder for the previews of this run alone: the studio empties its own when it starts and when it stops.
+
+    It stays if anything is in it, for the system to remove.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="cygnet-run-"))
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # it holds something
+            folder.rmdir()
 
 
 def _read(path: Path) -> tuple[Any, Any]:
@@ -195,14 +228,33 @@ def _give_picture(prompt: dict[str, Any], text: str, folder: Path) -> None:
         raise RequestError(
             f"--image is {text[:80]!r}; it must be like 52=dog.png, with a file that exists", field="image"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    target, number = folder / source.name, 0
-    while target.exists() and target.read_bytes() != source.read_bytes():
-        number += 1
-        target = folder / f"{source.stem} ({number}){source.suffix}"
-    if not target.exists():
-        shutil.copyfile(source, target)
-    _node(prompt, key, "image")["inputs"]["image"] = target.name
+    _node(prompt, key, "image")["inputs"]["image"] = _copied(source, folder).name
+
+
+def _copied(source: Path, folder: Path) -> Path:
+    """The file in a folder that others work in too: an equal one is used again, another of its name stays."""
+    from cygnet.media.files import discard, new_part, output_error, publish
+
+    data = source.read_bytes()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = new_part(folder)
+    except OSError as error:
+        raise output_error(error, folder / source.name) from error
+    try:
+        part.write_bytes(data)
+        for number in itertools.count():
+            target = folder / (f"{source.stem} ({number}){source.suffix}" if number else source.name)
+            with suppress(FileExistsError):
+                publish(part, target, overwrite=False)
+                return target
+            if target.is_file() and target.read_bytes() == data:
+                return target
+        raise AssertionError("a name is free")
+    except OSError as error:
+        raise output_error(error, folder / source.name) from error
+    finally:
+        discard(part)
 
 
 def _execute(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,25 @@ def folders_of(base: Path, given: Mapping[str, Path | None]) -> Folders:
     return Folders(**places)
 
 
+def holder_of(temp: Path) -> Path:
+    """The folder in which a studio says that it holds a temporary folder."""
+    return temp.with_name(f".{temp.name}-owner")
+
+
+def running_studio(temp: Path) -> str | None:
+    """Where the studio answers that works with this temporary folder; None if none runs."""
+    import psutil
+
+    note = holder_of(temp) / "server.pid"
+    try:
+        process, address, *_ = note.read_text().splitlines()
+        # A studio that was killed leaves its note, and another process may have its number by now.
+        began = psutil.Process(int(process)).create_time()
+        return address if began <= note.stat().st_mtime + 1 else None
+    except (OSError, ValueError, psutil.Error):
+        return None
+
+
 def model_roots(base: Path, places: Sequence[Path]) -> dict[str, list[str]]:
     """Model folders by kind: those that an extra_model_paths.yaml makes the default, then those below ``base``, then
     all others that are known."""
@@ -87,7 +106,7 @@ def child_options(
     ``packs`` are the folders of custom nodes, of which ``only_packs`` are loaded unless it is None; each process keeps
     a file in ``notebooks`` on what it imports. ``previews`` are the usual method and the longest side, ``results_kept``
     says of how many nodes besides the last graph's results are kept, None that none are.
-    The server adds ``pack_socket``, on which the worker answers the web routes of packs.
+    The server adds ``pack_socket``, on which the worker answers the web routes of packs, and its ``address`` and port.
     """
     return {
         "folders": {kind: str(folders.root(kind)) for kind in ("input", "output", "temp")},
@@ -137,15 +156,24 @@ def known_nodes(
     return {**classes, **{name: node for pack in found for name, node in pack.nodes.items()}}, found
 
 
+def _host(options: Mapping[str, Any], tell: Callable[[str, Any, str | None], None] | None = None) -> Host:
+    """What packs in a child process of the server take for it."""
+    from cygnet.nodes.host import Host
+
+    listens = options.get("address")
+    address = None if listens is None else (str(listens[0]), int(listens[1]))
+    more: dict[str, Any] = {} if tell is None else {"tell": tell}
+    return Host(address=address, preview_method=options["preview_method"], **more)
+
+
 def worker(channel: Channel, options: Mapping[str, Any]) -> None:
     """The process that runs jobs."""
     from cygnet.graph.cache import Cache
-    from cygnet.nodes.host import Host
     from cygnet.runtime.memory import device_memory
     from cygnet.runtime.precision import parse_device
     from cygnet.server.worker import serve_jobs
 
-    host = Host(lambda event, data, client: channel.send({"said": event, "data": data, "client": client}))
+    host = _host(options, lambda event, data, client: channel.send({"said": event, "data": data, "client": client}))
     shop = workshop(options)
     classes, _ = known_nodes(shop, options, "worker", host)
     if options["pack_socket"] is not None:
@@ -164,10 +192,9 @@ def worker(channel: Channel, options: Mapping[str, Any]) -> None:
 
 def catalogue(channel: Channel, options: Mapping[str, Any]) -> None:
     """The process that knows the nodes."""
-    from cygnet.nodes.host import Host
     from cygnet.server.worker import serve_catalogue
 
-    host = Host()
+    host = _host(options)
     classes, found = known_nodes(workshop(options), options, "catalogue", host)
     serve_catalogue(channel, classes, [it.json() for it in found], host.patterns())
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cygnet.graph.events import NodePreviewed, NodeProgressed, NodeSpoke, Place, Sink
@@ -21,6 +22,12 @@ class Context:
     cancel: CancelToken
     preview_method: str = "auto"
     """How previews are made: ``auto`` (or ``taesd``), ``latent2rgb`` or ``none``."""
+    job: str = ""
+    """The job's id, where it has one."""
+    call: int = 0
+    """The number of this call of the node, which is called once for each member of a list."""
+    graphs: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
+    """Numbers for the expansions that this call makes."""
 
     def progress(self, value: float, total: float) -> None:
         """Report that ``value`` of ``total`` units are done. Raises :class:`~cygnet.errors.Cancelled` on a stop."""
@@ -42,6 +49,11 @@ _current: ContextVar[Context | None] = ContextVar("node", default=None)
 def current() -> Context:
     """The context of the node that is running; one that nobody watches outside a job."""
     return _current.get() or Context(Place(node="", display="", real=""), lambda event: None, CancelToken())
+
+
+def in_a_node() -> bool:
+    """Whether a node is running in this thread or task."""
+    return _current.get() is not None
 
 
 @contextmanager

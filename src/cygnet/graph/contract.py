@@ -7,13 +7,17 @@ custom nodes are written to it. Nothing here runs a node: see :mod:`cygnet.graph
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cygnet.graph.schema import Input, NodeType, Output, Section
+from cygnet.graph.schema import Input, NodeType, Output, Section, type_name
+
+COMPATIBLE_VERSION = "0.38.1"
+"""The ComfyUI version whose protocol and node contract are spoken here; clients and packs compare it."""
 
 
 class NodeClass(Protocol):
@@ -122,7 +126,32 @@ class Classic:
             category=getattr(it, "CATEGORY", ""),
             hidden=dict(declared.get("hidden") or {}),
             extra=self._extra(),
+            further_outputs=_type_behind(it.RETURN_TYPES),
+            further=functools.partial(self._further, declared),
         )
+
+    def _further(self, declared: Mapping[str, Any], name: str) -> Input | None:
+        """What packs do to take inputs of any name: a mapping that holds every one of them, which is how the page's
+        scripts add fields; a flag, in the newer contract; or a function with ``**``, which is given links alone.
+        """
+        if name in (declared.get("hidden") or {}):
+            return None
+        sections: tuple[Section, Section] = ("required", "optional")
+        for section in sections:
+            entries = declared.get(section)
+            if entries is not None and name in entries:
+                try:
+                    spec = entries[name]
+                except KeyError:  # some say that they hold a name and do not say as what
+                    spec = ("*",)
+                return Input.parse(name, spec, "optional")
+        if getattr(self.implementation, "ACCEPT_ALL_INPUTS", False):
+            return Input(name=name, type="*", section="optional")
+        function = getattr(self.implementation, getattr(self.implementation, "FUNCTION", ""), None)
+        names, everything = _parameters(function) if callable(function) else ([], False)
+        if everything or name in names[1:]:  # the first is the instance
+            return Input(name=name, type="*", section="optional", links_alone=True)
+        return None
 
     def _extra(self) -> dict[str, Any]:
         it: Any = self.implementation
@@ -172,6 +201,16 @@ class Classic:
     def call(self, instance: Any, values: Mapping[str, Any]) -> Any:
         """See :class:`NodeClass`."""
         return getattr(instance, getattr(self.implementation, "FUNCTION"))(**values)  # noqa: B009 (untyped contract)
+
+
+def _type_behind(declared: Any) -> str | None:
+    """What a tuple of types says of a place behind its end: packs write such for nodes with any number of outputs."""
+    if type(declared) in (tuple, list):
+        return None
+    try:
+        return type_name(declared[len(declared)])
+    except IndexError:
+        return None
 
 
 def describe_all(classes: Mapping[str, NodeClass], failed: Callable[[str, Exception], None]) -> dict[str, NodeType]:

@@ -18,6 +18,7 @@ from cygnet.graph.cache import Cache, Kept, key_of
 from cygnet.graph.context import Context, running
 from cygnet.graph.contract import NodeClass
 from cygnet.graph.convert import Prompt
+from cygnet.graph.dynamic_prompt import Described, DynamicPrompt
 from cygnet.graph.events import (
     JobEnded,
     JobStarted,
@@ -29,9 +30,9 @@ from cygnet.graph.events import (
     Sink,
 )
 from cygnet.graph.results import ExecutionBlocker, Result, parse_result, slices
-from cygnet.graph.schema import AUTOGROW, DYNAMIC_COMBO, NodeType
+from cygnet.graph.scheduled import Scheduled, hidden, leads, nested
+from cygnet.graph.schema import NodeType
 from cygnet.graph.traces import trace_of
-from cygnet.graph.validate import is_link, unwrapped, well_formed
 from cygnet.types import CancelToken
 
 Values = list[list[Any]]
@@ -46,6 +47,7 @@ class Job:
     outputs: tuple[str, ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
     """``extra_data`` of the submission; nodes may ask for its ``extra_pnginfo``."""
+    id: str = ""
 
 
 _OUT_OF_MEMORY = (
@@ -102,43 +104,6 @@ class _Stop(Exception):
         self.place = place
 
 
-@dataclass(eq=False)
-class _Node:
-    key: str
-    kind: NodeType
-    node_class: NodeClass
-    inputs: Mapping[str, Any]
-    place: Place
-    missing: set[str] = field(default_factory=set)
-    """Sources that must be done first."""
-    asked: set[str] = field(default_factory=set)
-    """Lazy inputs that it wants."""
-    expanded: list[Result] | None = None
-    """Results whose links lead into its expansion."""
-    ui: Mapping[str, Sequence[Any]] | None = None
-
-    @property
-    def links(self) -> dict[str, tuple[str, int]]:
-        return {it: (self.inputs[it][0], self.inputs[it][1]) for it in self._names() if _leads(self.inputs.get(it))}
-
-    @property
-    def lazy(self) -> set[str]:
-        return {it.name for it in self.kind.inputs if it.options.get("lazy") and it.name in self.links}
-
-    @property
-    def constants(self) -> dict[str, Any]:
-        present = {it: self.inputs[it] for it in self._names() if it in self.inputs}
-        return {name: unwrapped(value) for name, value in present.items() if not _leads(value)}
-
-    def _names(self) -> list[str]:
-        """Inputs that it declares, dynamic ones by the names that are there."""
-        names = []
-        for it in self.kind.inputs:
-            names += [it.name] if it.type != AUTOGROW else []
-            names += [name for name in self.inputs if name.startswith(f"{it.name}.")]
-        return names
-
-
 @dataclass
 class _Run:
     job: Job
@@ -148,11 +113,11 @@ class _Run:
     sink: Sink
     cancel: CancelToken
     preview_method: str
-    nodes: dict[str, _Node] = field(default_factory=dict)
+    nodes: dict[str, Scheduled] = field(default_factory=dict)
     keys: dict[str, str | None] = field(default_factory=dict)
     values: dict[str, Values] = field(default_factory=dict)
-    waiting: dict[str, _Node] = field(default_factory=dict)
-    tasks: dict[asyncio.Task[list[Result]], _Node] = field(default_factory=dict)
+    waiting: dict[str, Scheduled] = field(default_factory=dict)
+    tasks: dict[asyncio.Task[list[Result]], Scheduled] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
     now: Place | None = None
     """The node that was last set to work or heard of."""
@@ -198,7 +163,7 @@ class _Run:
     def _add(self, key: str, node: Mapping[str, Any], place: Place) -> None:
         with self._blaming(place):
             node_class = self.classes[node["class_type"]]
-            self.nodes[key] = _Node(key, node_class.describe(), node_class, node["inputs"], place)
+            self.nodes[key] = Scheduled(key, node_class.describe(), node_class, node, place)
 
     def _needed(self) -> list[str]:
         """Every node that the outputs lead to, lazily or not."""
@@ -229,7 +194,7 @@ class _Run:
         for node in self.waiting.values():
             node.missing -= self.values.keys()
 
-    def _recall(self, node: _Node) -> bool:
+    def _recall(self, node: Scheduled) -> bool:
         """Take a node's result from the cache, if it is there."""
         kept = self.cache.get(self._key(node.key))
         if kept is None:
@@ -245,7 +210,8 @@ class _Run:
         opened: set[str] = set()
         while stack:
             node = self.nodes[stack[-1]]
-            behind = [source for source, _ in node.links.values() if source not in self.keys]
+            # A link that a node is given as it is counts too: what it makes of it depends on what is behind.
+            behind = [source for source, _ in node.all_links.values() if source not in self.keys]
             if node.key in self.keys:
                 stack.pop()
             elif behind and node.key in opened:  # something behind it led back to it
@@ -258,18 +224,18 @@ class _Run:
                     self.keys[stack.pop()] = self._own_key(node)
         return self.keys[key]
 
-    def _own_key(self, node: _Node) -> str | None:
+    def _own_key(self, node: Scheduled) -> str | None:
         try:
-            fingerprint = node.node_class.fingerprint({**dict.fromkeys(node.links), **node.constants})
+            fingerprint = node.node_class.fingerprint({**node.constants, **dict.fromkeys(node.all_links)})
         except Exception:  # a foreign hook may raise anything; then its results are not kept
             return None
-        personal = not node.node_class.idempotent or "UNIQUE_ID" in _hidden(node.kind).values()
-        sources = {name: (self.keys[source], slot) for name, (source, slot) in node.links.items()}
+        personal = not node.node_class.idempotent or "UNIQUE_ID" in hidden(node.kind).values()
+        sources = {name: (self.keys[source], slot) for name, (source, slot) in node.all_links.items()}
         return key_of(node.kind.name, node.constants, sources, fingerprint, node.key if personal else "")
 
     # One after another
 
-    def _next(self) -> _Node | None:
+    def _next(self) -> Scheduled | None:
         """A node that can run now; outputs first, then what feeds one, so that results appear early."""
         ready = [node for node in self.waiting.values() if not node.missing]
         if len(ready) < 2:
@@ -283,7 +249,7 @@ class _Run:
         with self._blaming(node.place):
             raise ValueError(f"{_CYCLE}: {node.key} waits for {', '.join(sorted(node.missing))}")
 
-    async def _step(self, node: _Node) -> None:
+    async def _step(self, node: Scheduled) -> None:
         self.now = node.place
         arguments: dict[str, list[Any]] = {}
         with self._blaming(node.place, arguments):
@@ -301,20 +267,30 @@ class _Run:
             else:
                 self.tasks[later] = node
 
-    def _arguments(self, node: _Node) -> dict[str, list[Any]]:
+    def _arguments(self, node: Scheduled) -> dict[str, list[Any]]:
         """Each input's list of values; lazy ones only if they are there."""
         found: dict[str, list[Any]] = {name: [value] for name, value in node.constants.items()}
         for name, (source, slot) in node.links.items():
             if source in self.values and (name not in node.lazy or name in node.asked):
-                found[name] = self.values[source][slot]
-        for name, kind in _hidden(node.kind).items():
+                found[name] = self._value(source, slot)
+        for name, kind in hidden(node.kind).items():
             found[name] = [self._hidden_value(node, kind)]
         return found
 
-    def _hidden_value(self, node: _Node, kind: str) -> Any:
+    def _value(self, source: str, slot: int) -> list[Any]:
+        """The values of a node's output; nodes with any number of outputs may have given fewer than are linked."""
+        given = self.values[source]
+        if slot >= len(given):
+            kind = self.nodes[source].kind.name
+            raise IndexError(f"{kind} (node {source}) gave {len(given)} values, and number {slot} is asked for")
+        return given[slot]
+
+    def _hidden_value(self, node: Scheduled, kind: str) -> Any:
         match kind:
-            case "PROMPT" | "DYNPROMPT":
+            case "PROMPT":
                 return self.job.prompt
+            case "DYNPROMPT":
+                return DynamicPrompt(self.job.prompt, self._described, lambda: set(self.nodes))
             case "EXTRA_PNGINFO":
                 return self.job.extra.get("extra_pnginfo")
             case "UNIQUE_ID":
@@ -322,7 +298,11 @@ class _Run:
             case _:
                 return None  # credentials of foreign services are not handed out
 
-    def _asks_for_more(self, node: _Node, arguments: Mapping[str, list[Any]]) -> bool:
+    def _described(self, key: str) -> Described | None:
+        node = self.nodes.get(key)
+        return None if node is None else Described(node.given, node.place)
+
+    def _asks_for_more(self, node: Scheduled, arguments: Mapping[str, list[Any]]) -> bool:
         open_lazy = frozenset(node.lazy - node.asked)
         if not open_lazy:
             return False
@@ -340,7 +320,7 @@ class _Run:
                 node.missing.add(source)
         return True
 
-    def _instance(self, node: _Node) -> Any:
+    def _instance(self, node: Scheduled) -> Any:
         if node.key not in self.instances:
             self.instances[node.key] = (node.kind.name, node.node_class.instance())
         return self.instances[node.key][1]
@@ -348,26 +328,27 @@ class _Run:
     # Calls
 
     def _call(
-        self, node: _Node, arguments: dict[str, list[Any]]
+        self, node: Scheduled, arguments: dict[str, list[Any]]
     ) -> tuple[list[Result], asyncio.Task[list[Result]] | None]:
         """Results, or what to wait for, in the same context. A call that is given a blocker gives blockers."""
         instance = self._instance(node)
         calls: list[Mapping[str, Any]]
         calls = [arguments] if node.node_class.input_is_list else list(slices(arguments))
-        count = len(node.kind.outputs)
-        returned: list[Any] = []
-        with running(Context(node.place, self.sink, self.cancel, self.preview_method)):
-            for values in calls:
+        returned: list[tuple[Context, Any]] = []
+        for number, values in enumerate(calls):
+            context = Context(node.place, self.sink, self.cancel, self.preview_method, self.job.id, number)
+            with running(context):
                 blocker = _blocker(values)
                 if blocker is not None:
-                    returned.append(self._blocked(node, blocker))
+                    answer: Any = self._blocked(node, blocker)
                 else:
-                    returned.append(node.node_class.call(instance, _nested(node.kind, values)))
-            if any(inspect.isawaitable(it) for it in returned):
-                return [], asyncio.create_task(_gather(returned, count, node.kind.name))
-        return [parse_result(it, count, node.kind.name) for it in returned], None
+                    answer = node.node_class.call(instance, nested(node.kind, values))
+            returned.append((context, answer))
+        if any(inspect.isawaitable(answer) for _, answer in returned):
+            return [], asyncio.create_task(_gather(returned, node.kind))
+        return [_parsed(answer, node.kind) for _, answer in returned], None
 
-    def _blocked(self, node: _Node, blocker: ExecutionBlocker) -> ExecutionBlocker:
+    def _blocked(self, node: Scheduled, blocker: ExecutionBlocker) -> ExecutionBlocker:
         if blocker.message is not None and node.kind.is_output:
             failed = NodeFailed(node.place, blocker.message, "ExecutionBlocked", blocked=True)
             self.sink(failed)
@@ -408,35 +389,80 @@ class _Run:
 
     # Results
 
-    def _results(self, node: _Node, results: list[Result]) -> None:
-        if any(result.expand for result in results):
+    def _results(self, node: Scheduled, results: list[Result]) -> None:
+        if any(result.expand is not None for result in results):
             self._expand(node, results)
         else:
             self._finish(node, results)
 
-    def _expand(self, node: _Node, results: list[Result]) -> None:
+    def _expand(self, node: Scheduled, results: list[Result]) -> None:
         """Run the nodes that it returned, then take its values from them."""
         node.expanded = results
         node.ui = _merged(results)
-        inner = {key: it for result in results for key, it in result.expand.items()}
+        inner = self._inner(node, results)
         for key, it in inner.items():
-            display = str(it.get("override_display_id") or node.place.display)
-            place = Place(node=key, display=display, real=node.place.real, parent=node.key, class_type=it["class_type"])
+            place = Place(
+                node=key,
+                display=self._shown_at(it.get("override_display_id"), node.place),
+                real=node.place.real,
+                parent=node.key,
+                class_type=it["class_type"],
+            )
             self._add(key, it, place)
-        linked = {value[0] for result in results for value in result.values if _links_into(value, inner)}
+        for key in inner:
+            for name, (source, _) in self.nodes[key].all_links.items():
+                if source not in self.nodes:
+                    raise ValueError(
+                        f"{node.kind.name} (node {node.key}) expanded into {key} ({self.nodes[key].kind.name}), whose "
+                        f"input {name} is linked to a node {source!r} that is not there"
+                    )
+        linked = {value[0] for result in results for value in result.values if self._is_link_of(value, result)}
         outputs = {key for key in inner if self.nodes[key].kind.is_output}
         for key in sorted(linked | outputs):
             self._need(key)
         node.missing = {key for key in linked | outputs if key not in self.values}
         self.waiting[node.key] = node
 
-    def _finish(self, node: _Node, results: list[Result]) -> None:
-        columns: Values = [[] for _ in node.kind.outputs]
+    def _inner(self, node: Scheduled, results: list[Result]) -> dict[str, Mapping[str, Any]]:
+        """The nodes of an expansion; raises in words for one that cannot be run."""
+        found: dict[str, Mapping[str, Any]] = {}
+        maker = f"{node.kind.name} (node {node.key}) expanded into"
+        for key, it in ((key, it) for result in results for key, it in (result.expand or {}).items()):
+            kind = it.get("class_type") if isinstance(it, Mapping) else None
+            if not isinstance(it, Mapping) or not isinstance(kind, str) or not isinstance(it.get("inputs"), Mapping):
+                raise TypeError(f"{maker} {key!r}, which has no class_type and inputs")
+            if kind not in self.classes:
+                raise ValueError(
+                    f"{maker} a node of type {kind[:100]!r} ({key}), which is not installed; install the pack that has "
+                    f"it, or update the one of {node.kind.name}"
+                )
+            if key in self.nodes or key in found:
+                raise ValueError(
+                    f"{maker} a node {key!r}, and there is one of that id already; GraphBuilder of "
+                    "comfy_execution.graph_utils makes ids that are not taken"
+                )
+            found[key] = it
+        return found
+
+    def _shown_at(self, override: object, place: Place) -> str:
+        """Where clients show a node of an expansion: they know only those of the prompt."""
+        if not override:
+            return place.display
+        known = self.nodes.get(str(override))
+        return str(override) if known is None else known.place.display
+
+    def _is_link_of(self, value: Any, result: Result) -> bool:
+        """Whether a value of a result leads to a node: only those of expansions do."""
+        return result.expand is not None and leads(value) and value[0] in self.nodes
+
+    def _finish(self, node: Scheduled, results: list[Result]) -> None:
+        columns: Values = [[] for _ in range(max([len(node.kind.outputs), *(len(it.values) for it in results)]))]
         for result in results:
-            for column, output, value in zip(columns, node.kind.outputs, result.values, strict=True):
-                if _links_into(value, result.expand):
-                    column += self.values[value[0]][value[1]]
-                elif output.is_list and not isinstance(value, ExecutionBlocker):
+            for slot, value in enumerate(result.values):
+                column, output = columns[slot], node.kind.output(slot)
+                if self._is_link_of(value, result):
+                    column += self._value(value[0], value[1])
+                elif output is not None and output.is_list and not isinstance(value, ExecutionBlocker):
                     column += list(value or ())
                 else:
                     column.append(value)
@@ -451,27 +477,16 @@ class _Run:
             self.cache.put(self._key(node.key), Kept(columns, ui))
 
 
-async def _gather(returned: list[Any], outputs: int, name: str) -> list[Result]:
-    waited = [await it if inspect.isawaitable(it) else it for it in returned]
-    return [parse_result(it, outputs, name) for it in waited]
+async def _gather(returned: list[tuple[Context, Any]], kind: NodeType) -> list[Result]:
+    found = []
+    for context, answer in returned:
+        with running(context):
+            found.append(_parsed(await answer if inspect.isawaitable(answer) else answer, kind))
+    return found
 
 
-def _hidden(kind: NodeType) -> dict[str, str]:
-    """Names of the hidden arguments and their kinds; both contracts' ways of writing them."""
-    return {name: it if isinstance(it, str) else str(it[0]) for name, it in kind.hidden.items()}
-
-
-def _nested(kind: NodeType, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names gathered into one mapping per dynamic input, as nodes take them."""
-    given: dict[str, Any] = {it.name: {} for it in kind.inputs if it.type == AUTOGROW}
-    types = {it.name: it.type for it in kind.inputs}
-    for name, value in values.items():
-        head, _, tail = name.partition(".")
-        if types.get(head) in (AUTOGROW, DYNAMIC_COMBO):
-            given.setdefault(head, {})[tail or head] = value
-        else:
-            given[name] = value
-    return given
+def _parsed(answer: Any, kind: NodeType) -> Result:
+    return parse_result(answer, len(kind.outputs), kind.name, more=kind.further_outputs is not None)
 
 
 def _blocker(values: Mapping[str, Any]) -> ExecutionBlocker | None:
@@ -489,15 +504,6 @@ def _merged(results: list[Result]) -> Mapping[str, Sequence[Any]] | None:
         for name, shown in result.ui.items():
             ui.setdefault(name, []).extend(shown)
     return ui or None
-
-
-def _links_into(value: Any, nodes: Mapping[str, Any]) -> bool:
-    return _leads(value) and value[0] in nodes
-
-
-def _leads(value: Any) -> bool:
-    """Whether it is a link. Nodes of an expansion are given objects as they are, and so lists that are none."""
-    return is_link(value) and well_formed(value)
 
 
 def _shortened(value: Any) -> str:

@@ -25,20 +25,24 @@ class Result:
 
     values: tuple[Any, ...]
     ui: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    expand: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    expand: Mapping[str, Mapping[str, Any]] | None = None
+    """None: no expansion, and no value is a link. An empty one may still have links to nodes that are there."""
 
 
-def parse_result(returned: Any, outputs: int, name: str) -> Result:
-    """Bring a return value of node type ``name`` with so many ``outputs`` to one form; raises TypeError in words."""
+def parse_result(returned: Any, outputs: int, name: str, *, more: bool = False) -> Result:
+    """Bring a return value of node type ``name`` with so many ``outputs`` to one form; raises TypeError in words.
+
+    With ``more`` it may have further ones behind.
+    """
     ui: Any = {}
-    expand: Any = {}
+    expand: Any = None
     if isinstance(returned, Mapping):
         unknown = set(returned) - {"ui", "result", "expand"}
         if unknown:
             raise TypeError(
                 f"{name} returned a mapping with {sorted(map(str, unknown))}; only ui, result and expand may be there"
             )
-        ui, expand = returned.get("ui") or {}, returned.get("expand") or {}
+        ui, expand = returned.get("ui") or {}, returned.get("expand")
         returned = returned.get("result")
     if isinstance(returned, ExecutionBlocker):
         return Result((returned,) * outputs, ui, expand)
@@ -48,9 +52,9 @@ def parse_result(returned: Any, outputs: int, name: str) -> Result:
         raise TypeError(f"{name} returned {type(returned).__name__}; it must return a tuple of {outputs} values")
     if len(returned) < outputs:
         raise TypeError(f"{name} returned {len(returned)} values; it declares {outputs} outputs")
-    if not isinstance(ui, Mapping) or not isinstance(expand, Mapping):
+    if not isinstance(ui, Mapping) or not isinstance(expand, Mapping | None):
         raise TypeError(f"{name} returned a ui or an expand that is no mapping")
-    return Result(tuple(returned[:outputs]), ui, expand)
+    return Result(tuple(returned if more else returned[:outputs]), ui, expand)
 
 
 def slices(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ A type name is a free string. ``*`` fits everything, and a comma list ("IMAGE,MA
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ def type_name(declared: object) -> str:
     """
     if not isinstance(declared, str):
         return COMBO
-    return declared if declared != "the name of no type" else "*"
+    return str.__str__(declared) if declared != "the name of no type" else "*"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,8 @@ class Input:
     options: Mapping[str, Any] = field(default_factory=dict)
     listed: bool = False
     """A combo that was declared as a bare list of its choices, and is shown to clients as one."""
+    links_alone: bool = False
+    """Constants are not passed to the node."""
 
     @classmethod
     def parse(cls, name: str, declared: Sequence[Any], section: Section) -> Input:
@@ -81,6 +83,11 @@ class Input:
     def has_widget(self) -> bool:
         """Whether the page shows a field for it, so that a workflow file stores a value."""
         return not self.options.get("forceInput") and (self.type in _WIDGET_TYPES or "widgetType" in self.options)
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the node is given a link itself, ``[id, slot]``, whose node is not run for it."""
+        return bool(self.options.get("rawLink"))
 
     @property
     def uploads(self) -> bool:
@@ -130,6 +137,10 @@ class Output:
         )
 
 
+def _nothing_further(name: str) -> Input | None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class NodeType:
     """Everything about a node type but what it does."""
@@ -146,6 +157,10 @@ class NodeType:
     """Arguments filled in by the executor: name to kind (``PROMPT``, ``EXTRA_PNGINFO``, ``UNIQUE_ID``)."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else a client is told: description, flags, ``python_module``."""
+    further_outputs: str | None = None
+    """Type of the outputs behind ``outputs``, where the node gives as many as it likes; None: it gives no more."""
+    further: Callable[[str], Input | None] = _nothing_further
+    """The input of a name that is not among ``inputs``, where the node takes names that it does not declare."""
 
     @classmethod
     def parse(cls, name: str, info: Mapping[str, Any]) -> NodeType:
@@ -190,6 +205,21 @@ class NodeType:
     def input(self, name: str) -> Input | None:
         """The declared input of that name."""
         return next((it for it in self.inputs if it.name == name), None)
+
+    def output(self, slot: int) -> Output | None:
+        """The output of that number, declared or one of those behind."""
+        if 0 <= slot < len(self.outputs):
+            return self.outputs[slot]
+        if slot < 0 or self.further_outputs is None:
+            return None
+        return Output(name=self.further_outputs, type=self.further_outputs)
+
+    def undeclared(self, given: Iterable[str]) -> list[Input]:
+        """The inputs of the ``given`` names that are not declared and that the node takes nevertheless."""
+        names = {it.name for it in self.inputs}
+        # A dotted name belongs to the dynamic input before its dot.
+        others = [name for name in given if name not in names and name.partition(".")[0] not in names]
+        return [it for it in map(self.further, others) if it is not None]
 
 
 Registry = Mapping[str, NodeType]

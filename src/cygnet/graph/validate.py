@@ -255,6 +255,9 @@ class _Node:
         """The declared inputs, dynamic ones spelt out for the names and choices that are present."""
         for it in self.kind.inputs:
             yield from self.expanded(it)
+        for it in self.kind.undeclared(self.inputs):
+            if is_link(self.inputs[it.name]) or not it.links_alone:
+                yield it
 
     def expanded(self, it: Input) -> Iterable[Input]:
         if it.type == AUTOGROW:
@@ -290,11 +293,12 @@ class _Node:
         if source is None:
             text = f"The node it is linked to, {link[0]}, is not in the prompt"
             return [_about(it, "exception_during_validation", text, linked_node=link)]
-        outputs = self.types[source["class_type"]].outputs
-        if not 0 <= link[1] < len(outputs):
-            text = f"Node {link[0]} has {len(outputs)} outputs, not number {link[1]}"
+        kind = self.types[source["class_type"]]
+        output = kind.output(link[1])
+        if output is None:
+            text = f"Node {link[0]} has {len(kind.outputs)} outputs, not number {link[1]}"
             return [_about(it, "bad_linked_input", text, received_value=link)]
-        given, wanted = outputs[link[1]].type, _link_type(it)
+        given, wanted = output.type, _link_type(it)
         if self.node_class.judges_links or fits(given, wanted) or MATCH in (given, wanted):
             return []
         details = f"{it.name}, received_type({given}) mismatch input_type({wanted})"
@@ -321,11 +325,12 @@ class _Node:
     def hook(self) -> list[Problem]:
         present = {it.name: self.inputs[it.name] for it in self.declared() if it.name in self.inputs}
         constants = {name: unwrapped(value) for name, value in present.items() if not is_link(value)}
-        link_types = {
-            name: self.types[self.prompt[value[0]]["class_type"]].outputs[value[1]].type
+        sources = {
+            name: self.types[self.prompt[value[0]]["class_type"]].output(value[1])
             for name, value in present.items()
             if is_link(value)
         }
+        link_types = {name: output.type for name, output in sources.items() if output is not None}
         try:
             wrong = self.node_class.check(constants, link_types)
         except Exception as error:  # a foreign hook may raise anything

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from PIL import Image, PngImagePlugin
 
 from cygnet.errors import RequestError
 from cygnet.graph.context import current
-from cygnet.media.files import discard, new_part, publish
 from cygnet.nodes.conditioning import Conditioning
 from cygnet.nodes.described import described
-from cygnet.nodes.files import HIDDEN, PICTURES, LoadImage, animated, input_files, to_bytes
+from cygnet.nodes.files import HIDDEN, PICTURES, LoadImage, animated, input_files, save_whole
 from cygnet.nodes.images import METHODS, scaled
 from cygnet.nodes.latents import MOST, Latent
+from cygnet.nodes.videos import to_bytes
 from cygnet.nodes.workshop import FileHandle, Node
 
 _CELL = 8
@@ -268,16 +269,15 @@ class SaveAnimatedPNG(Node):
         extra_pnginfo: Any = None,
     ) -> dict[str, Any]:
         height, width = images.shape[1:3]
-        path, saved = self.shop.folders.next_file(filename_prefix, ".png", width=width, height=height)
         notes = PngImagePlugin.PngInfo()
         for name, text in described(self.shop, prompt, extra_pnginfo).items():
             # Readers of workflows look behind the first frame, in chunks of this name.
             notes.add(b"comf", name.encode("latin-1") + b"\0" + text.encode("latin-1"), after_idat=True)
         first, *rest = (Image.fromarray(to_bytes(frame, 4)) for frame in images)
-        part = new_part(path.parent)
-        try:
+
+        def made(path: Path) -> None:
             first.save(
-                part,
+                path,
                 format="PNG",
                 pnginfo=notes,
                 compress_level=compress_level,
@@ -285,8 +285,6 @@ class SaveAnimatedPNG(Node):
                 duration=1000 / fps,
                 append_images=rest,
             )
-            publish(part, path, overwrite=False)
-        except BaseException:
-            discard(part)
-            raise
+
+        saved = save_whole(self.shop, filename_prefix, ".png", made, width=width, height=height)
         return animated(saved, len(images) != 1)

@@ -3,111 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
 import secrets
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cygnet.errors import MediaError, RequestError
+from cygnet.errors import RequestError
 from cygnet.graph.folders import FolderKind, Saved, can_be_named
-from cygnet.media.frames import Frames
+from cygnet.media.files import discard, new_part_folder, output_error, publish
 from cygnet.media.image import load_image
 from cygnet.media.sound import Sound
-from cygnet.media.sound_read import read_sound
-from cygnet.media.video import Codec, VideoFormat, open_writer
-from cygnet.media.video_read import read_video
+from cygnet.media.video import Codec, VideoFormat
 from cygnet.nodes.described import described
-from cygnet.nodes.workshop import Node, Workshop, log
+from cygnet.nodes.videos import VideoFromFile, VideoValue, fill, to_sound, video_components
+from cygnet.nodes.workshop import Node, Workshop
 
 HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".m4v", ".gif", ".webp")
-
-
-@dataclass
-class VideoComponents:
-    """What a ``VIDEO`` is made of."""
-
-    images: torch.Tensor
-    """``[T, H, W, C]`` in 0..1"""
-    frame_rate: Fraction
-    audio: Mapping[str, Any] | None = None
-    """``AUDIO`` as it flows through a graph: ``waveform [1, C, N]`` in -1..1 and ``sample_rate``."""
-    metadata: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class VideoValue:
-    """``VIDEO`` as it flows through a graph, with the methods that custom nodes call. Theirs may be other classes."""
-
-    images: torch.Tensor
-    fps: float
-    audio: Mapping[str, Any] | None = None
-
-    def get_components(self) -> VideoComponents:
-        """Frames, rate and sound."""
-        return VideoComponents(self.images, self.get_frame_rate(), self.audio)
-
-    def get_dimensions(self) -> tuple[int, int]:
-        """Width and height."""
-        return self.images.shape[2], self.images.shape[1]
-
-    def get_frame_count(self) -> int:
-        """How many frames there are."""
-        return len(self.images)
-
-    def get_frame_rate(self) -> Fraction:
-        """Frames per second; 30000/1001 and its like are told as such."""
-        short = Fraction(self.fps).limit_denominator(1001)
-        return short if float(short) == self.fps else Fraction(self.fps)
-
-    def get_duration(self) -> float:
-        """Seconds."""
-        return len(self.images) / self.fps
-
-    def get_stream_source(self) -> io.BytesIO:
-        """The video as an mp4 file."""
-        file = io.BytesIO()
-        self.save_to(file)
-        file.seek(0)
-        return file
-
-    def save_to(
-        self,
-        path: str | os.PathLike[str] | io.BytesIO,
-        format: str = "auto",
-        codec: str = "auto",
-        metadata: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Write an mp4 file, over one that is there; ``metadata`` is kept inside, as JSON where it is no text."""
-        for name, value, allowed in (("format", format, "mp4"), ("codec", codec, "h264")):
-            if getattr(value, "value", value) not in ("auto", allowed):  # texts, or an enumeration of them
-                raise RequestError(f"{name} is {value!r}; a video is saved as {allowed}, or auto", field=name)
-        told = {key: it if isinstance(it, str) else json.dumps(it) for key, it in (metadata or {}).items()}
-        if isinstance(path, io.BytesIO):
-            with tempfile.TemporaryDirectory() as folder:
-                self.save_to(file := Path(folder) / "video.mp4", metadata=told)
-                path.write(file.read_bytes())
-            return
-        sound = None if self.audio is None else to_sound(self.audio)
-        _fill(Path(path), self.images, self.fps, "mp4", told, sound=sound, overwrite=True)
-
-
-def video_components(video: Any) -> VideoComponents:
-    """What a ``VIDEO`` is made of, whichever class a custom node made it of."""
-    if not callable(getattr(video, "get_components", None)):
-        raise RequestError(f"video is a {type(video).__name__}, which is no VIDEO", field="video")
-    found: VideoComponents = video.get_components()
-    return found
 
 
 class LoadImage(Node):
@@ -155,16 +72,10 @@ class LoadVideo(Node):
     def VALIDATE_INPUTS(cls, file: str) -> bool | str:
         return is_there(cls.shop, file)
 
-    def run(self, file: str) -> tuple[VideoValue]:
-        path = self.shop.folders.locate(file)
-        clip = read_video(path)
-        try:
-            sound = read_sound(path)
-        except MediaError as error:
-            log.warning("the video is used without its sound: %s", error)
-            sound = None
-        images = torch.from_numpy(clip.frames.astype(np.float32) / 255.0)
-        return (VideoValue(images, float(clip.fps), None if sound is None else to_audio(sound)),)
+    def run(self, file: str) -> tuple[VideoFromFile]:
+        video = VideoFromFile(self.shop.folders.locate(file))
+        video.get_components()  # what is wrong with the file is told at this node
+        return (video,)
 
 
 class CreateVideo(Node):
@@ -355,19 +266,6 @@ class MaskPreview(SaveImage):
         return {"ui": {"images": self.save(grey, prefix, prompt, extra_pnginfo)}}
 
 
-def to_audio(sound: Sound) -> dict[str, Any]:
-    """A sound as it flows through a graph."""
-    return {"waveform": torch.from_numpy(sound.samples)[None], "sample_rate": sound.rate}
-
-
-def to_sound(audio: Mapping[str, Any]) -> Sound:
-    """The first sound of a batch; raises RequestError in words if it is none."""
-    waveform, rate = audio.get("waveform"), audio.get("sample_rate")
-    if not isinstance(waveform, torch.Tensor) or waveform.ndim != 3 or not isinstance(rate, int):
-        raise RequestError("audio is not a waveform [B, C, N] and a sample_rate", field="audio")
-    return Sound(waveform[0].float().cpu().contiguous().numpy(), rate)
-
-
 def is_there(shop: Workshop, name: str) -> bool | str:
     """True, or in words why there is no such file in the input folder."""
     try:
@@ -410,36 +308,44 @@ def write(
 
     A fourth channel, opacity, is kept where the format can.
     """
-    path, saved = shop.folders.next_file(prefix, f".{kind}", folder, width=images.shape[2], height=images.shape[1])
-    _fill(
-        path, images, fps, kind, metadata,
-        quality=quality, sound=sound, effort=effort, codec=codec, rate_factor=rate_factor,
-    )  # fmt: skip
-    return saved
+
+    def made(path: Path) -> None:
+        fill(
+            path, images, fps, kind, metadata,
+            quality=quality, sound=sound, effort=effort, codec=codec, rate_factor=rate_factor,
+        )  # fmt: skip
+
+    return save_whole(shop, prefix, f".{kind}", made, folder, width=images.shape[2], height=images.shape[1])
 
 
-def _fill(
-    path: Path, images: torch.Tensor, fps: float, kind: VideoFormat, metadata: Mapping[str, str], **more: Any
-) -> None:
-    height, width, channels = images.shape[1:]
-    alpha = channels == 4 and kind in ("webp", "png")
-    writer = open_writer(
-        path,
-        width=width,
-        height=height,
-        fps=fps,
-        format=kind,
-        metadata=metadata,
-        num_frames=len(images),
-        alpha=alpha,
-        **more,
-    )
-    with writer as opened:
-        for frame in images:
-            opened.write(to_bytes(frame, 4 if alpha else 3)[None])
+def save_whole(
+    shop: Workshop,
+    prefix: str,
+    suffix: str,
+    make: Callable[[Path], None],
+    folder: FolderKind = "output",
+    **values: object,
+) -> Saved:
+    """What ``make`` writes, under the next free name of a prefix.
 
-
-def to_bytes(frame: torch.Tensor, channels: int = 3) -> Frames:
-    """``[H, W, C]`` in 0..1 to uint8, its first ``channels``, cut off and not rounded, as the official export does."""
-    pixels: Frames = (frame[..., :channels].clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
-    return pixels
+    The name is taken when the file is whole: another process may work in the same folder, and what an hour was computed
+    for is not lost because a name was taken meanwhile.
+    """
+    path, place = shop.folders.next_file(prefix, suffix, folder, **values)
+    try:
+        private = new_part_folder(path.parent)
+    except OSError as error:
+        raise output_error(error, path) from error
+    try:
+        make(private / path.name)
+        whole = private / path.name
+        while True:
+            try:
+                publish(whole, path, overwrite=False)
+                return place
+            except FileExistsError:
+                path, place = shop.folders.next_file(prefix, suffix, folder, **values)
+            except OSError as error:
+                raise output_error(error, path) from error
+    finally:
+        discard(private)

@@ -34,14 +34,23 @@ class Host:
     """One process's stand-in for the server that packs expect to run in.
 
     ``tell`` takes what packs send to the page: the message's name, its data as JSON values, and the id of the client
-    that it is for, or None for all.
+    that it is for, or None for all. ``address`` is where the server listens, None where there is none, and
+    ``preview_method`` how it makes previews.
     """
 
     client_id: str | None = None
     last_node_id: str | None = None
 
-    def __init__(self, tell: Callable[[str, Any, str | None], None] = lambda event, data, client: None) -> None:
+    def __init__(
+        self,
+        tell: Callable[[str, Any, str | None], None] = lambda event, data, client: None,
+        *,
+        address: tuple[str, int] | None = None,
+        preview_method: str = "auto",
+    ) -> None:
         self._tell = tell
+        self.preview_method = preview_method
+        self._address = address
         self.loop = asyncio.new_event_loop()
         """Runs in a thread of its own once :meth:`serve` is called."""
         self.routes: Any = _Unserved()
@@ -54,6 +63,21 @@ class Host:
         self.app = web.Application(client_max_size=LARGEST_BODY)
 
     # What packs call
+
+    @property
+    def address(self) -> str:
+        """The address that the server listens on."""
+        return self._listening()[0]
+
+    @property
+    def port(self) -> int:
+        """The port that the server listens on."""
+        return self._listening()[1]
+
+    def _listening(self) -> tuple[str, int]:
+        if self._address is None:
+            raise AttributeError("no server runs beside this command, so it has neither address nor port")
+        return self._address
 
     def send_sync(self, event: object, data: object, sid: str | None = None) -> None:
         """Send a message to one client of the page, or to all."""

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cygnet.graph.context import current
-from cygnet.nodes.files import video_components
 from cygnet.nodes.latents import MOST
+from cygnet.nodes.videos import video_components
 from cygnet.nodes.workshop import Node
 
 METHODS = ("nearest-exact", "bilinear", "area", "bicubic", "lanczos")

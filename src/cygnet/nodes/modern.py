@@ -393,6 +393,7 @@ def as_classic(node: type[ComfyNode]) -> type:
         answer = type(node.__name__, (node,), {"hidden": told}).execute(**given)  # type: ignore[attr-defined]
         return _later(answer) if inspect.isawaitable(answer) else _classic_result(answer)
 
+    run.__signature__ = _with_self(node)  # type: ignore[attr-defined]
     parts: dict[str, Any] = {
         "INPUT_TYPES": staticmethod(declared),
         "RETURN_TYPES": tuple(it.io_type for it in schema.outputs),
@@ -408,6 +409,7 @@ def as_classic(node: type[ComfyNode]) -> type:
         "DEPRECATED": bool(schema.is_deprecated),
         "EXPERIMENTAL": bool(schema.is_experimental),
         "API_NODE": bool(schema.is_api_node),
+        "ACCEPT_ALL_INPUTS": bool(schema.accept_all_inputs),
         "SEARCH_ALIASES": schema.search_aliases,
         "DISPLAY_NAME": schema.display_name,
         "run": run,
@@ -422,6 +424,13 @@ def as_classic(node: type[ComfyNode]) -> type:
     return type(node.__name__, (), parts)
 
 
+def _with_self(node: type[ComfyNode]) -> inspect.Signature:
+    """What ``execute`` takes, as a method's signature: it says which names that are not declared it would take."""
+    own = inspect.signature(node.execute)  # type: ignore[attr-defined]
+    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return own.replace(parameters=[first, *own.parameters.values()])
+
+
 async def _later(answer: Awaitable[Any]) -> Any:
     return _classic_result(await answer)
 
@@ -434,7 +443,8 @@ def _classic_result(answer: Any) -> Any:
     values: Any = answer.args or None
     if answer.block_execution is not None:
         values = ExecutionBlocker(answer.block_execution)
-    return {"result": values, "ui": shown or {}, "expand": answer.expand or {}}
+    expansion = {} if answer.expand is None else {"expand": answer.expand}
+    return {"result": values, "ui": shown or {}, **expansion}
 
 
 def _declared(inputs: Iterable[Input]) -> dict[str, dict[str, Any]]:
@@ -454,6 +464,11 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "as_dict"):
         return value.as_dict()
     return [_plain(it) for it in value] if isinstance(value, (list, tuple)) else value
+
+
+def type_names() -> list[str]:
+    """The type names of graphs that this contract has names for."""
+    return sorted({*_TYPES.values()} - {"*"})
 
 
 def io_names() -> dict[str, Any]:

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from cygnet.graph.contract import Classic, NodeClass
-from cygnet.nodes import modern, stand_ins
+from cygnet.nodes import modern
 from cygnet.nodes.host import Host
+from cygnet.nodes.stand_ins.install import announce, install
 from cygnet.nodes.workshop import Workshop
 
 ENTRY_POINTS = "cygnet.nodes"
@@ -93,7 +94,7 @@ def load(
     if not paths and not distributed:
         return []
     host = host or Host()
-    stand_ins.install(shop, host)
+    install(shop, host)
     notes = _Notes(notebook)
     for path in paths:
         if (script := path / "prestartup_script.py").is_file():
@@ -102,12 +103,25 @@ def load(
     packs = []
     for path in paths:
         packs.append(_loaded(_name(path), path, names, notes))
-        names |= set(packs[-1].nodes)
+        names |= _announced(packs[-1])
     for entry in distributed:
         packs.append(_made(entry.name, None, names, entry.load))
-        names |= set(packs[-1].nodes)
+        names |= _announced(packs[-1])
     host.close_table()
     return packs
+
+
+def _announced(pack: Pack) -> set[str]:
+    """The names of a pack's node types, which packs after it find in ``nodes``."""
+    classes = {name: it for name, it in pack.nodes.items() if isinstance(it, Classic)}
+    web = None if pack.web is None else str(pack.web[1])
+    announce(
+        pack.name,
+        {name: it.implementation for name, it in classes.items()},
+        {name: it.display_name for name, it in classes.items()},
+        web,
+    )
+    return set(pack.nodes)
 
 
 def _name(path: Path) -> str:

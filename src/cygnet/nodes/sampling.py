@@ -282,7 +282,8 @@ def latents_along(
 
 
 SHOW_EVERY = 0.1
-"""Seconds from one preview to the next at least: more than ten a second cost a small model time and show no more."""
+"""Seconds from one preview to the next at least: more than ten a second cost a small model time and show no more. The
+first and the last step are always shown."""
 
 
 @torch.no_grad()
@@ -304,7 +305,8 @@ def sampled(
         latest = x_0
         velocity.step = step + 1
         current().progress(step + 1, len(sigmas) - 1)
-        if time.monotonic() - shown >= SHOW_EVERY and (picture := show(x_0)) is not None:
+        due = step + 2 == len(sigmas) or time.monotonic() - shown >= SHOW_EVERY
+        if due and (picture := show(x_0)) is not None:
             current().preview(picture, "image/jpeg")
             shown = time.monotonic()
 

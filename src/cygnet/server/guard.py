@@ -28,6 +28,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "cygnet_token"
+FRAMED_COOKIE = "cygnet_token_framed"
+"""Of a page in a frame: browsers send no other cookie from within a frame of another site."""
 _LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 _WRONG_TOKENS, _WINDOW = 20, 60.0  # so many wrong tokens from an address in so many seconds are answered one by one
 _MOST_ADDRESSES = 10_000
@@ -194,11 +196,12 @@ class Guard:
     def _without_token(self, scope: Scope, headers: Mapping[str, list[str]]) -> Refusal | None:
         if self.access.token is None or scope["path"] in ("/login", "/health") or self._asks_first(scope, headers):
             return None
-        address, given = address_of(scope), _token_in(scope, headers)
-        if given is not None and matches(given, self.access.token):
+        address, given = address_of(scope), tokens_in(scope)
+        # Not the first alone: of a page's two cookies one may be of yesterday.
+        if any([matches(it, self.access.token) for it in given]):  # noqa: C419 (each is compared, in equal time)
             return None
         visits = scope["type"] == "http" and scope.get("method") == "GET" and self.is_page(scope["path"])
-        if given is not None and not visits:  # a page is asked for with a token of yesterday, and gets a new one
+        if given and not visits:  # a page is asked for with a token of yesterday, and gets a new one
             if self.wrong.too_many(address):
                 return Refusal(429, "too many wrong tokens; wait a minute")
             self.wrong.add(address)
@@ -256,7 +259,7 @@ def without_token(headers: Iterable[tuple[str, str]], token: str | None) -> list
     for name, value in headers:
         if name.lower() == "cookie":
             pairs = [it.strip() for it in value.split(";")]
-            value = "; ".join(it for it in pairs if it.partition("=")[0].strip() != COOKIE)
+            value = "; ".join(it for it in pairs if it.partition("=")[0].strip() not in (COOKIE, FRAMED_COOKIE))
         if value and not (name.lower() == "authorization" and token in value):
             kept.append((name, value))
     return kept
@@ -280,18 +283,20 @@ def _host_name(host: str) -> str | None:
     return parts.hostname if plain else None
 
 
-def _token_in(scope: Scope, headers: Mapping[str, list[str]]) -> str | None:
+def tokens_in(scope: Scope) -> list[str]:
+    """What a request gives as its token: in the header alone if it has one, else in cookies, else a socket's query."""
+    headers = _headers(scope)
     for value in headers.get("authorization", []):
         kind, _, given = value.partition(" ")
         if kind.lower() == "bearer":
-            return given.strip()
+            return [given.strip()]
+    found = []
     for value in headers.get("cookie", []):
         try:
-            morsel = SimpleCookie(value).get(COOKIE)
+            cookies = SimpleCookie(value)
         except CookieError:
             continue
-        if morsel is not None:
-            return morsel.value
-    if scope["type"] == "websocket":  # a browser can give a socket no header of its own
-        return next(iter(parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [])), None)
-    return None
+        found += [cookies[name].value for name in (COOKIE, FRAMED_COOKIE) if name in cookies]
+    if not found and scope["type"] == "websocket":  # a browser can give a socket no header of its own
+        found += parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [])[:1]
+    return found

@@ -91,16 +91,23 @@ def internal_files_router(settings: Settings) -> APIRouter:
     router = APIRouter(tags=["files"])
 
     @router.get("/internal/files/{kind}")
-    async def listing(kind: str) -> JSONResponse:
+    def listing(kind: str) -> JSONResponse:
         if kind not in FOLDER_KINDS:
             return JSONResponse({"error": f"unknown folder {kind[:50]!r}"}, 400)
         root = settings.folders.root(_kind(kind))
         listed = os.scandir(root) if root.is_dir() else ()
         found = [it for it in listed if it.is_file() and not it.name.startswith(".") and can_be_named(it.name)]
-        found.sort(key=lambda it: it.stat().st_mtime, reverse=True)
+        found.sort(key=_changed, reverse=True)
         return JSONResponse([it.name for it in found])
 
     return router
+
+
+def _changed(entry: os.DirEntry[str]) -> float:
+    try:
+        return entry.stat().st_mtime
+    except OSError:  # it was removed meanwhile
+        return 0.0
 
 
 # Out

@@ -14,13 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from cygnet.errors import RequestError
+from cygnet.graph.contract import COMPATIBLE_VERSION
 from cygnet.graph.folders import can_be_named, inside
 from cygnet.server import packs
 from cygnet.server.engine import Engine, Refused
 from cygnet.server.settings import Settings
 
-COMPATIBLE_VERSION = "0.38.1"
-"""The ComfyUI version whose protocol this server speaks; clients compare it."""
 ALIASES = {"unet": "diffusion_models", "clip": "text_encoders"}
 _WEIGHTS = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt", ".gguf")
 
@@ -49,8 +48,11 @@ def nodes_router(engine: Engine, settings: Settings) -> APIRouter:
     async def model_kinds() -> list[str]:
         return sorted(settings.models)
 
+    # Routes that look into folders are plain functions: they run in a thread, and a large or distant folder keeps
+    # nobody else waiting.
+
     @router.get("/models/{kind}")
-    async def models(kind: str) -> list[str]:
+    def models(kind: str) -> list[str]:
         return [name for name, _, _ in _models(settings, kind)]
 
     @router.get("/experiment/models")
@@ -58,7 +60,7 @@ def nodes_router(engine: Engine, settings: Settings) -> APIRouter:
         return [{"name": kind, "folders": [str(it) for it in roots]} for kind, roots in settings.models.items()]
 
     @router.get("/experiment/models/{kind}")
-    async def model_files(kind: str) -> list[dict[str, Any]]:
+    def model_files(kind: str) -> list[dict[str, Any]]:
         rows = []
         for name, index, path in _models(settings, kind):
             stat = path.stat()
@@ -71,11 +73,11 @@ def nodes_router(engine: Engine, settings: Settings) -> APIRouter:
         raise HTTPException(404, "there is no picture of this model")
 
     @router.get("/view_metadata/{kind}")
-    async def metadata(kind: str, filename: str = "") -> JSONResponse:
+    def metadata(kind: str, filename: str = "") -> JSONResponse:
         return JSONResponse(_metadata(settings, kind, filename))
 
     @router.get("/embeddings")
-    async def embeddings() -> list[str]:
+    def embeddings() -> list[str]:
         return [name.rpartition(".")[0] for name, _, _ in _models(settings, "embeddings", missing_is_empty=True)]
 
     @router.get("/node_replacements")

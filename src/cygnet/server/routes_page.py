@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -62,17 +63,14 @@ def shared_router(engine: Engine, settings: Settings) -> APIRouter:
     async def extensions() -> list[str]:
         if settings.page is None:
             return []
-        found = (settings.page / "extensions").rglob("*.js")
-        core = sorted(f"/{it.relative_to(settings.page).as_posix()}" for it in found)
-        for name, folder in (await _web_folders(engine)).items():
-            scripts = sorted(it.relative_to(folder).as_posix() for it in folder.rglob("*.js"))
-            core += [f"/extensions/{quote(name)}/{quote(it)}" for it in scripts]
-        return core
+        return await run_in_threadpool(_scripts, settings.page, await _web_folders(engine))
 
     @router.get("/workflow_templates")
     async def packs_with_templates() -> dict[str, list[str]]:
         found = await _example_folders(engine)
-        return {name: sorted(it.stem for it in folder.glob("*.json")) for name, folder in found.items()}
+        return await run_in_threadpool(
+            lambda: {name: sorted(it.stem for it in folder.glob("*.json")) for name, folder in found.items()}
+        )
 
     @router.get("/workflow_templates/{pack}/{name:path}")
     async def pack_template(pack: str, name: str) -> Response:
@@ -83,6 +81,15 @@ def shared_router(engine: Engine, settings: Settings) -> APIRouter:
         return found
 
     return router
+
+
+def _scripts(page: Path, packs: Mapping[str, Path]) -> list[str]:
+    """Addresses of the page's own extensions, then of those of packs."""
+    own = sorted(f"/{it.relative_to(page).as_posix()}" for it in (page / "extensions").rglob("*.js"))
+    for name, folder in packs.items():
+        scripts = sorted(it.relative_to(folder).as_posix() for it in folder.rglob("*.js"))
+        own += [f"/extensions/{quote(name)}/{quote(it)}" for it in scripts]
+    return own
 
 
 async def _packs(engine: Engine) -> list[dict[str, Any]]:

@@ -41,11 +41,11 @@ def user_router(settings: Settings) -> APIRouter:
         return {"storage": "server", "migrated": True}
 
     @router.get("/settings")
-    async def all_settings() -> JSONResponse:
+    def all_settings() -> JSONResponse:
         return JSONResponse(_settings(root))
 
     @router.get("/settings/{name}")
-    async def setting(name: str) -> JSONResponse:
+    def setting(name: str) -> JSONResponse:
         return JSONResponse(_settings(root).get(name))
 
     @router.post("/settings", openapi_extra=documented(body=OBJECT))
@@ -67,7 +67,7 @@ def user_router(settings: Settings) -> APIRouter:
         return Response()
 
     @router.get("/userdata", openapi_extra=documented(query=("dir", "recurse", "split", "full_info")))
-    async def listing(request: Request) -> JSONResponse:
+    def listing(request: Request) -> JSONResponse:
         query = request.query_params
         if not query.get("dir"):
             raise HTTPException(400, "dir is missing")
@@ -78,14 +78,14 @@ def user_router(settings: Settings) -> APIRouter:
         return JSONResponse(_listing(folder, **wanted))
 
     @router.get("/v2/userdata")
-    async def entries(path: str = "") -> JSONResponse:
+    def entries(path: str = "") -> JSONResponse:
         folder = _inside(root, path or ".")
         if not folder.is_dir():
             raise HTTPException(404, "there is no such folder")
         return JSONResponse([_entry(it, root) for it in sorted(folder.iterdir()) if _shown(it)])
 
     @router.get("/userdata/{rest:path}", openapi_extra=documented(path=("rest",)))
-    async def read(request: Request) -> Response:
+    def read(request: Request) -> Response:
         (file,) = _segments(request, 1)
         path = _inside(root, file)
         if not path.is_file():

@@ -107,6 +107,8 @@ class JobMessages:
     _estimate: Estimate = field(default_factory=Estimate)
     _told_at: float = float("-inf")
     """When the time left was last told."""
+    _told: set[str] = field(default_factory=set)
+    """Nodes on which a line says how far they are: it stays there until the job is over, unless another comes."""
 
     def of(self, event: Event) -> Sequence[Outgoing]:
         """What to send for ``event``, in order."""
@@ -168,6 +170,7 @@ class JobMessages:
         if left is None or value >= total or now - self._told_at < _SECONDS_BETWEEN_LINES:
             return []
         self._told_at = now
+        self._told.add(place.node)
         return [Line(self.job, place, f"{value:g} of {total:g}{time_left(left)}")]
 
     def _finished(self, place: Place, ui: Mapping[str, Any] | None, cached: bool) -> Sequence[Outgoing]:
@@ -187,6 +190,8 @@ class JobMessages:
         if not cached:
             total = self.nodes.get(place.node, {}).get("max", 1)
             sent.append(self._progress(place, "finished", total, total))
+            if place.node in self._told:
+                sent.append(Line(self.job, place, f"{total:g} of {total:g}"))
         return sent
 
     def _failed(self, it: NodeFailed) -> Sequence[Outgoing]:

@@ -79,7 +79,7 @@ def _run(channel: Channel, executor: Executor, order: Mapping[str, Any], cancel:
     def tell(event: Event) -> None:
         channel.send({"job": order["job"], "fence": order["fence"], **to_json(event)})
 
-    job = Job(prompt=order["prompt"], outputs=tuple(order["outputs"]), extra=order["extra"])
+    job = Job(prompt=order["prompt"], outputs=tuple(order["outputs"]), extra=order["extra"], id=order["job"])
     executor.run(job, tell, cancel)
 
 

@@ -98,9 +98,23 @@ def read_lora(path: Path | str) -> LoraFile:
         stems[module] = without_prefix(name[: ending.start()])
     if not groups:
         raise WeightFileError(f"{shown(file.path)} is no LoRA for Wan: {_first(file.tensors)}")
+    for name in unknown:
+        _refuse_unread_part(file, name)
     noted = NotedScales.of(file)
     adapters = {module: _adapter(file, module, parts, noted, stems[module]) for module, parts in groups.items()}
     return LoraFile(file, adapters, tuple(unknown))
+
+
+def _refuse_unread_part(file: WeightFile, name: str) -> None:
+    """Raise ``WeightFileError`` if an unknown name is a part of a module of the transformer after all."""
+    stem = name
+    for _ in range(3):
+        stem, dot, _ = stem.rpartition(".")
+        if dot and (module := official_module(stem)) is not None:
+            raise WeightFileError(
+                f"{shown(file.path)}: {printable(module)} has the part {printable(name[len(stem) + 1 :])!r}, which "
+                "cygnet does not know; convert it to a plain LoRA where it was made, or ask for one"
+            )
 
 
 def is_lora(file: WeightFile) -> bool:
