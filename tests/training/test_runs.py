@@ -226,3 +226,12 @@ def test_swapped_blocks_train_as_resident_ones(configure: Configure) -> None:
 def test_8_bit_adamw_without_its_package_says_so(configure: Configure) -> None:
     with pytest.raises(cygnet.errors.UnsupportedError, match="bitsandbytes"):
         quiet(configure(optimizer={"name": "adamw8bit"}))
+
+
+def test_8_bit_bases_and_swapped_blocks_need_blocks_that_forget(configure: Configure) -> None:
+    for memory in ({"base": "fp8"}, {"block_swap": 1}, {"block_swap": 9, "checkpointing": "full"}):
+        with pytest.raises(RequestError) as raised:
+            quiet(configure(memory={"checkpointing": "none", **memory}))
+        assert str(raised.value.field).startswith("memory.")
+    with pytest.raises(RequestError, match=r"no block has a layer 'attn\.to_q'"):
+        quiet(configure(lora={"targets": ["attn.to_q"]}))

@@ -102,6 +102,12 @@ def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Netwo
             "its forward and its backward pass",
             field="memory.block_swap",
         )
+    if memory.base != "as_dtype" and memory.checkpointing == "none":
+        raise RequestError(
+            'memory.base in 8 bits needs memory.checkpointing other than "none": otherwise the backward pass keeps '
+            "every matrix as it was widened, and nothing is saved",
+            field="memory.base",
+        )
     if memory.block_swap and memory.base != "as_dtype":
         raise RequestError(
             "memory.block_swap and memory.base exclude each other; choose one", field="memory.block_swap"
