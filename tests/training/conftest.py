@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ def write_clip(path: Path, frames: int = 5, side: int = 32, seed: int = 0, fps: 
     return path
 
 
-@pytest.fixture
-def clips(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def made_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three videos of 5 frames and a picture, each with a caption."""
-    folder = tmp_path / "clips"
+    folder = tmp_path_factory.mktemp("made") / "clips"
     folder.mkdir()
     for number in range(3):
         write_clip(folder / f"{number}.mp4", seed=number).with_suffix(".txt").write_text(f"the blue square {number}")
@@ -48,11 +49,23 @@ def clips(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all tests keep what they have encoded: the same clips give the same rows."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def clips(tmp_path: Path, made_clips: Path) -> Path:
+    """A copy of the clips that a test may change."""
+    return Path(shutil.copytree(made_clips, tmp_path / "clips"))
+
+
 Configure = Callable[..., TrainConfig]
 
 
 @pytest.fixture
-def configure(tmp_path: Path, clips: Path, models: dict[str, dict[str, str]]) -> Configure:
+def configure(tmp_path: Path, clips: Path, models: dict[str, dict[str, str]], shared_cache: Path) -> Configure:
     """A complete configuration; keyword arguments replace or extend its tables."""
 
     def make(variant: str = "t2v", **changes: Any) -> TrainConfig:
@@ -63,7 +76,7 @@ def configure(tmp_path: Path, clips: Path, models: dict[str, dict[str, str]]) ->
             "steps": 4,
             "batch": 2,
             "device": "cpu",
-            "data": {"path": "clips", "sizes": ["32x32"], "frames": [5], "cache": "cache"},
+            "data": {"path": "clips", "sizes": ["32x32"], "frames": [5], "cache": str(shared_cache)},
             "lora": {"rank": 2},
             "memory": {"dtype": "float32"},
             "optimizer": {"rate": 1e-2, "warmup": 1},

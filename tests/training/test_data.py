@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,16 @@ from cygnet.training.dataset import read_items
 from cygnet.training.encode import Example, prepare
 from cygnet.training.start import open_model
 from random_models import VAE, state_of
+
+
+@pytest.fixture
+def configure(configure: Configure) -> Configure:
+    """Each test with a cache of its own."""
+
+    def make(variant: str = "t2v", **changes: Any) -> TrainConfig:
+        return configure(variant, **{**changes, "data": {"cache": "cache", **changes.get("data", {})}})
+
+    return make
 
 
 def command(capsys: pytest.CaptureFixture[str], *words: object) -> Done:
