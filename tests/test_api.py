@@ -105,7 +105,7 @@ def test_the_receipt_holds_the_whole_request_and_what_made_it(video: Video) -> N
     assert set(receipt["model"]["components"]) == {"dit", "vae", "text_encoder"}
     assert all(part["digest"].startswith("sha256:") for part in receipt["model"]["components"].values())
     assert receipt["versions"]["torch"] == torch.__version__
-    assert set(receipt["seconds"]) == {"text", "denoise", "decode"}
+    assert set(receipt["seconds"]) == {"load", "text", "denoise", "decode"}
     assert receipt["notices"] == []
 
 

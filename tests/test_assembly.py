@@ -224,12 +224,12 @@ def test_loading_tells_its_progress(t2v: dict[ComponentName, Path]) -> None:
 
 def test_offloading_reads_nothing_until_it_is_needed(t2v: dict[ComponentName, Path]) -> None:
     model = load_components(t2v, device="cpu", offload=True)
-    assert isinstance(model.components.residency, StageResidency)
-    assert model.components.residency.present == ()
+    assert isinstance(model.residency.now, StageResidency)
+    assert model.residency.now.present == ()
 
 
 def test_small_models_stay_in_memory(t2v: dict[ComponentName, Path]) -> None:
-    assert isinstance(load_components(t2v, device="cpu").components.residency, Resident)
+    assert isinstance(load_components(t2v, device="cpu").residency.now, Resident)
 
 
 def test_the_description_names_files_without_folders_and_digests(t2v: dict[ComponentName, Path]) -> None:

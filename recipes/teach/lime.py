@@ -52,7 +52,7 @@ batch = 8
 rank = 16
 
 [optimizer]
-rate = 1e-3
+rate = 3e-3
 average = 0.98
 """,
     "full": """
@@ -60,7 +60,7 @@ steps = 200
 batch = 8
 
 [optimizer]
-rate = 1e-4
+rate = 4e-4
 average = 0.98
 """,
 }

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from PIL import Image
 
 from cygnet.assembly import ImageEncoder, TextEncoder, load_dit, load_image_encoder, load_text_encoder, load_vae
 from cygnet.media.frames import to_uint8
+from cygnet.media.quality import psnr
 from cygnet.models.clip.preprocess import preprocess
 from cygnet.models.dit.model import DiT
 from cygnet.models.vae.model import WanVAE
@@ -83,12 +83,6 @@ def make_latents(
 
     noise = torch.randn(len(prompts), *LATENTS, generator=torch.Generator().manual_seed(seed))
     return sample(velocity, noise, how.solver, how.steps, how.shift)  # type: ignore[arg-type]
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 arrays, in dB."""
-    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def decode(vae: WanVAE, latents: torch.Tensor) -> list[np.ndarray]:

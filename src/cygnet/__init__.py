@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cygnet import errors, solvers
-    from cygnet.api import Video, VideoStream, Wan, load
+    from cygnet.api import Video, VideoStream, Wan, load, plan
     from cygnet.assembly import Execution, load_dit, load_image_encoder, load_text_encoder, load_vae
     from cygnet.types import CancelToken, Progress
 
@@ -28,6 +28,7 @@ _HOMES = {
     "load_image_encoder": "cygnet.assembly",
     "load_text_encoder": "cygnet.assembly",
     "load_vae": "cygnet.assembly",
+    "plan": "cygnet.api",
 }
 _MODULES = ("errors", "solvers")
 
@@ -45,6 +46,7 @@ __all__ = [
     "load_image_encoder",
     "load_text_encoder",
     "load_vae",
+    "plan",
     "solvers",
 ]
 

@@ -13,7 +13,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,17 +30,27 @@ from cygnet.assembly import DEFAULT, Device, Dtype, Execution, LoadedModel, Lora
 from cygnet.checkpoints import ComponentConfig, save_diffusers_pipeline, save_official
 from cygnet.checkpoints.folders import TOKENIZER_FILES
 from cygnet.checkpoints.saving import staged_folder
-from cygnet.errors import RequestError
+from cygnet.errors import OutOfMemory, RequestError, out_of_memory
 from cygnet.media.frames import to_signed, to_uint8
 from cygnet.media.image import load_image, picture_from_array, picture_from_pillow
 from cygnet.media.receipt import RECEIPT_KEY, RECEIPT_VERSION, check_sidecar, embed, sidecar_path, staged_sidecar
 from cygnet.media.video import VideoFormat, open_writer
 from cygnet.media.video_read import read_video
-from cygnet.pipelines.generate import Inputs, Record, check_pixels, generate
+from cygnet.pipelines.generate import Inputs, Record, check_combination, check_pixels, generate
 from cygnet.pipelines.presets import Defaults, defaults_for
 from cygnet.pipelines.request import GenerateRequest, parse_size, shown
 from cygnet.pipelines.sizes import AREAS, FRAME_STRIDE, size_for_image
-from cygnet.types import CancelToken, ComponentName, ProgressSink, ignore_progress
+from cygnet.planning import (
+    Machine,
+    Plan,
+    Subject,
+    after_failure,
+    refuse_what_cannot_fit,
+    subject_of,
+    subject_of_loaded,
+)
+from cygnet.planning import plan as plan_request
+from cygnet.types import CancelToken, ComponentName, Phase, ProgressSink, ignore_progress
 
 Frames = npt.NDArray[np.uint8]
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | Frames | torch.Tensor
@@ -48,6 +58,8 @@ ImageLike = str | os.PathLike[str] | bytes | Image.Image | Frames | torch.Tensor
 VideoLike = str | os.PathLike[str] | Frames | torch.Tensor
 """A file, uint8 ``[T, H, W, 3]``, or float ``[3, T, H, W]`` in [-1, 1]."""
 Layout = Literal["diffusers", "official"]
+USUAL_PROMPT = "a fox runs through the snow of a forest in the morning, and the camera follows it from the side"
+"""Of a usual length: what a plan is made for when none is given."""
 
 
 class Options(TypedDict, total=False):
@@ -65,6 +77,12 @@ class Options(TypedDict, total=False):
     fps: float | None
     strength: float | None
     guidance_until: float | None
+    guidance_rest: str | None
+    cache: str | None
+    """Answer some steps from earlier ones, which is lossy: "easy:0.05"; see docs/speed.md for what it costs."""
+    cache_table: Sequence[float] | None
+    recipe: str | None
+    """Solver, steps, shift and guidance for weights distilled to few steps: "lightx2v" or "self-forcing"."""
     image_fit: str | None
     noise_device: str | None
     reference_exact: bool | None
@@ -151,6 +169,15 @@ class VideoStream:
         return tuple(self._record.notices)
 
     @property
+    def seconds(self) -> Mapping[Phase, float]:
+        """Time spent so far, by phase."""
+        return dict(self._record.seconds)
+
+    def timed(self, phase: Phase) -> AbstractContextManager[None]:
+        """Count the time of a block as ``phase``: what a caller does with the frames, such as "write"."""
+        return self._record.timed(phase)
+
+    @property
     def receipt(self) -> dict[str, Any]:
         """What the video is made from, fit for :func:`cygnet.media.receipt.embed`.
 
@@ -169,6 +196,7 @@ class VideoStream:
                 "system": f"{platform.system()} {platform.machine()}",
                 "threads": torch.get_num_threads(),
             },
+            **({"cached": dict(self._record.cached)} if self._record.cached else {}),
             "seconds": {phase: round(seconds, 3) for phase, seconds in self._record.seconds.items()},
             "notices": list(self._record.notices),
         }
@@ -239,8 +267,20 @@ class Wan:
     ) -> VideoStream:
         """Like :meth:`generate`, but frames come as they are decoded. All checks are made by this call itself."""
         given = _Given.read(image, last_image, video)
-        request = self._request(prompt, given.inputs, options)
+        request = _request(prompt, given.inputs, options, self.defaults)
         return self._run(request, given, on_progress, cancel)
+
+    def plan(
+        self,
+        prompt: str,
+        image: ImageLike | None = None,
+        last_image: ImageLike | None = None,
+        video: VideoLike | None = None,
+        **options: Unpack[Options],
+    ) -> Plan:
+        """What :meth:`generate` would take: memory, disk and time, stage by stage; see :func:`plan`."""
+        request = _request(prompt, _Given.read(image, last_image, video).inputs, options, self.defaults)
+        return plan_request(self._subject, request, self._machine(), self.model.offload)
 
     def replay(
         self,
@@ -307,24 +347,81 @@ class Wan:
         self, request: GenerateRequest, given: _Given, on_progress: ProgressSink, cancel: CancelToken | None
     ) -> VideoStream:
         record = Record(notices=[*given.notices, *(f"LoRA {told}" for _, told in self.model.loras)])
+        check_combination(self.model.components, request, given.inputs)
         chunks = generate(
-            self.model.components, request, given.inputs, on_progress=on_progress, cancel=cancel, record=record
+            self.model.components,
+            request,
+            given.inputs,
+            on_progress=on_progress,
+            cancel=cancel,
+            record=record,
+            decode_chunk=self._placed(request),
         )
-        return VideoStream(self.model, self._identity, request, given.described, chunks, record)
+        return VideoStream(self.model, self._identity, request, given.described, self._told(chunks, request), record)
 
-    def _request(self, prompt: str, inputs: Inputs, options: Options) -> GenerateRequest:
-        fields: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        exact = fields.pop("reference_exact", False)
-        if not isinstance(exact, bool):
-            raise RequestError(f"reference_exact is {shown(exact)}; give True or False", field="reference_exact")
-        size = fields.pop("size", None)
-        like = inputs.image if inputs.image is not None else inputs.video
-        fields = {**_size_fields(size, like, self.defaults, exact), **fields}
-        if inputs.video is not None:
-            fields.setdefault("strength", self.defaults.strength)
-            have = 1 + (inputs.video.shape[1] - 1) // FRAME_STRIDE * FRAME_STRIDE
-            fields.setdefault("num_frames", min(have, self.defaults.num_frames))
-        return GenerateRequest.create({"prompt": prompt, **fields}, self.defaults)
+    def _placed(self, request: GenerateRequest) -> int:
+        """Put the weights where the plan of ``request`` has them; returns how many latent frames to decode at a time.
+
+        Raises :class:`~cygnet.errors.OutOfMemory` if the request fits nowhere.
+        """
+        decision = refuse_what_cannot_fit(self._subject, request, self._machine(), self.model.offload)
+        self.model.residency.move(decision.placement)
+        return decision.decode_chunk
+
+    def _told(self, chunks: Iterator[torch.Tensor], request: GenerateRequest) -> Iterator[torch.Tensor]:
+        """The chunks; where memory runs out for good, the error names the request that fits."""
+        try:
+            yield from chunks
+            return
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            message = str(error) if isinstance(error, OutOfMemory) else f"out of memory ({str(error)[:200]})"
+        # Only now is free what the failed run held.
+        raise OutOfMemory(f"{message}; {after_failure(self._subject, request, self._machine(), self.model.offload)}")
+
+    def _machine(self) -> Machine:
+        """This machine; memory that weights take already is counted as free."""
+        held = 0
+        if self.model.residency.placement.resident:
+            there = self.model.taken if self.model.device.type == "cuda" else self._subject.converted
+            held = sum(self.model.taken[part].whole for part in there)
+        return Machine.of(self.model.device).with_more(held)
+
+    @cached_property
+    def _subject(self) -> Subject:
+        return subject_of_loaded(self.model)
+
+
+def plan(
+    source: Source,
+    prompt: str = USUAL_PROMPT,
+    image: ImageLike | None = None,
+    last_image: ImageLike | None = None,
+    video: VideoLike | None = None,
+    *,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offload: Offload = True,
+    loras: Sequence[Lora] = (),
+    allow_partial_loras: bool = False,
+    execution: Execution = DEFAULT,
+    device_memory: int | str | None = None,
+    host_memory: int | str | None = None,
+    **options: Unpack[Options],
+) -> Plan:
+    """What a video would take on this machine, before any of it is done; reads headers alone.
+
+    ``source``, pictures and options are those of :func:`load` and :meth:`Wan.generate`. The weights of a published
+    model need not be here; an image model is planned for without its picture too. With ``device_memory``, bytes or
+    text such as "24GiB", the plan is for a CUDA device with so much free, whether or not there is one;
+    ``host_memory`` says the same of the host. See :class:`~cygnet.planning.Plan`: ``plan.fits``, ``plan.nearest``,
+    ``plan.stages``. Raises as :func:`load` and :meth:`Wan.generate` do for what can be no request.
+    """
+    machine = Machine.of(device, device_memory=device_memory, host_memory=host_memory)
+    subject = subject_of(source, machine.device, dtype, loras, execution, allow_partial_loras=allow_partial_loras)
+    request = _request(prompt, _Given.read(image, last_image, video).inputs, options, subject.defaults)
+    return plan_request(subject, request, machine, offload)
 
 
 def load(
@@ -357,6 +454,21 @@ def load(
             on_progress=on_progress,
         )
     )
+
+
+def _request(prompt: str, inputs: Inputs, options: Options, defaults: Defaults) -> GenerateRequest:
+    fields: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    exact = fields.pop("reference_exact", False)
+    if not isinstance(exact, bool):
+        raise RequestError(f"reference_exact is {shown(exact)}; give True or False", field="reference_exact")
+    size = fields.pop("size", None)
+    like = inputs.image if inputs.image is not None else inputs.video
+    fields = {**_size_fields(size, like, defaults, exact), **fields}
+    if inputs.video is not None:
+        fields.setdefault("strength", defaults.strength)
+        have = 1 + (inputs.video.shape[1] - 1) // FRAME_STRIDE * FRAME_STRIDE
+        fields.setdefault("num_frames", min(have, defaults.num_frames))
+    return GenerateRequest.create({"prompt": prompt, **fields}, defaults)
 
 
 def _size_fields(

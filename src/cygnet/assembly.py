@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from types import MappingProxyType
+from typing import Any, TypeVar, get_args
 
 import platformdirs
 import torch
@@ -45,16 +47,19 @@ from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.components import Components
 from cygnet.pipelines.presets import defaults_for
-from cygnet.runtime.block_swap import BlockSwap
+from cygnet.runtime.block_swap import BlockSwap, swapped_bytes
 from cygnet.runtime.eight_bit import keep_in_eight_bits
 from cygnet.runtime.execution import DEFAULT as DEFAULT
 from cygnet.runtime.execution import Execution as Execution
 from cygnet.runtime.memory import device_memory as device_memory
 from cygnet.runtime.memory import free_memory
+from cygnet.runtime.plan import Offload as Offload
+from cygnet.runtime.plan import Placement, Weights, choose, fits_alone
 from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
-from cygnet.runtime.residency import Resident, Stage, StageResidency, loaded
+from cygnet.runtime.residency import Placed, Resident, Stage, StageResidency, loaded
 from cygnet.runtime.residency import release_unused as release_unused
-from cygnet.runtime.streaming import MatrixStream, streamed_names
+from cygnet.runtime.step_cache import make_step_cache as make_step_cache
+from cygnet.runtime.streaming import MatrixStream, streamed_bytes, streamed_names
 from cygnet.runtime.text_memory import DiskTextMemory
 from cygnet.types import ComponentName, Progress, ProgressSink, Residency, ignore_progress
 
@@ -72,15 +77,13 @@ EMBEDDED_NAMES: Mapping[str, tuple[str, ComponentName]] = {
     "tiny-image-encoder": ("tiny-i2v", "image_encoder"),
 }
 """Names for single networks of the embedded models: name -> model and component."""
-Offload = bool | Literal["stream"] | None
-"""Whether networks come in for their stage alone; "stream": and their matrices for their block alone."""
-SHARE_OF_MEMORY = 0.6
-"""Weights that would take more of the free memory than this are brought in stage by stage, and those of one network
-that would, block by block."""
 STACKS = ("blocks", "vace_blocks")
 """Where the transformer and the text encoder keep their repeated blocks."""
 STREAMED: tuple[ComponentName, ...] = ("dit", "text_encoder")
 """The networks that can be brought in block by block; the others are small."""
+DECODING = ("decoder", "conv2")
+"""The parts of the VAE that decode."""
+_NO_PARTS: Mapping[str, torch.dtype] = MappingProxyType({})
 
 _Module = TypeVar("_Module", WanVAE, DiT, UMT5Encoder, CLIPVision)
 _CONFIGS: Mapping[ComponentName, type[Any]] = {
@@ -123,7 +126,8 @@ def load_vae(
 
 
 def _vae(weights: ComponentWeights, dtype: torch.dtype, decode_dtype: torch.dtype, device: torch.device) -> WanVAE:
-    return _build(WanVAE, weights, dtype, device).decode_in(decode_dtype).channels_last()
+    decoding = dict.fromkeys(DECODING, decode_dtype)
+    return _build(WanVAE, weights, dtype, device, channels_last=True, by_part=decoding)
 
 
 def load_dit(
@@ -264,16 +268,49 @@ def fits(
 ) -> bool:
     """Whether the memory that is free on ``device`` holds this network and leaves room to work; reads its header."""
     weights, place = _weights(path, component, None), parse_device(device)
-    return _bytes(weights, _dtype(component, dtype, place), eight_bit) <= SHARE_OF_MEMORY * free_memory(place)
+    taken = weights_taken(weights, _dtype(component, dtype, place))
+    return fits_alone(taken.eight_bit if eight_bit else taken.whole, free_memory(place))
 
 
-def _bytes(weights: ComponentWeights, dtype: torch.dtype, eight_bit: bool) -> int:
-    """What the weights take in ``dtype``, less what is kept in 8 bits."""
-    if not eight_bit:
-        return weights.parameters * dtype.itemsize
+def weights_taken(weights: ComponentWeights, dtype: torch.dtype, decode_dtype: torch.dtype | None = None) -> Weights:
+    """What a network's weights take in memory in ``dtype``, by how they are held; from its header.
+
+    ``decode_dtype`` is that of the VAE's decoding half.
+    """
+    taken = network_taken(weights.component, weights.config, dtype, decode_dtype)
     plan = _in_eight_bits(weights, stored=True)
     kept = sum(weights.infos[name].numel for name in plan.matrices)
-    return (weights.parameters - kept + plan.branches.parameters) * dtype.itemsize + kept
+    beside = plan.branches.parameters * dtype.itemsize
+    return replace(taken, eight_bit=taken.whole - kept * (dtype.itemsize - 1) + beside)
+
+
+@functools.lru_cache(maxsize=64)
+def network_taken(
+    part: ComponentName, config: ComponentConfig, dtype: torch.dtype, decode_dtype: torch.dtype | None = None
+) -> Weights:
+    """The same of an architecture none of whose weights need be here; nothing of it is in 8 bits."""
+    with without_weights():
+        module: torch.nn.Module = _KINDS[part](config)
+    wide: tuple[str, ...] = getattr(module, "fp32_parameters", ())
+
+    def itemsize(name: str) -> int:
+        if part == "vae" and decode_dtype is not None and name.split(".", 1)[0] in DECODING:
+            return decode_dtype.itemsize
+        return 4 if any(word in name for word in wide) else dtype.itemsize
+
+    sizes = {name: value.numel() * itemsize(name) for name, value in module.state_dict(keep_vars=True).items()}
+    whole = sum(sizes.values())
+    if part not in STREAMED:
+        return Weights(whole=whole, eight_bit=whole)
+    matrices = {name: sizes[name] for name in streamed_names(module, STACKS)}
+    return Weights(
+        whole=whole,
+        eight_bit=whole,
+        streamed=whole - sum(matrices.values()) + streamed_bytes(matrices),
+        swapped=swapped_bytes(sizes, STACKS),
+        gathered=sizes.get("token_embedding.weight", 0),
+        largest=max(matrices.values(), default=0),
+    )
 
 
 @dataclass(frozen=True)
@@ -351,6 +388,8 @@ def _build(
     device: Device,
     *,
     eight_bit: bool = False,
+    channels_last: bool = False,
+    by_part: Mapping[str, torch.dtype] = _NO_PARTS,
     rounded: torch.dtype | None = None,
     execution: Execution | None = None,
 ) -> _Module:
@@ -360,7 +399,15 @@ def _build(
         module = kind(weights.config)
     rounds = rounded is not None or (execution is not None and execution.fp8)
     plan = _in_eight_bits(weights, stored=eight_bit, rounded=rounds)
-    materialise(module, plan.weights, dtype=dtype, device=place, leave=plan.matrices)
+    materialise(
+        module,
+        plan.weights,
+        dtype=dtype,
+        device=place,
+        leave=plan.matrices,
+        channels_last=channels_last,
+        by_part=by_part,
+    )
     keep_in_eight_bits(module, plan.matrices, place)
     if rounded is not None:
         _round_matrices(module, rounded, place)
@@ -434,6 +481,11 @@ class LoadedModel:
     device: torch.device
     dtypes: Mapping[ComponentName, torch.dtype]
     decode_dtype: torch.dtype
+    residency: Placed
+    """Where the networks are; that of ``components``."""
+    taken: Mapping[ComponentName, Weights]
+    offload: Offload
+    """What was asked for when it was loaded."""
     execution: Execution = DEFAULT
     loras: tuple[tuple[Path, Coverage], ...] = ()
     """What was merged into the transformer, and how much of it found its place."""
@@ -467,6 +519,34 @@ class LoadedModel:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadModel:
+    """A model of which the headers were read and found to belong together."""
+
+    name: str | None
+    weights: Mapping[ComponentName, ComponentWeights]
+    tokenizer: TokenizerSource
+    configs: tuple[DiTConfig, VAEConfig, UMT5Config, CLIPVisionConfig | None]
+    loras: tuple[tuple[Path, Coverage], ...]
+
+
+def read_model(source: Source, loras: Sequence[Lora] = (), *, allow_partial_loras: bool = False) -> ReadModel:
+    """Read headers and compare the parts, as :func:`load_components` does before it reads any weight."""
+    name, paths, tokenizer_path = _paths(source)
+    weights = {part: read_component(path, part) for part, path in paths.items()}
+    configs = _checked_together(weights)
+    chosen = _with_strengths(loras)
+    coverage: tuple[Coverage, ...] = ()
+    if chosen:
+        patched = with_loras(weights["dit"], chosen, allow_partial=allow_partial_loras)
+        weights["dit"], coverage = patched, patched.coverage
+    tokenizer = TokenizerSource.find(weights["text_encoder"], tokenizer_path)
+    if tokenizer is None:
+        raise _no_tokenizer()
+    told = tuple((path, each) for (path, _), each in zip(chosen, coverage, strict=True))
+    return ReadModel(name=name, weights=weights, tokenizer=tokenizer, configs=configs, loras=told)
+
+
 def load_components(
     source: Source,
     *,
@@ -498,55 +578,39 @@ def load_components(
     place = parse_device(device)
     execution.check(place)
     asked = parse_dtype(dtype)
-    name, paths, tokenizer_path = _paths(source)
-    weights = {part: read_component(path, part) for part, path in paths.items()}
-    dit, vae, text, eye = _checked_together(weights)
-    chosen = _with_strengths(loras)
-    coverage: tuple[Coverage, ...] = ()
-    if chosen:
-        patched = with_loras(weights["dit"], chosen, allow_partial=allow_partial_loras)
-        weights["dit"], coverage = patched, patched.coverage
-    tokenizer = TokenizerSource.find(weights["text_encoder"], tokenizer_path)
-    if tokenizer is None:
-        raise _no_tokenizer()
+    read = read_model(source, loras, allow_partial_loras=allow_partial_loras)
+    weights, tokenizer = read.weights, read.tokenizer
+    dit, vae, text, eye = read.configs
     dtypes = {part: pick_dtype(part, place, asked) for part in weights}
-    room = SHARE_OF_MEMORY * free_memory(place)
-    sizes = {eight: {part: _bytes(it, dtypes[part], eight) for part, it in weights.items()} for eight in (False, True)}
-    if offload is None:
-        offload = min(sum(each.values()) for each in sizes.values()) > room
-    # Widened weights are the faster ones, so eight bits are kept only where the others do not fit.
-    if offload:
-        narrow = {part for part, size in sizes[False].items() if size > room}
-    else:
-        narrow = set(weights) if sum(sizes[False].values()) > room else set()
-    if execution.fp8:
-        narrow.discard("dit")
     decode_dtype = execution.decodes_in(place, asked)
-    builders: dict[ComponentName, Callable[[], torch.nn.Module]] = {
-        part: _builder(part, it, dtypes[part], place, part in narrow) for part, it in weights.items()
-    }
-    builders["vae"] = lambda: _vae(weights["vae"], dtypes["vae"], decode_dtype, place)
-    builders["dit"] = lambda: _build(
-        DiT, weights["dit"], dtypes["dit"], place, eight_bit="dit" in narrow, execution=execution
-    )
-    residency: Residency
-    if offload:
-        streamed = {part for part in STREAMED if offload == "stream" or sizes[True][part] > room}
-        residency = StageResidency(
+    taken = {part: weights_taken(it, dtypes[part], decode_dtype) for part, it in weights.items()}
+    if execution.fp8:  # which has a storage of its own
+        taken["dit"] = replace(taken["dit"], eight_bit=taken["dit"].whole)
+    if place.type == "cuda":
+        host = free_memory(torch.device("cpu"))
+        taken = {part: it.swapped_from(host) for part, it in taken.items()}
+
+    def build(placement: Placement) -> Residency:
+        builders: dict[ComponentName, Callable[[], torch.nn.Module]] = {
+            part: _builder(part, it, dtypes[part], place, part in placement.eight_bit) for part, it in weights.items()
+        }
+        builders["vae"] = lambda: _vae(weights["vae"], dtypes["vae"], decode_dtype, place)
+        builders["dit"] = lambda: _build(
+            DiT, weights["dit"], dtypes["dit"], place, eight_bit="dit" in placement.eight_bit, execution=execution
+        )
+        if placement.resident:
+            return _all_resident(builders, on_progress)
+        return StageResidency(
             {
-                part: _streamed(part, weights[part], dtypes[part], place, execution)
-                if part in streamed
-                else loaded(build)
-                for part, build in builders.items()
+                part: _streamed(part, weights[part], dtypes[part], place, execution, taken[part].swaps)
+                if part in placement.streamed
+                else loaded(builder)
+                for part, builder in builders.items()
             }
         )
-    else:
-        modules: dict[ComponentName, torch.nn.Module] = {}
-        for part, build in builders.items():
-            on_progress(Progress(phase="load", step=len(modules), total=len(builders), message=part))
-            modules[part] = build()
-        on_progress(Progress(phase="load", step=len(modules), total=len(builders)))
-        residency = Resident(modules)
+
+    residency = Placed(choose(taken, free_memory(place), offload), taken, build)
+    residency.prepare()
     components = Components(
         residency=residency,
         variant=variant_name(dit),
@@ -555,19 +619,34 @@ def load_components(
         vae=vae,
         text_encoder=text,
         image_encoder=eye,
+        step_cache=make_step_cache,
         text_memory=_text_memory(weights["text_encoder"], tokenizer, dtypes["text_encoder"], place, dit),
     )
     return LoadedModel(
         components=components,
-        name=name,
+        name=read.name,
         weights=weights,
         tokenizer=tokenizer,
         device=place,
         dtypes=dtypes,
         decode_dtype=decode_dtype,
         execution=execution,
-        loras=tuple((path, told) for (path, _), told in zip(chosen, coverage, strict=True)),
+        loras=read.loras,
+        residency=residency,
+        taken=taken,
+        offload=offload,
     )
+
+
+def _all_resident(
+    builders: Mapping[ComponentName, Callable[[], torch.nn.Module]], on_progress: ProgressSink
+) -> Resident:
+    modules: dict[ComponentName, torch.nn.Module] = {}
+    for part, build in builders.items():
+        on_progress(Progress(phase="load", step=len(modules), total=len(builders), message=part))
+        modules[part] = build()
+    on_progress(Progress(phase="load", step=len(modules), total=len(builders)))
+    return Resident(modules)
 
 
 def _text_memory(
@@ -602,12 +681,15 @@ def _builder(
 
 
 def _streamed(
-    part: ComponentName, weights: ComponentWeights, dtype: torch.dtype, device: torch.device, execution: Execution
+    part: ComponentName,
+    weights: ComponentWeights,
+    dtype: torch.dtype,
+    device: torch.device,
+    execution: Execution,
+    swapped: bool,
 ) -> Stage:
     """A network whose blocks come in as they run: from the machine's memory if that holds them, else from the file."""
     bringers: list[MatrixStream | BlockSwap] = []
-    host = free_memory(torch.device("cpu"))
-    swapped = device.type == "cuda" and weights.parameters * dtype.itemsize < SHARE_OF_MEMORY * host
 
     def bring() -> torch.nn.Module:
         beside = Branches()

@@ -12,11 +12,12 @@
     │   └── DiskFullError           because the disk, or this user's share of it, is full
     ├── UnsupportedError            this machine or installation lacks something; the message names the remedy
     ├── NumericalError              NaN or infinity appeared while sampling or decoding
+    ├── OutOfMemory                 the machine's or the device's memory did not suffice, or would not
     └── Cancelled                   the caller asked to stop
 
 Kinds that only one place raises stand beside it: DiskSpaceError (a DownloadError) in checkpoints.hub; StoreError in
 server.tables; BusyError and DuplicateJobError (a RequestError) in server.store; ChildLost and ChildFailed in
-server.child; OutOfMemory in cli.main; ServerFailed in cli.jobs; WorkflowFailed in cli.run; InstallError in
+server.child; ServerFailed in cli.jobs; WorkflowFailed in cli.run; InstallError in
 server.installer; FetchError in server.fetch.
 
 A message says what was given, what is allowed and what to do next. It never holds a secret.
@@ -113,6 +114,12 @@ class NumericalError(CygnetError):
     code = "not_finite"
 
 
+class OutOfMemory(CygnetError):
+    """The machine's or the device's memory did not suffice, or a plan says that it would not."""
+
+    code = "out_of_memory"
+
+
 class Cancelled(CygnetError):
     """The caller asked to stop; nothing was written."""
 
@@ -124,7 +131,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the machine's or the device's memory did not suffice, whichever library raised it."""
     text = str(error).lower()
     return (
-        isinstance(error, MemoryError)
+        isinstance(error, MemoryError | OutOfMemory)
         or type(error).__name__ == "OutOfMemoryError"
         or "out of memory" in text
         or "can't allocate memory" in text

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     import torch
 
 ComponentName = Literal["dit", "vae", "text_encoder", "image_encoder"]
-SolverName = Literal["unipc", "dpm++", "euler"]
+SolverName = Literal["unipc", "dpm++", "euler", "renoise"]
 SOLVER_NAMES: tuple[SolverName, ...] = get_args(SolverName)
+CachePolicy = Literal["easy", "mag", "tea", "calibrate"]
+CACHE_POLICIES: tuple[CachePolicy, ...] = get_args(CachePolicy)
 Phase = Literal["load", "text", "image", "encode", "denoise", "decode", "write"]
 
 
@@ -29,6 +31,23 @@ class Progress:
     step: int
     total: int
     message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCaching:
+    """How steps may be answered from earlier ones; what is None takes the policy's or the model's own value."""
+
+    policy: CachePolicy
+    threshold: float | None = None
+    """Change that may add up before the network is asked again; 0 skips nothing."""
+    most: int | None = None
+    """Steps skipped in a row at most."""
+    table: tuple[float, ...] | None = None
+    """Coefficients (``tea``, highest power first) or one magnitude ratio per step (``mag``), in place of published."""
+    first: float | None = None
+    """The share of the steps, from the first on, that are always computed."""
+    sigmas: tuple[float, float] = (1.0, 0.0)
+    """Nothing is skipped above the first noise level nor at or below the second."""
 
 
 ProgressSink = Callable[[Progress], None]
@@ -107,6 +126,13 @@ class Residency(Protocol):
 
     def release(self, name: ComponentName) -> None:
         """The component is not needed again in this request."""
+        ...
+
+    def shrink(self, name: ComponentName) -> str | None:
+        """Memory ran out: give back what can be, and hold ``name`` in less; how, in words, or None if there is no way.
+
+        Nothing may be in use. Results stay the same bit for bit.
+        """
         ...
 
 

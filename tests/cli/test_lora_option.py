@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 import cygnet as library
 from cli_process import Command
 from cygnet.api import Wan
-from cygnet.cli.generate import parse_loras
+from cygnet.checkpoints.lora.distilled import DISTILLED
+from cygnet.cli.generate import parse_loras, recipe_loras
 from cygnet.media.receipt import read_receipt
+from cygnet.pipelines.recipes import RECIPES
 from random_models import write_model
 
 PROMPT = "a red ball moves right"
@@ -104,3 +106,17 @@ def test_less_than_half_of_a_lora_is_taken_only_if_asked_for(cygnet: Command, sm
     assert read_receipt(place / "x.mp4")["model"]["loras"][0]["partial"] is True
     again = cygnet("replay", "x.mp4", "--check", *small[:2])
     assert again.code == 0, again.err
+
+
+def test_a_recipe_takes_its_lora_with_a_published_model(cygnet: Command, place: Path) -> None:
+    missing = cygnet("generate", PROMPT, "--model", "t2v-14b", "--recipe", "lightx2v", "--out", "x.mp4")
+    assert missing.code == 2
+    assert "get Lightx2v/lightx2v_T2V_14B" in missing.err
+    folder = place / "models" / "loras"
+    folder.mkdir(parents=True)
+    path = folder / "Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32.safetensors"
+    path.write_bytes(b"x")
+    assert recipe_loras("lightx2v", "t2v-14b", None, [place]) == [(path, 1.0)]
+    assert recipe_loras("lightx2v", "tiny-t2v", None, [place]) == []
+    assert recipe_loras(None, "t2v-14b", None, [place]) == []
+    assert {it.recipe for it in DISTILLED} == set(RECIPES)

@@ -66,7 +66,14 @@ def shape(it: Input) -> dict[str, Any]:
 NAMES = sorted(node_classes(Workshop(Folders.below(Path("/nowhere")))))
 
 
+CACHE = (
+    "model: MODEL, reuse_threshold: FLOAT =0.2 [0..3] step 0.01, start_percent: FLOAT =0.15 [0..1] step 0.01, "
+    "end_percent: FLOAT =0.95 [0..1] step 0.01, verbose: BOOLEAN =False",
+    "MODEL: MODEL",
+)
 NEWER: dict[str, tuple[str, str]] = {
+    "EasyCache": CACHE,
+    "LazyCache": CACHE,
     "BatchImagesNode": ("images: COMFY_AUTOGROW_V3", "IMAGE: IMAGE"),
     "ComfyMathExpression": (
         "expression: STRING ='a + b' multiline, values: COMFY_AUTOGROW_V3",

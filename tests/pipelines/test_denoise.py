@@ -11,7 +11,7 @@ from cygnet.errors import Cancelled, NumericalError, RequestError
 from cygnet.models.dit.model import DiT
 from cygnet.ops.attention import sdpa
 from cygnet.pipelines.conditioning import Conditioning
-from cygnet.pipelines.denoise import Guidance, Sampling, denoise, make_noise
+from cygnet.pipelines.denoise import Guidance, GuidedVelocity, Sampling, denoise, make_noise
 from cygnet.types import CancelToken, Progress
 from random_models import dit_config, state_of
 from support import fill, relative_l2
@@ -88,6 +88,22 @@ def test_guidance_stops_after_its_share_of_the_steps() -> None:
     run(dit, until=0.5)
     assert dit.forwards == 4
     assert dit.batches == [2, 2, 1, 1]
+
+
+def test_after_its_end_guidance_may_add_again_what_it_added_last() -> None:
+    dit = network()
+    velocity = GuidedVelocity(dit, CONDITIONING, 4, Guidance(scale=5.0, until=0.5, rest="reuse"), CancelToken())
+    prompt = GuidedVelocity(dit, CONDITIONING, 4, Guidance(scale=1.0), CancelToken())
+    timesteps = [torch.tensor(value) for value in (900.0, 700.0, 500.0)]
+    with torch.no_grad():
+        answers, alone = ([], [])
+        for step, timestep in enumerate(timesteps):
+            velocity.step = step
+            answers.append(velocity(NOISE, timestep))
+            alone.append(prompt(NOISE, timestep))
+    added = answers[1] - alone[1]
+    assert relative_l2(answers[2], alone[2] + added) < 1e-5
+    assert relative_l2(answers[2], alone[2]) > 1e-2
 
 
 def test_guidance_leads_from_the_negative_prompt_through_the_prompt() -> None:

@@ -234,10 +234,11 @@ def test_offloaded_equals_resident_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_every_network_is_released_when_the_run_ends_or_is_closed(tmp_path: Path) -> None:
-    from cygnet.runtime.residency import StageResidency
+    from cygnet.runtime.residency import Placed, StageResidency
 
     components = load_components(write_model(tmp_path), device="cpu", dtype="float32", offload=True).components
-    residency = components.residency
+    assert isinstance(components.residency, Placed)
+    residency = components.residency.now
     assert isinstance(residency, StageResidency)
     frames(components)
     assert not residency.present

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from recipes.tiny.checker import judge, judge_motion_only
-from recipes.tiny.evaluate import measure_vae, psnr
+from recipes.tiny.evaluate import measure_vae
 from recipes.tiny.latents import clip, to_video
 
 import cygnet
 from cygnet.checkpoints.catalogue import EMBEDDED
 from cygnet.media.image import load_image
+from cygnet.media.quality import psnr
 from cygnet.models.umt5.config import TINY_UMT5
 from cygnet.models.vae.config import TINY_VAE, WAN_LATENTS_MEAN
 from cygnet.models.vae.model import WanVAE

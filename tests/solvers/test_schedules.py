@@ -59,7 +59,7 @@ def test_euler_uses_the_levels_of_dpm_without_cutting_timesteps() -> None:
     assert dpm.timesteps == (1000, 961, 909, 833, 714, 500)
 
 
-@pytest.mark.parametrize("name", ["unipc", "dpm++", "euler"])
+@pytest.mark.parametrize("name", ["unipc", "dpm++", "euler", "renoise"])
 @pytest.mark.parametrize("shift", [1e-9, 0.1, 1.0, 16.0, 1e9])
 def test_longest_and_shortest_schedules_fall_to_zero(name: SolverName, shift: float) -> None:
     for num_steps in (1, 1000):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cygnet.checkpoints import quantised
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     Module = TypeVar("Module", bound=torch.nn.Module)
 
 MAX_TOKENIZER_BYTES = 32 * 2**20
+_NO_PARTS: Mapping[str, torch.dtype] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,19 @@ class ComponentWeights:
         source = self.sources_of[name]
         return _rearranged([self._part(stored, dtype) for stored in source.names], source.how)
 
-    def copied(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """As :meth:`tensor`, in memory of its own: no page of the file stays in memory."""
+    def copied(self, name: str, dtype: torch.dtype | None = None, *, channels_last: bool = False) -> torch.Tensor:
+        """As :meth:`tensor`, in memory of its own: no page of the file stays in memory.
+
+        With ``channels_last`` a kernel of a convolution has that layout.
+        """
+        import torch
+
         source = self.sources_of[name]
-        return _rearranged([self._part(stored, dtype, copy=True) for stored in source.names], source.how)
+        layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(len(self.infos[name].shape))
+        if not channels_last or layout is None or source.how != "same":
+            value = _rearranged([self._part(stored, dtype, copy=True) for stored in source.names], source.how)
+            return value if not channels_last or layout is None else value.contiguous(memory_format=layout)
+        return self._part(source.names[0], dtype, copy=True, layout=layout)
 
     def eight_bit(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """Stored values and scale of a tensor that lies in the file in 8 bits and as it is; None for any other."""
@@ -104,7 +115,14 @@ class ComponentWeights:
     def _scale(self, stored: str) -> torch.Tensor | None:
         return self.file.tensor(self.scales[stored]) if stored in self.scales else None
 
-    def _part(self, stored: str, dtype: torch.dtype | None, *, copy: bool = False) -> torch.Tensor:
+    def _part(
+        self,
+        stored: str,
+        dtype: torch.dtype | None,
+        *,
+        copy: bool = False,
+        layout: torch.memory_format | None = None,
+    ) -> torch.Tensor:
         import torch
 
         from cygnet.ops.quantised import dequantise
@@ -112,10 +130,12 @@ class ComponentWeights:
         kind = self.file.tensors[stored].dtype
         if quantised.is_eight_bit(kind):
             with self.file.borrowed(stored) as values:
-                return dequantise(values, self._scale(stored), dtype or torch.bfloat16)
+                wide = dequantise(values, self._scale(stored), dtype or torch.bfloat16)
+            return wide if layout is None else wide.contiguous(memory_format=layout)
         if copy or (dtype is not None and str(dtype) != f"torch.{kind}"):
             with self.file.borrowed(stored) as values:
-                return values.to(dtype or values.dtype, copy=True)
+                kept = torch.preserve_format if layout is None else layout
+                return values.to(dtype or values.dtype, copy=True, memory_format=kept)
         return self.file.tensor(stored)
 
 
@@ -310,13 +330,17 @@ def materialise(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     leave: Collection[str] = (),
+    channels_last: bool = False,
+    by_part: Mapping[str, torch.dtype] = _NO_PARTS,
 ) -> Module:
     """Give ``module``, built :func:`without_weights`, the tensors of ``weights``; returns it.
 
     Names and shapes are checked first (:func:`check_state`). Then each tensor is read, dequantised, cast and assigned
     before the next is touched, so the peak is about one copy of the weights; a tensor that needs no cast stays mapped
     from the file. ``dtype`` None keeps stored types (bfloat16 for 8-bit ones). Parameters whose name contains an entry
-    of ``module.fp32_parameters`` become float32 in any case. Those named in ``leave`` stay without memory.
+    of ``module.fp32_parameters`` become float32 in any case. Those named in ``leave`` stay without memory. With
+    ``channels_last`` kernels get that layout as they are read, and none stays mapped: else both would be in memory.
+    ``by_part`` are dtypes of parts, by the first word of their names, where they differ from ``dtype``.
     """
     import torch
 
@@ -327,8 +351,9 @@ def materialise(
     for name in weights.names():
         if name in left_out:
             continue
-        wanted = torch.float32 if any(part in name for part in keep) else dtype
-        value = weights.tensor(name, wanted).to(device)
+        wanted = torch.float32 if any(part in name for part in keep) else by_part.get(name.split(".", 1)[0], dtype)
+        value = weights.copied(name, wanted, channels_last=True) if channels_last else weights.tensor(name, wanted)
+        value = value.to(device)
         owner, leaf = slots[name]
         old = getattr(owner, leaf)
         if isinstance(old, torch.nn.Parameter):

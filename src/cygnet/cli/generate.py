@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import sys
@@ -23,7 +24,7 @@ from cygnet.errors import Cancelled, RequestError
 from cygnet.types import CancelToken
 
 if TYPE_CHECKING:
-    from cygnet.api import VideoStream, Wan
+    from cygnet.api import VideoStream
     from cygnet.media.video import Frames
     from cygnet.pipelines.request import GenerateRequest
 
@@ -56,8 +57,13 @@ def generate(
     count: Annotated[Whole, Parameter(group=_HOW)] = None,
     steps: Annotated[Whole, Parameter(group=_HOW)] = None,
     guidance: Annotated[Number, Parameter(group=_HOW)] = None,
+    guidance_until: Annotated[Number, Parameter(group=_HOW)] = None,
+    guidance_rest: Annotated[str | None, Parameter(group=_HOW, metavar="NAME")] = None,
     shift: Annotated[Number, Parameter(group=_HOW)] = None,
     solver: Annotated[str | None, Parameter(group=_HOW, metavar="NAME")] = None,
+    recipe: Annotated[str | None, Parameter(group=_HOW, metavar="NAME")] = None,
+    cache: Annotated[str | None, Parameter(group=_HOW, metavar="NAME[:THRESHOLD]")] = None,
+    cache_table: Annotated[File, Parameter(group=_HOW)] = None,
     model: Annotated[str | None, Parameter(group=_WITH, metavar="NAME|PATH")] = None,
     dit: Annotated[File, Parameter(group=_WITH)] = None,
     vae: Annotated[File, Parameter(group=_WITH)] = None,
@@ -113,10 +119,22 @@ def generate(
         Denoising steps.
     guidance
         How closely the prompt is followed; 1 is no guidance and takes half the time.
+    guidance_until
+        Guide only the first steps, this share of them (0 to 1); the others take half the time. Lossy.
+    guidance_rest
+        The other steps: prompt, which follows the prompt alone, or reuse, which adds what guidance last added.
     shift
         How much of the work goes into the early, coarse steps.
     solver
-        unipc, dpm++ or euler; the model's default suits it.
+        unipc, dpm++, euler or renoise; the model's default suits it.
+    recipe
+        lightx2v or self-forcing: solver, steps, shift and guidance for weights distilled to four steps. The LoRA that
+        makes a named model so is found in the loras folders, unless --lora or --dit is given.
+    cache
+        Answer some steps from earlier ones: easy, mag or tea, with a threshold such as easy:0.05. Lossy.
+        calibrate skips nothing, and measures the tables of mag and tea for the receipt.
+    cache_table
+        Those of this receipt, or a JSON list of numbers, in place of the published ones.
     model
         A name that `cygnet models` lists, a folder, or a combined file. Default: tiny-t2v, with --image tiny-i2v.
     dit
@@ -161,8 +179,13 @@ def generate(
             "negative_prompt": negative,
             "num_steps": steps,
             "guidance_scale": guidance,
+            "guidance_until": guidance_until,
+            "guidance_rest": guidance_rest,
             "shift": shift,
             "solver": solver,
+            "recipe": recipe,
+            "cache": cache,
+            "cache_table": read_cache_table(cache_table, cache),
         },
         seconds=seconds,
         seeds=seeds_of(seed, count),
@@ -178,7 +201,7 @@ def generate(
         place={
             "device": device,
             "dtype": dtype,
-            "loras": find_loras(parse_loras(lora), model_paths),
+            "loras": find_loras(parse_loras(lora), model_paths) or recipe_loras(recipe, model, dit, model_paths),
             "allow_partial_loras": allow_partial_lora,
         },
         stream=stream,
@@ -241,11 +264,54 @@ def parse_loras(given: Sequence[str]) -> list[tuple[Path, float]]:
     return found
 
 
+def read_cache_table(path: Path | None, cache: str | None) -> list[float] | None:
+    """The numbers of a JSON list, or of a receipt that was written with ``--cache calibrate``."""
+    if path is None:
+        return None
+    import json
+
+    from cygnet.media.receipt import read_receipt
+
+    policy = (cache or "").partition(":")[0]
+    name = error_line(repr(path.name))
+    try:
+        given: Any = json.loads(path.read_bytes()) if path.suffix == ".json" else read_receipt(path)
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"cache_table {name} cannot be read as JSON: {error_line(str(error))[:200]}", field="cache_table"
+        ) from None
+    if isinstance(given, dict):
+        tables = (given.get("cached") or {}).get("tables") or {}
+        if policy not in tables:
+            raise RequestError(
+                f"cache_table {name} holds no table for cache {policy!r}; make one with --cache calibrate and enough "
+                "steps, or give a JSON list of numbers",
+                field="cache_table",
+            )
+        given = tables[policy]
+    if not isinstance(given, list) or not all(type(value) in (int, float) for value in given):
+        raise RequestError(f"cache_table {name} is no list of numbers", field="cache_table")
+    return [float(value) for value in given]
+
+
 def find_loras(given: Sequence[tuple[Path, float]], places: Sequence[Path]) -> list[tuple[Path, float]]:
     """The files themselves where they exist, else those of that name in the loras folders."""
     from cygnet.checkpoints.lora.finding import find_lora
 
     return [(find_lora(path, places), strength) for path, strength in given]
+
+
+def recipe_loras(
+    recipe: str | None, model: str | None, dit: Path | None, places: Sequence[Path]
+) -> list[tuple[Path, float]]:
+    """The LoRA without which ``recipe`` would give a blur of a published model; none for weights of one's own."""
+    if recipe is None:
+        return []
+    from cygnet.checkpoints.lora.distilled import distilled_lora, needs_lora
+
+    if dit is not None or model is None or not needs_lora(recipe, model):
+        return []
+    return [distilled_lora(recipe, model, places)]
 
 
 def seeds_of(seed: int | None, count: int | None) -> range:
@@ -363,7 +429,9 @@ def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) ->
     )
     options = {name: value for name, value in wish.options.items() if value is not None}
     if wish.seconds is not None:
-        options["num_frames"] = frames_for(wish, wan, voice)
+        if wish.options["num_frames"] is not None:
+            raise RequestError("frames and seconds are both given; give one of them", field="seconds")
+        options["num_frames"] = frames_for(wish.seconds, wish.options["fps"] or wan.defaults.fps, voice)
     targets = plan_targets(wish.out, wish.prompt, wish.seeds, wan.name or wan.variant)
 
     def stream_for(seed: int) -> VideoStream:
@@ -380,7 +448,7 @@ def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) ->
     for note in notes:
         voice.note(f"note: {note}")
     if len(targets) > 1 and not wish.stream:  # now weights may stay in memory between videos
-        wan = cygnet.load(wish.source, on_progress=display.report, **wish.place)
+        wan = cygnet.load(wish.source, execution=wish.execution.chosen(), on_progress=display.report, **wish.place)
     results: list[Result] = []
     for number, (seed, target) in enumerate(zip(wish.seeds, targets, strict=True), start=1):
         if len(targets) > 1:
@@ -403,12 +471,8 @@ def make_all(wish: Wish, voice: Voice, display: Display, cancel: CancelToken) ->
     return results
 
 
-def frames_for(wish: Wish, wan: Wan, voice: Voice) -> int:
+def frames_for(seconds: float, fps: float, voice: Voice) -> int:
     """The length 4n+1 that comes nearest to ``--seconds``."""
-    if wish.options["num_frames"] is not None:
-        raise RequestError("frames and seconds are both given; give one of them", field="seconds")
-    seconds, fps = wish.seconds, wish.options["fps"] or wan.defaults.fps
-    assert seconds is not None
     if not 0 < seconds <= 3600:
         raise RequestError(f"seconds is {seconds:g}; it must be above 0 and at most 3600", field="seconds")
     num_frames = 4 * max(0, round((seconds * fps - 1) / 4)) + 1
@@ -440,12 +504,13 @@ def write_stream(stream: VideoStream, target: Target, *, inputs: Mapping[str, Pa
                         metadata=embed(receipt_of(stream, inputs)),
                     )
                 )
-            writer.write(first)
-            for chunk in chunks:
-                writer.write(chunk)
+            for chunk in itertools.chain([first], chunks):
+                with stream.timed("write"):
+                    writer.write(chunk)
             folder, last = writer.path.absolute().parent, receipt_of(stream, inputs)
             with uninterrupted(), staged_sidecar(folder, last, overwrite=overwrite) as place:
-                stack.close()
+                with stream.timed("write"):
+                    stack.close()
                 receipt = place(writer.path)
     finally:
         stream.close()

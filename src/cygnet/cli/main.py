@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 from cygnet.cli.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, terminated_by_signal
 from cygnet.cli.options import DASH
 from cygnet.cli.output import Voice, error_line, print_error
-from cygnet.errors import CygnetError, OutputError, RequestError, out_of_memory
+from cygnet.errors import CygnetError, OutOfMemory, OutputError, RequestError, out_of_memory
 
 if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
 
 VERBS = {
     "generate": "Make a video from a prompt, or from a picture and a prompt.",
+    "plan": "Say what a video would take, before it is made: memory, disk, time.",
     "run": "Run a workflow file without a browser.",
     "launch": "Start the studio: ComfyUI's web page and protocol, with cygnet doing the work.",
     "jobs": "List, show, cancel, move or retry the studio's jobs.",
@@ -36,6 +37,7 @@ VERBS = {
     "lora": "Inspect, convert, merge and extract LoRAs.",
     "models": "List the models that have a name, and what of them is here.",
     "pull": "Fetch the weights of a named model.",
+    "bench": "Measure how well and how fast VAEs carry videos.",
     "doctor": "Say what this machine can run, what is missing, and the remedy.",
 }
 """Verb → what it is for. The function of that name in the module of that name does it; its docstring is its help."""
@@ -108,7 +110,7 @@ def _dispatch(given: list[str]) -> int:
 
         given = [verb, *understood(given[1:], Voice().note)]
     app = build_app(verb)
-    words = [DASH if word == "-" else word for word in given] if verb == "generate" else given
+    words = [DASH if word == "-" else word for word in given] if verb in ("generate", "plan") else given
     try:
         result = app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -128,7 +130,7 @@ def _misuse(error: CycloptsError, verb: str | None) -> str:
         advice = "it takes one argument; put quotes around blanks"
         if verb in ("models", "doctor", "launch", "mcp"):
             advice = "it takes options alone"
-        elif verb == "generate":
+        elif verb in ("generate", "plan"):
             advice = "put the prompt in quotes"
         return error_line(f"{words} came after everything that cygnet {verb} takes: {advice}")
     return (
@@ -146,6 +148,7 @@ def _version() -> str:
 
 _OPTIONS = {
     "num_frames": "frames", "num_steps": "steps", "guidance_scale": "guidance", "negative_prompt": "negative",
+    "guidance_until": "guidance-until", "guidance_rest": "guidance-rest", "cache_table": "cache-table",
 }  # fmt: skip
 """Fields of a request that have another name on the command line."""
 
@@ -189,12 +192,6 @@ def _unexpected(error: Exception, *, debug: bool) -> CygnetError:
         return OutputError(f"the system refused: {error.strerror.lower()}")
     hint = "" if debug else f"; add --debug (or {DEBUG_VARIABLE}=1) to see where, and report it"
     return CygnetError(f"unexpected {type(error).__name__}: {text[:500]}{hint}")
-
-
-class OutOfMemory(CygnetError):
-    """The machine's or the device's memory did not suffice."""
-
-    code = "out_of_memory"
 
 
 def _make_output_robust() -> None:

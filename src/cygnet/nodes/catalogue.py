@@ -21,6 +21,7 @@ from cygnet.nodes import (
     loaders,
     move,
     sampling,
+    step_caches,
     tracks,
 )
 from cygnet.nodes.workshop import Node, Workshop
@@ -35,6 +36,7 @@ _MODULES: tuple[ModuleType, ...] = (
     move,
     sampling,
     custom_sampling,
+    step_caches,
     files,
     images,
     basics,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cygnet.assembly import make_step_cache
 from cygnet.errors import RequestError
 from cygnet.graph.context import current
 from cygnet.models.dit.control import VaceContext
@@ -23,6 +25,8 @@ from cygnet.pipelines.conditioning import Conditioning as Steering
 from cygnet.pipelines.denoise import GuidedVelocity, SkippedLayers
 from cygnet.solvers import shift_sigma
 from cygnet.solvers.sigma_space import SAMPLERS, SCHEDULERS, Walk, node_sigmas, without_repeats
+
+log = logging.getLogger(__name__)
 
 SEED = {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}
 CFG = ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01})
@@ -265,18 +269,23 @@ def latents_along(
     known = normalised(start) if bool(start.any()) else start
     show = previews(shop, dit.config)
     walked, estimates = [], []
+    wish, pixels = guider.model.caching, start.shape[3] * start.shape[4] * 64
     for i in range(len(start)):
+        cache = None if wish is None else make_step_cache(dit.config, wish, num_steps=len(sigmas) - 1, pixels=pixels)
         velocity = GuidedVelocity(
             dit,
             steering(dit, guider.positive, guider.negative, start[i : i + 1]),
             len(sigmas) - 1,
             guider.model.guidance(guider.scale),
             current().cancel,
+            cache,
         )
         x = sigmas[0] * noise[i : i + 1] + (1 - sigmas[0]) * known[i : i + 1]
         x, estimate = sampled(sampler, velocity, x.to(dit.device), sigmas, generator, show)
         walked.append(x / (1 - sigmas[-1]))
         estimates.append(estimate)
+        if cache is not None:
+            log.info("%d of %d evaluations were answered from earlier ones", cache.skipped, cache.evaluations)
     finished, guessed = (denormalised(torch.cat(rows).cpu()) for rows in (walked, estimates))
     return {**latent_image, "samples": finished}, {**latent_image, "samples": guessed}
 

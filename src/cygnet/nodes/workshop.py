@@ -32,6 +32,7 @@ from cygnet.models.dit.model import DiT
 from cygnet.models.taehv.model import PreviewDecoder
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.denoise import Guidance, SkippedLayers
+from cygnet.types import StepCaching
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class ModelHandle:
     shift: float = DEFAULT_SHIFT
     zero_star: bool = False
     skip: SkippedLayers | None = None
+    caching: StepCaching | None = None
+    """How steps may be answered from earlier ones; None computes all."""
     stored: str | None = None
     """An 8-bit type that the blocks' matrices are rounded to, such as ``fp8_e4m3fn``; None leaves them as they are."""
     loras: tuple[tuple[Path, float], ...] = ()

@@ -37,11 +37,14 @@ def conv3d(
     return F.conv3d(window, weight, bias, stride=(temporal_stride, 1, 1), padding=padding)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def uses_amx() -> bool:
     """Whether oneDNN may use this CPU's AMX tiles; ``DNNL_MAX_CPU_ISA`` below AMX rules it out."""
     limit = os.environ.get("DNNL_MAX_CPU_ISA", "").upper()
     return torch.cpu._is_amx_tile_supported() and (not limit or "AMX" in limit or limit in ("ALL", "DEFAULT"))
+
+
+# All that torch.compiler.assume_constant_result does, which first loads the compiler: a second at every start.
+uses_amx._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _stacked_taps(

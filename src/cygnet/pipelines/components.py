@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -16,6 +16,7 @@ from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.umt5.tokenizer import Tokenizer
 from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.model import WanVAE
+from cygnet.pipelines.denoise import StepCache
 from cygnet.types import Residency, TextMemory
 
 
@@ -33,6 +34,8 @@ class Components:
     image_encoder: CLIPVisionConfig | None = None
     text_memory: TextMemory | None = None
     """Where the features of the model's own negative prompt are kept."""
+    step_cache: Callable[..., StepCache] | None = None
+    """Makes the cache of a run from ``(dit, wish, num_steps=, start_step=, pixels=)``, or refuses."""
 
     @contextmanager
     def use_dit(self) -> Iterator[DiT]:

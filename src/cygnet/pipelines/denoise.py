@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -21,6 +21,38 @@ from cygnet.types import CancelToken, Progress, ProgressSink, ignore_progress
 
 TOKENS_AT_ONCE = 4096
 """Above this many video tokens a prompt fills the machine by itself, and both at once would only take more memory."""
+
+
+GuidanceRest = Literal["prompt", "reuse"]
+
+
+class StepCache(Protocol):
+    """Answers some evaluations from earlier ones; made for one run. Lossy."""
+
+    skipped: int
+    evaluations: int
+
+    def begin(
+        self, dit: DiT, latents: torch.Tensor, timestep: torch.Tensor, step: int, *, rows: int, exact: bool = False
+    ) -> None:
+        """Decide about the coming evaluation, of ``rows`` prompts in the step of that number."""
+        ...
+
+    def ask(self, dit: DiT, network: Network) -> torch.Tensor:
+        """The velocities of that evaluation."""
+        ...
+
+    def tables(self) -> dict[str, list[float]]:
+        """What was measured, if that was the task."""
+        ...
+
+
+class Network(Protocol):
+    """The network with its inputs."""
+
+    def __call__(self, *, without_blocks: bool) -> torch.Tensor:
+        """Velocities, through its blocks and control branches or through neither."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +76,8 @@ class Guidance:
 
     scale: float
     until: float = 1.0
+    rest: GuidanceRest = "prompt"
+    """The other steps: the prompt's answer alone, or with what guidance last added to it."""
     zero_star: bool = False
     """Scale the negative's velocity to fit the prompt's best before the difference is taken (CFG-Zero*)."""
     skip: SkippedLayers | None = None
@@ -62,6 +96,8 @@ class Sampling:
     shift: float
     start_step: int = 0
     """First step that is made; above 0 the latents already hold data, noised to ``sigmas[0]``."""
+    seed: int = 0
+    """Of the noise that a solver adds on its way, if it does."""
 
     @property
     def sigmas(self) -> tuple[float, ...]:
@@ -100,6 +136,7 @@ def denoise(
     on_progress: ProgressSink = ignore_progress,
     cancel: CancelToken | None = None,
     on_step: Callable[[StepReport], None] | None = None,
+    cache: StepCache | None = None,
 ) -> torch.Tensor:
     """Clean latents ``[1, 16, t, h, w]``, float32 on the network's device, from ``latents`` at the first noise level.
 
@@ -107,7 +144,7 @@ def denoise(
     evaluation of the network and before each of its blocks. Raises :class:`~cygnet.errors.NumericalError`, naming the
     step and the part of the network, as soon as a velocity is NaN or infinite.
     """
-    velocity = GuidedVelocity(dit, conditioning, sampling.steps_made, guidance, cancel or CancelToken())
+    velocity = GuidedVelocity(dit, conditioning, sampling.steps_made, guidance, cancel or CancelToken(), cache)
 
     def report(step: StepReport) -> None:
         velocity.step = step.step
@@ -128,6 +165,7 @@ def denoise(
         sampling.num_steps,
         sampling.shift,
         start_step=sampling.start_step,
+        seed=sampling.seed,
         on_step=report,
     )
 
@@ -143,10 +181,18 @@ class GuidedVelocity:
 
     Every part of the network is watched in its first evaluation: attention kernels turn NaN scores into zeros, so a
     damaged weight of a query or key need not show in the answer. Later only the answer is looked at.
+
+    With a ``cache`` some evaluations leave the blocks out; those of skip-layer guidance never do.
     """
 
     def __init__(
-        self, dit: DiT, conditioning: Conditioning, num_steps: int, guidance: Guidance, cancel: CancelToken
+        self,
+        dit: DiT,
+        conditioning: Conditioning,
+        num_steps: int,
+        guidance: Guidance,
+        cancel: CancelToken,
+        cache: StepCache | None = None,
     ) -> None:
         self.dit = dit
         self.conditioning = conditioning
@@ -154,7 +200,9 @@ class GuidedVelocity:
         self.guidance = guidance
         self.guided_steps = guidance.guided_steps(num_steps)
         self.cancel = cancel
+        self.cache = cache
         self.step = 0
+        self.added: torch.Tensor | None = None
         self.watched = False
         self.prompt = self._prepare(conditioning.context)
         self.both: PreparedContext | None = None
@@ -163,18 +211,30 @@ class GuidedVelocity:
             self.both = PreparedContext.joined((self.prompt, self._prepare(conditioning.negative_context)))
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        if self.both is None or self.step >= self.guided_steps:
+        skip = self.guidance.skip
+        if skip is not None and not skip.end <= float(timestep) / 1000 <= skip.start:
+            skip = None
+        both = self.both if self.step < self.guided_steps else None
+        if self.cache is not None:
+            self.cache.begin(
+                self.dit, latents, timestep, self.step, rows=1 if both is None else 2, exact=skip is not None
+            )
+        if both is None:
             answer = guided = self._ask(latents, timestep, self.prompt)
+            if self.added is not None:
+                guided = answer + self.added
         else:
-            answer, opposite = self._ask(latents, timestep, self.both).chunk(2)
+            answer, opposite = self._ask(latents, timestep, both).chunk(2)
             if self.guidance.zero_star:
                 sigma = float(timestep) / 1000
                 guided = guided_from_fitted(latents, sigma, answer, opposite, self.guidance.scale)
             else:
                 guided = opposite + self.guidance.scale * (answer - opposite)
-        skip = self.guidance.skip
-        if skip is None or not skip.end <= (sigma := float(timestep) / 1000) <= skip.start:
+            if self.guidance.rest == "reuse":
+                self.added = guided - answer
+        if skip is None:
             return guided
+        sigma = float(timestep) / 1000
         guided = guided + skip.scale * (answer - self._ask(latents, timestep, self.prompt, skip.blocks))
         return respread(latents, sigma, guided, answer, skip.rescale) if skip.rescale else guided
 
@@ -219,18 +279,24 @@ class GuidedVelocity:
         skip_blocks: frozenset[int] = frozenset(),
     ) -> torch.Tensor:
         given = self.conditioning
-        with _stoppable(self.dit, self.cancel):
+
+        def network(*, without_blocks: bool) -> torch.Tensor:
             answer: torch.Tensor = self.dit(
                 latents,
                 timestep.expand(latents.shape[0]),
                 context,
                 image_condition=given.image_condition,
-                vace=given.vace,
+                vace=() if without_blocks else given.vace,
                 camera=given.camera,
-                skip_blocks=skip_blocks,
+                skip_blocks=range(len(self.dit.blocks)) if without_blocks else skip_blocks,
                 one_by_one=self.dit.num_tokens(latents) > TOKENS_AT_ONCE,
             )
-        return answer
+            return answer
+
+        with _stoppable(self.dit, self.cancel):
+            if self.cache is None or skip_blocks:
+                return network(without_blocks=False)
+            return self.cache.ask(self.dit, network)
 
     def _raise_if(self, found: list[tuple[str, torch.nn.Module]]) -> None:
         if found:

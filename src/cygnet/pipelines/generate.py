@@ -9,13 +9,14 @@ Legend: ``T H W`` frames, height, width; ``t h w`` latent grid.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 
-from cygnet.errors import NumericalError, RequestError
+from cygnet.errors import NumericalError, OutOfMemory, RequestError, out_of_memory
 from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.pipelines.components import Components
 from cygnet.pipelines.conditioning import (
@@ -27,12 +28,15 @@ from cygnet.pipelines.conditioning import (
     image_condition,
     resize,
 )
-from cygnet.pipelines.denoise import Guidance, Sampling, check_noise_device, denoise, make_noise
+from cygnet.pipelines.denoise import Guidance, Sampling, StepCache, check_noise_device, denoise, make_noise
 from cygnet.pipelines.presets import defaults_for
 from cygnet.pipelines.request import GenerateRequest
-from cygnet.pipelines.sizes import FRAME_STRIDE, latent_frames_at_once, latent_grid
+from cygnet.pipelines.sizes import FRAME_STRIDE, fewer_at_once, latent_frames_at_once, latent_grid
 from cygnet.solvers import add_noise, start_step_for_strength
 from cygnet.types import CancelToken, ComponentName, Phase, Progress, ProgressSink, ignore_progress
+
+_T = TypeVar("_T")
+_M = TypeVar("_M", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +58,12 @@ class Record:
     notices: list[str] = field(default_factory=list)
     """What the caller should know, in words."""
     sigmas: tuple[float, ...] = ()
+    cached: dict[str, Any] = field(default_factory=dict)
+    """What a step cache did: ``skipped`` of ``steps``, and ``tables`` if it measured any; empty without one."""
     seconds: dict[Phase, float] = field(default_factory=dict)
     """Time spent per phase, without the caller's own between chunks."""
+    stepped_down: bool = False
+    """Whether memory ran out and a stage was done again in less."""
 
     @contextmanager
     def timed(self, phase: Phase) -> Iterator[None]:
@@ -75,17 +83,21 @@ def generate(
     on_progress: ProgressSink = ignore_progress,
     cancel: CancelToken | None = None,
     record: Record | None = None,
+    decode_chunk: int | None = None,
 ) -> Iterator[torch.Tensor]:
     """Frames float32 ``[1, 3, k, H, W]`` in [-1, 1] as they are decoded: 1 first, then 4 to 32 at a time, T in all.
 
     Whether model, request and inputs go together is checked by the call itself; the work begins with the first
-    ``next`` and stops when the iterator is closed. Raises :class:`~cygnet.errors.RequestError` for a combination that
-    cannot be, :class:`~cygnet.errors.Cancelled` when ``cancel`` was set, and
+    ``next`` and stops when the iterator is closed. ``decode_chunk`` latent frames are decoded at a time; by default as
+    many as suit the size. A stage in which memory runs out is done once more in less memory, if there is a way; a
+    notice says so. Raises :class:`~cygnet.errors.RequestError` for a combination that cannot be,
+    :class:`~cygnet.errors.Cancelled` when ``cancel`` was set, :class:`~cygnet.errors.OutOfMemory`, and
     :class:`~cygnet.errors.NumericalError` when NaN or infinity appears.
     """
     inputs = inputs or Inputs()
     check_combination(components, request, inputs)
-    return _run(components, request, inputs, on_progress, cancel or CancelToken(), record or Record())
+    _step_cache(components, request)  # refuses what cannot be
+    return _run(components, request, inputs, on_progress, cancel or CancelToken(), record or Record(), decode_chunk)
 
 
 def check_combination(components: Components, request: GenerateRequest, inputs: Inputs) -> None:
@@ -163,6 +175,7 @@ def _run(
     on_progress: ProgressSink,
     cancel: CancelToken,
     record: Record,
+    decode_chunk: int | None,
 ) -> Iterator[torch.Tensor]:
     try:
         record.notices += _expectations(components, request)
@@ -173,29 +186,99 @@ def _run(
             num_steps=request.num_steps,
             shift=request.shift,
             start_step=start_step_for_strength(request.strength, request.num_steps),
+            seed=request.seed,
         )
         record.sigmas = sampling.sigmas
-        latents = _start(components, request, inputs, sampling, on_progress, cancel, record)
-        with record.timed("denoise"), components.use_dit() as dit:
-            latents = denoise(
-                dit,
-                latents,
-                conditioning,
-                sampling,
-                _guidance(request),
-                on_progress=on_progress,
-                cancel=cancel,
-            )
+        start = _start(components, request, inputs, sampling, on_progress, cancel, record)
+
+        def denoised() -> tuple[torch.Tensor, StepCache | None]:
+            cache = _step_cache(components, request)  # one for each attempt
+            with _using(components.use_dit(), "denoise", record) as dit:
+                done = denoise(
+                    dit,
+                    start,
+                    conditioning,
+                    sampling,
+                    _guidance(request),
+                    on_progress=on_progress,
+                    cancel=cancel,
+                    cache=cache,
+                )
+            return done, cache
+
+        latents, cache = _attempt(components, "dit", "denoising", record, denoised)
         components.residency.release("dit")
-        yield from _decode(components, latents, on_progress, cancel, record)
+        if cache is not None:
+            _tell_of_cache(cache, request, record)
+        yield from _decode(components, latents, decode_chunk, on_progress, cancel, record)
     finally:
         names: tuple[ComponentName, ...] = ("text_encoder", "image_encoder", "dit", "vae")
         for name in names:
             components.residency.release(name)
 
 
+@contextmanager
+def _using(component: AbstractContextManager[_M], phase: Phase, record: Record) -> Iterator[_M]:
+    """A network for the length of a block; the time until it is there counts as loading, the rest as ``phase``."""
+    with ExitStack() as stack:
+        with record.timed("load"):
+            network = stack.enter_context(component)
+        with record.timed(phase):
+            yield network
+
+
+def _attempt(components: Components, name: ComponentName, doing: str, record: Record, work: Callable[[], _T]) -> _T:
+    """``work``, and if memory runs out in it once more, with the component ``name`` held in less; no third time.
+
+    Raises :class:`~cygnet.errors.OutOfMemory` when there is no smaller way, or none is left.
+    """
+    try:
+        return work()
+    except Exception as error:
+        if not out_of_memory(error) or record.stepped_down:
+            raise
+    # Only here, with the error and the frames that it refers to gone, can what was computed be freed.
+    how = components.residency.shrink(name)
+    if how is None:
+        raise OutOfMemory(f"out of memory while {doing}, and the weights cannot be held in less")
+    _step_down(record, doing, how)
+    return work()
+
+
+def _step_down(record: Record, doing: str, how: str) -> None:
+    record.stepped_down = True
+    record.notices.append(f"memory ran out while {doing}; it was done again in less: {how}")
+
+
 def _guidance(request: GenerateRequest) -> Guidance:
-    return Guidance(scale=request.guidance_scale, until=request.guidance_until)
+    return Guidance(scale=request.guidance_scale, until=request.guidance_until, rest=request.guidance_rest)
+
+
+def _step_cache(components: Components, request: GenerateRequest) -> StepCache | None:
+    """The cache that was asked for; raises :class:`~cygnet.errors.RequestError` if this model cannot have it."""
+    wish = request.caching()
+    if wish is None:
+        return None
+    if components.step_cache is None:
+        raise RequestError("this model was put together without step caches; leave cache out", field="cache")
+    return components.step_cache(
+        components.dit,
+        wish,
+        num_steps=request.num_steps,
+        start_step=start_step_for_strength(request.strength, request.num_steps),
+        pixels=request.width * request.height,
+    )
+
+
+def _tell_of_cache(cache: StepCache, request: GenerateRequest, record: Record) -> None:
+    record.cached = {"skipped": cache.skipped, "steps": cache.evaluations}
+    if tables := cache.tables():
+        record.cached["tables"] = tables
+        return
+    record.notices.append(
+        f"cache {request.cache} skipped {cache.skipped} of {cache.evaluations} steps; the video is not exactly the one "
+        "without it"
+    )
 
 
 def _expectations(components: Components, request: GenerateRequest) -> list[str]:
@@ -250,18 +333,22 @@ def _condition(
 ) -> Conditioning:
     """What steers the denoising. CLIP sees the pictures as ``given``, whole; the VAE those cut to size."""
     cancel.check()
-    negative: torch.Tensor | None = None
     sampled = request.num_steps - start_step_for_strength(request.strength, request.num_steps)
     guided = _guidance(request).guided_steps(sampled) > 0
     on_progress(Progress(phase="text", step=0, total=1 + guided))
-    with record.timed("text"), components.use_text_encoder() as encoder:
-        context, notices = encode_text(encoder, components.tokenizer, request.prompt)
-        record.notices += notices
-        on_progress(Progress(phase="text", step=1, total=1 + guided))
-        if guided:
-            negative, notices = _negative(components, encoder, request.negative_prompt)
-            record.notices += notices
+
+    def encoded_text() -> tuple[torch.Tensor, torch.Tensor | None, tuple[str, ...]]:
+        with _using(components.use_text_encoder(), "text", record) as encoder:
+            context, notices = encode_text(encoder, components.tokenizer, request.prompt)
+            on_progress(Progress(phase="text", step=1, total=1 + guided))
+            if not guided:
+                return context, None, notices
+            negative, more = _negative(components, encoder, request.negative_prompt)
             on_progress(Progress(phase="text", step=2, total=2))
+            return context, negative, notices + more
+
+    context, negative, notices = _attempt(components, "text_encoder", "encoding the text", record, encoded_text)
+    record.notices += notices
     components.residency.release("text_encoder")
     if inputs.image is None:
         return Conditioning(context=context, negative_context=negative)
@@ -270,8 +357,12 @@ def _condition(
     images = tuple(it for it in (given.image, given.last_image) if it is not None)
     steps = 1 + latent_grid(request.num_frames, request.width, request.height)[0]  # CLIP, then the VAE frame by frame
     on_progress(Progress(phase="image", step=0, total=steps))
-    with record.timed("image"), components.use_image_encoder() as eye:
-        image_context = encode_images(eye, images)
+
+    def seen() -> torch.Tensor:
+        with _using(components.use_image_encoder(), "image", record) as eye:
+            return encode_images(eye, images)
+
+    image_context = _attempt(components, "image_encoder", "encoding the picture", record, seen)
     components.residency.release("image_encoder")
     cancel.check()
     on_progress(Progress(phase="image", step=1, total=steps))
@@ -280,16 +371,21 @@ def _condition(
         cancel.check()
         on_progress(Progress(phase="image", step=1 + done, total=1 + total))
 
-    with record.timed("image"), components.use_vae() as vae:
-        condition = image_condition(
-            vae,
-            inputs.image,
-            num_frames=request.num_frames,
-            width=request.width,
-            height=request.height,
-            last_image=inputs.last_image,
-            on_piece=encoded,
-        )
+    first = inputs.image
+
+    def conditioned() -> torch.Tensor:
+        with _using(components.use_vae(), "image", record) as vae:
+            return image_condition(
+                vae,
+                first,
+                num_frames=request.num_frames,
+                width=request.width,
+                height=request.height,
+                last_image=inputs.last_image,
+                on_piece=encoded,
+            )
+
+    condition = _attempt(components, "vae", "encoding the picture", record, conditioned)
     _check_finite(image_context, "the image encoder made NaN or infinity of the picture")
     _check_finite(condition, "the VAE made NaN or infinity of the picture")
     return Conditioning(
@@ -322,15 +418,19 @@ def _start(
     noise = make_noise(grid, components.dit.out_channels, request.seed, request.noise_device)
     if inputs.video is None:
         return noise
-    total = grid[0]
-    pieces: list[torch.Tensor] = []
+    total, video = grid[0], inputs.video
     on_progress(Progress(phase="encode", step=0, total=total))
-    with record.timed("encode"), components.use_vae() as vae:
-        for piece in vae.encode_chunks(_pieces(inputs.video, request.width, request.height)):
-            pieces.append(piece)
-            cancel.check()
-            on_progress(Progress(phase="encode", step=len(pieces), total=total))
-    source = torch.cat(pieces, dim=2)
+
+    def encoded() -> torch.Tensor:
+        pieces: list[torch.Tensor] = []
+        with _using(components.use_vae(), "encode", record) as vae:
+            for piece in vae.encode_chunks(_pieces(video, request.width, request.height)):
+                pieces.append(piece)
+                cancel.check()
+                on_progress(Progress(phase="encode", step=len(pieces), total=total))
+        return torch.cat(pieces, dim=2)
+
+    source = _attempt(components, "vae", "encoding the source video", record, encoded)
     _check_finite(source, "the VAE made NaN or infinity of the source video")
     return add_noise(source, noise.to(source.device), sampling.sigmas[0])
 
@@ -344,12 +444,50 @@ def _pieces(video: torch.Tensor, width: int, height: int) -> Iterator[torch.Tens
 
 
 def _decode(
-    components: Components, latents: torch.Tensor, on_progress: ProgressSink, cancel: CancelToken, record: Record
+    components: Components,
+    latents: torch.Tensor,
+    chunk: int | None,
+    on_progress: ProgressSink,
+    cancel: CancelToken,
+    record: Record,
 ) -> Iterator[torch.Tensor]:
-    total, chunk = latents.shape[2], latent_frames_at_once(*latents.shape[3:])
+    """The frames; where memory runs out, those that were not given yet are decoded fewer at a time."""
+    chunk = chunk or latent_frames_at_once(*latents.shape[3:])
+    given = 0
+    try:
+        for frames in _decoded(components, latents, chunk, on_progress, cancel, record):
+            given += frames.shape[2]
+            yield frames
+        return
+    except Exception as error:
+        if not out_of_memory(error) or record.stepped_down:
+            raise
+    how, fewer = components.residency.shrink("vae"), fewer_at_once(chunk)
+    if how is None and fewer == chunk:
+        raise OutOfMemory("out of memory while decoding, one latent frame at a time and with nothing else in memory")
+    words = [] if fewer == chunk else [f"{fewer} latent frames are decoded at a time, not {chunk}"]
+    _step_down(record, "decoding", "; ".join([*([] if how is None else [how]), *words]))
+    end = 0
+    for frames in _decoded(components, latents, fewer, on_progress, cancel, record):
+        start, end = end, end + frames.shape[2]
+        if end > given:
+            yield frames[:, :, max(given - start, 0) :]
+
+
+def _decoded(
+    components: Components,
+    latents: torch.Tensor,
+    chunk: int,
+    on_progress: ProgressSink,
+    cancel: CancelToken,
+    record: Record,
+) -> Iterator[torch.Tensor]:
+    total = latents.shape[2]
     low, high = torch.inf, -torch.inf
     on_progress(Progress(phase="decode", step=0, total=total))
-    with components.use_vae() as vae:
+    with ExitStack() as stack:
+        with record.timed("load"):
+            vae = stack.enter_context(components.use_vae())
         chunks = vae.decode_chunks(latents, chunk=chunk)
         for done in (1, *(min(first + chunk, total) for first in range(1, total, chunk))):
             cancel.check()

@@ -18,11 +18,15 @@ from pydantic_core import PydanticCustomError
 
 from cygnet.errors import RequestError
 from cygnet.pipelines import sizes
+from cygnet.pipelines.caching import ALLOWED as ALLOWED_CACHES
+from cygnet.pipelines.caching import parse_caching
 from cygnet.pipelines.presets import Defaults
-from cygnet.types import SOLVER_NAMES, SolverName
+from cygnet.pipelines.recipes import recipe
+from cygnet.types import SOLVER_NAMES, SolverName, StepCaching
 
 ImageFit = Literal["crop", "stretch"]
 NoiseDevice = Literal["cpu", "cuda"]
+GuidanceRest = Literal["prompt", "reuse"]
 
 MAX_CHARACTERS = 100_000
 """Of a prompt. Only its first 512 tokens count; a limit keeps a mistaken file from being tokenised."""
@@ -53,6 +57,9 @@ _ALLOWED: Mapping[str, str] = {
     "fps": f"it must be a number from {MIN_FPS:g} to {MAX_FPS:g}",
     "strength": "it must be a number above 0 (keep the source) and at most 1 (make it anew)",
     "guidance_until": "it must be a number from 0 to 1, the share of the steps that are guided",
+    "guidance_rest": 'choose "prompt" (no guidance) or "reuse" (what guidance last added)',
+    "cache": ALLOWED_CACHES,
+    "cache_table": "it must be a list of numbers",
     "image_fit": 'choose "crop" or "stretch"',
     "noise_device": 'choose "cpu" or "cuda"',
 }
@@ -82,7 +89,13 @@ class GenerateRequest(BaseModel):
     strength: float = 1.0
     """Video-to-video: the share of the schedule that is run."""
     guidance_until: float = 1.0
-    """The share of the steps, from the first on, that are guided; the others follow the prompt alone."""
+    """The share of the steps, from the first on, that are guided."""
+    guidance_rest: GuidanceRest = "prompt"
+    """The other steps follow the prompt alone, or add again what guidance added last."""
+    cache: str | None = None
+    """Answer some steps from earlier ones (lossy): ``easy:0.05`` and the like; see :mod:`cygnet.pipelines.caching`."""
+    cache_table: tuple[float, ...] | None = None
+    """Numbers for the cache in place of the published ones."""
     image_fit: ImageFit = "crop"
     """How a picture of another aspect meets the size: cut to it about the centre, or stretched (the official way)."""
     noise_device: NoiseDevice = "cpu"
@@ -96,6 +109,10 @@ class GenerateRequest(BaseModel):
         :class:`~cygnet.errors.RequestError` naming the first field at fault.
         """
         given = dict(fields)
+        if (name := given.pop("recipe", None)) is not None:  # a name for values; only those are kept
+            chosen = recipe(name)
+            for field in ("solver", "num_steps", "shift", "guidance_scale"):
+                given.setdefault(field, getattr(chosen, field))
         if given.get("seed") is None or (type(given["seed"]) is int and given["seed"] == DRAW_SEED):
             given["seed"] = draw_seed()
         if defaults is not None:
@@ -158,6 +175,25 @@ class GenerateRequest(BaseModel):
             nearest = low if value < low else high
             raise _refused(f"{info.field_name} is {shown(value)}; {_ALLOWED[info.field_name]} (nearest: {nearest})")
         return value
+
+    @field_validator("cache_table", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value  # JSON has lists alone
+
+    @model_validator(mode="after")
+    def _check_caching(self) -> Self:
+        if self.cache is None and self.cache_table is not None:
+            raise _refused("cache_table is given without cache; add cache mag or tea, or leave it out")
+        try:
+            self.caching()
+        except ValueError as error:
+            raise _refused(str(error)) from None
+        return self
+
+    def caching(self) -> StepCaching | None:
+        """What :attr:`cache` asks for; None to compute every step."""
+        return None if self.cache is None else parse_caching(self.cache, self.cache_table)
 
     @field_validator("strength")
     @classmethod

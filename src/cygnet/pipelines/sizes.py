@@ -57,6 +57,14 @@ def latent_frames_at_once(rows: int, columns: int) -> int:
     return min(max(CELLS_AT_ONCE // (rows * columns), 1), MAX_CHUNK)
 
 
+def fewer_at_once(chunk: int) -> int:
+    """The next smaller number of latent frames to decode together: 2, and then 1.
+
+    Kernels may sum a single frame in another order, so 1 can change the last digit; 2 and more are equal.
+    """
+    return 2 if chunk > 2 else 1
+
+
 def size_for_image(width: int, height: int, area: int, *, reference_exact: bool = False) -> tuple[int, int]:
     """``(width, height)`` of the video for a picture: its aspect, at most ``area`` pixels, both multiples of 16.
 

@@ -8,7 +8,7 @@ for long videos is always. The arithmetic is that of the resident network, bit f
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,16 @@ ENTRIES = ("cross_attn.keys", "before_proj", "after_proj")
 """What is called of a block besides its forward: the prompt's keys, and the two ends of VACE's control branch."""
 _ALIGNMENT = 256
 """Bytes; what CUDA kernels like their operands to start at."""
+
+
+def swapped_bytes(sizes: Mapping[str, int], stacks: Collection[str]) -> int:
+    """What :class:`BlockSwap` keeps on the device of weights of these sizes: two blocks, and all that is in none."""
+    blocks: dict[tuple[str, ...], int] = {}
+    for name, size in sizes.items():
+        path = tuple(name.split(".", 2)[:2])
+        if path[0] in stacks:
+            blocks[path] = blocks.get(path, 0) + size
+    return sum(sizes.values()) - sum(blocks.values()) + 2 * max(blocks.values(), default=0)
 
 
 class _Layout:

@@ -5,15 +5,19 @@ Both forms are a :class:`cygnet.types.Residency`, which is all that pipelines kn
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from cygnet.errors import ModelNotFoundError
-from cygnet.types import ComponentName
+from cygnet.runtime.plan import Placement, Weights, smaller
+from cygnet.types import ComponentName, Residency
 
 
 class Resident:
@@ -30,6 +34,10 @@ class Resident:
 
     def release(self, name: ComponentName) -> None:
         """Nothing: the component stays for the next request."""
+
+    def shrink(self, name: ComponentName) -> str | None:
+        """None: it has nowhere else to be."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -80,12 +88,97 @@ class StageResidency:
         del module
         release_unused()
 
+    def shrink(self, name: ComponentName) -> str | None:
+        """None: this knows one way of bringing each component."""
+        return None
+
+
+class Placed:
+    """Components held by a placement that can change: by the plan of a request, or when memory runs out."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        weights: Mapping[ComponentName, Weights],
+        build: Callable[[Placement], Residency],
+    ) -> None:
+        self._placement, self._weights, self._build = placement, dict(weights), build
+        self._now: Residency | None = None
+        self._stepped_down = False
+
+    @property
+    def placement(self) -> Placement:
+        """How the components are held, or will be from their next use on."""
+        return self._placement
+
+    @property
+    def now(self) -> Residency:
+        """What holds them; made when it is first asked for."""
+        if self._now is None:
+            self._now = self._build(self._placement)
+        return self._now
+
+    def prepare(self) -> None:
+        """Load what stays resident, so that no request has to wait for it."""
+        if self._placement.resident:
+            self._now = self.now
+
+    def use(self, name: ComponentName) -> AbstractContextManager[torch.nn.Module]:
+        """The component."""
+        return self.now.use(name)
+
+    def release(self, name: ComponentName) -> None:
+        """The component is not needed again in this request."""
+        if self._now is not None:
+            self._now.release(name)
+
+    def move(self, placement: Placement) -> None:
+        """Hold the components in another way from their next use on; none may be in use.
+
+        What is resident already only goes down, for going up would load it again; and so does what memory ran out for.
+        """
+        if self._placement.resident or self._stepped_down:
+            placement = self._placement.lower(placement)
+        if placement == self._placement:
+            return
+        self.clear()
+        self._placement = placement
+
+    def shrink(self, name: ComponentName) -> str | None:
+        """Give back all memory, and hold ``name`` in less from now on; how, in words, or None if there is no way."""
+        self.clear()
+        step = smaller(self._placement, self._weights, name)
+        if step is None:
+            return None
+        self._placement, self._stepped_down = step, True
+        return step.describe()
+
+    def clear(self) -> None:
+        """Let go of every component; the next use brings it anew."""
+        now, self._now = self._now, None
+        for name in self._weights:
+            if now is not None:
+                now.release(name)
+        del now
+        release_unused()
+
 
 def release_unused() -> None:
     """Give back the memory of networks that nothing refers to any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Any:
+    """glibc's function that gives free memory back to the system, which the allocator else keeps in pieces."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library
+        return None
 
 
 def _absent(name: ComponentName) -> ModelNotFoundError:

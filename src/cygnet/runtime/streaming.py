@@ -7,7 +7,7 @@ is that of the resident network, bit for bit: only where a weight is, and when, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
@@ -28,6 +28,16 @@ def streamed_names(module: nn.Module, stacks: Collection[str]) -> list[str]:
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear) and name.split(".", 1)[0] in stacks
     ]
+
+
+def streamed_bytes(sizes: Mapping[str, int], ahead_bytes: int = AHEAD_BYTES) -> int:
+    """The most of these weights, as they compute, that is there at a time: a block's, and what is read ahead."""
+    blocks: dict[tuple[str, ...], int] = {}
+    for name, size in sizes.items():
+        blocks[_block_of(name)] = blocks.get(_block_of(name), 0) + size
+    largest = max(blocks.values(), default=0)
+    ahead = max(ahead_bytes, max(sizes.values(), default=0))
+    return min(largest + ahead, sum(sizes.values()))
 
 
 class MatrixStream:

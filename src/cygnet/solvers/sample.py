@@ -9,6 +9,7 @@ import torch
 
 from cygnet.solvers.dpmpp import DPMSolverPP
 from cygnet.solvers.euler import Euler
+from cygnet.solvers.renoise import Renoise
 from cygnet.solvers.schedules import check_solver_name, custom_schedule, make_schedule
 from cygnet.solvers.solver import Solver
 from cygnet.solvers.unipc import UniPC
@@ -39,17 +40,22 @@ def make_solver(
     *,
     sigmas: Sequence[float] | None = None,
     start_step: int = 0,
+    seed: int = 0,
 ) -> Solver:
     """A solver at its first step.
 
-    ``name`` is "unipc" (Wan's default), "dpm++" or "euler". ``sigmas``, if given, replaces ``num_steps`` and ``shift``
+    ``name`` is "unipc" (Wan's default), "dpm++", "euler" or "renoise", whose noise ``seed`` decides.
+    ``sigmas``, if given, replaces ``num_steps`` and ``shift``
     (see :func:`~cygnet.solvers.schedules.custom_schedule`). ``start_step`` leaves out the first steps, for latents that
     are data noised to the solver's ``sigmas[0]``. Raises :class:`~cygnet.errors.RequestError`, naming the field.
     """
     check_solver_name(name)
     schedule = make_schedule(name, num_steps, shift) if sigmas is None else custom_schedule(sigmas)
+    rest = schedule.from_step(start_step)
+    if name == "renoise":
+        return Renoise(rest, seed)
     kinds: dict[SolverName, type[Solver]] = {"unipc": UniPC, "dpm++": DPMSolverPP, "euler": Euler}
-    return kinds[name](schedule.from_step(start_step))
+    return kinds[name](rest)
 
 
 @torch.no_grad()
@@ -62,6 +68,7 @@ def sample(
     *,
     sigmas: Sequence[float] | None = None,
     start_step: int = 0,
+    seed: int = 0,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> torch.Tensor:
     """Follow ``velocity`` from noise to data; gradients are not recorded.
@@ -71,7 +78,7 @@ def sample(
     each step and stops the run by raising. The rest is as in :func:`make_solver`. Returns float32 (float64 for float64
     ``x``) of the same shape; ``x`` is not modified.
     """
-    stepper = make_solver(solver, num_steps, shift, sigmas=sigmas, start_step=start_step)
+    stepper = make_solver(solver, num_steps, shift, sigmas=sigmas, start_step=start_step, seed=seed)
     latents = x if x.dtype == torch.float64 else x.float()
     for i, timestep in enumerate(stepper.timesteps):
         answer = velocity(latents, torch.tensor(timestep, dtype=torch.float32, device=latents.device))

@@ -80,9 +80,9 @@ def make_schedule(name: SolverName, num_steps: int, shift: float) -> Schedule:
     """The schedule that the reference uses with a solver.
 
     ``num_steps`` is 1..1000 and ``shift`` 1e-9..1e9, else :class:`~cygnet.errors.RequestError`. UniPC starts at 0.999
-    before the shift, DPM++ and Euler at 1. UniPC and DPM++ feed the network whole timesteps, cut (not
-    rounded) from the float64 product, while their update uses the exact sigma; Euler, which the reference lacks, feeds
-    the exact product. Large shifts repeat whole timesteps: nothing may look a step up by its timestep.
+    before the shift, the others at 1. UniPC and DPM++ feed the network whole timesteps, cut (not
+    rounded) from the float64 product, while their update uses the exact sigma; Euler and renoise, which the reference
+    lacks, feed the exact product. Large shifts repeat whole timesteps: nothing may look a step up by its timestep.
     """
     check_solver_name(name)
     if type(num_steps) is not int or not 1 <= num_steps <= MAX_STEPS:
@@ -99,7 +99,7 @@ def make_schedule(name: SolverName, num_steps: int, shift: float) -> Schedule:
     # Rounding in the shift map can put its fixed point 1 a little above 1.
     levels = [min(1.0, shift_sigma(first + i * stride, shift)) for i in range(num_steps)]
     exact = [level * NUM_TRAIN_TIMESTEPS for level in levels]
-    timesteps = exact if name == "euler" else [float(int(t)) for t in exact]
+    timesteps = exact if name in ("euler", "renoise") else [float(int(t)) for t in exact]
     return Schedule(sigmas=(*levels, 0.0), timesteps=tuple(timesteps))
 
 

@@ -39,9 +39,13 @@ class PatchedWeights(ComponentWeights):
         """As for :class:`ComponentWeights`; a changed tensor is not in the file."""
         return None if self.changes.get(name) else super().eight_bit(name)
 
-    def copied(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def copied(self, name: str, dtype: torch.dtype | None = None, *, channels_last: bool = False) -> torch.Tensor:
         """As for :class:`ComponentWeights`."""
-        return self.tensor(name, dtype) if self.changes.get(name) else super().copied(name, dtype)
+        return (
+            self.tensor(name, dtype)
+            if self.changes.get(name)
+            else super().copied(name, dtype, channels_last=channels_last)
+        )
 
 
 def with_loras(

@@ -79,12 +79,16 @@ class Still:
         """Take note of a chunk ``[B, C, T, H, W]`` before it is worked on."""
         fresh = video.unbind(2)
         before = (self._last, *fresh[:-1])
-        alike = [old is not None and torch.equal(old, new) for old, new in zip(before, fresh, strict=True)]
-        if not all(alike) or len(fresh) != self._chunk:
+        self.note([old is not None and torch.equal(old, new) for old, new in zip(before, fresh, strict=True)])
+        self._last = fresh[-1].clone()
+
+    def note(self, alike: Sequence[bool]) -> None:
+        """The same of a chunk of which is known for each frame whether it equals the one before."""
+        if not all(alike) or len(alike) != self._chunk:
             self._kept = None
         for same in alike:
             self.frames = self.frames + 1 if same else 1
-        self._last, self._chunk = fresh[-1].clone(), len(fresh)
+        self._chunk = len(alike)
 
     def resume(self, x: torch.Tensor) -> tuple[int, torch.Tensor]:
         """The number of layers that can be left out for this chunk and the output of the last of them, or 0 and x."""

@@ -1,0 +1,22 @@
+"""What a request will take, before any of it is done: memory, disk, time, and where weights will be."""
+
+from __future__ import annotations
+
+from cygnet.planning.machine import Machine, calibrate_machine, parse_memory
+from cygnet.planning.plan import Plan, Stage, after_failure, decide, plan, refuse_what_cannot_fit
+from cygnet.planning.subject import Subject, subject_of, subject_of_loaded
+
+__all__ = [
+    "Machine",
+    "Plan",
+    "Stage",
+    "Subject",
+    "after_failure",
+    "calibrate_machine",
+    "decide",
+    "parse_memory",
+    "plan",
+    "refuse_what_cannot_fit",
+    "subject_of",
+    "subject_of_loaded",
+]

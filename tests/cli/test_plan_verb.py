@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cli_process import Command
+
+
+def test_a_plan_is_a_table_and_nothing_is_made(cygnet: Command, small: list[str], place: Path) -> None:
+    done = cygnet("plan", "a red ball", *small, "--seed", "3", "--out", "x.mp4", "--overwrite")
+    assert (done.code, done.err) == (0, "")
+    for word in (
+        "placement: each network is in memory for its stage alone",
+        "because: ",
+        "denoise",
+        "peak: ",
+        "time: ",
+    ):
+        assert word in done.out
+    assert "a guess: this machine was not measured; run cygnet plan --calibrate once" in done.out
+    assert list(place.iterdir()) == []
+
+
+def test_the_same_for_machines(cygnet: Command, small: list[str]) -> None:
+    done = cygnet("plan", *small, "--json", "--count", "3", "--stream")
+    value = done.json()
+    assert (done.code, value["fits"], value["count"], value["calibrated"]) == (0, True, 3, False)
+    assert value["placement"]["streamed"] == ["dit", "text_encoder"]
+    assert value["bytes"]["host_peak"] > value["bytes"]["weights_read"]
+    assert value["request"]["num_frames"] == 5
+    assert {stage["phase"] for stage in value["stages"]} == {"load", "text", "denoise", "decode", "write"}
+
+
+def test_what_does_not_fit_is_an_error_that_names_what_does(cygnet: Command) -> None:
+    words = ["plan", "--model", "t2v-1.3b", "--size", "720p", "--device-memory", "3200MiB", "--host-memory", "32GiB"]
+    done = cygnet(*words)
+    assert done.code == 1
+    assert "error: this does not fit: 81 frames of 1280x720 need " in done.err
+    assert done.err.rstrip().endswith(" fit")
+    assert "placement: " in done.out
+    value = cygnet(*words, "--json").json()
+    assert value["error"]["code"] == "out_of_memory"
+    assert value["plan"]["nearest"]["width"] < 1280
+
+
+def test_seconds_become_frames_and_both_are_refused(cygnet: Command, small: list[str]) -> None:
+    without = [word for word in small if word not in ("--frames", "5")]
+    assert cygnet("plan", *without, "--seconds", "1", "--json").json()["request"]["num_frames"] == 17
+    done = cygnet("plan", *small, "--seconds", "1")
+    assert (done.code, "frames and seconds are both given" in done.err) == (2, True)
+
+
+def test_a_measurement_is_made_once_and_then_used(
+    cygnet: Command, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cygnet import planning
+    from cygnet.runtime.calibration import guessed, keep
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def measured(device: str) -> object:
+        rates = replace(guessed(planning.Machine.of("cpu").device), date="2026-01-02T03:04:05+00:00")
+        return rates, keep(rates, planning.machine.calibration_folder())
+
+    monkeypatch.setattr(planning, "calibrate_machine", measured)
+    done = cygnet("plan", *small, "--calibrate")
+    assert "note: measuring this machine" in done.err
+    assert "(measured 2026-01-02T03:04:05+00:00)" in cygnet("plan", *small).out
+
+
+def test_the_compiler_of_torch_is_not_loaded_for_a_plan() -> None:
+    """It takes longer than all the rest."""
+    code = (
+        "import sys, cygnet; plan = cygnet.plan('i2v-14b-480p', device_memory='24GiB', host_memory='64GiB', "
+        "size='480p', num_frames=17); print(plan.fits, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "True False\n"), done.stderr
+
+
+def test_a_plan_takes_every_option_of_generate() -> None:
+    from cygnet.cli.generate import generate
+    from cygnet.cli.plan import plan
+
+    assert set(inspect.signature(generate).parameters) <= set(inspect.signature(plan).parameters)

@@ -1,0 +1,140 @@
+"""Plans: of weights that are here and that are not, for this machine and for another, and of what does not fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import cygnet
+from cygnet.checkpoints.catalogue import ENTRIES
+from cygnet.errors import OutOfMemory, RequestError
+from cygnet.planning import Machine, decide, parse_memory, refuse_what_cannot_fit, subject_of
+from cygnet.planning.plan import nearest
+from cygnet.planning.subject import PUBLISHED
+from random_models import write_model
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in ENTRIES if entry.embedded is None])
+def test_every_published_model_is_planned_for_without_its_weights(name: str) -> None:
+    assert name in PUBLISHED
+    plan = cygnet.plan(name, device_memory="24GiB", host_memory="64GiB", size="480p", num_frames=81)
+    assert not plan.present
+    assert plan.fits
+    assert plan.seconds is None  # of a device that is not here
+    assert plan.device_peak < 24 * GIB
+    assert plan.files > 10e9
+    phases = [stage.phase for stage in plan.stages]
+    assert phases == ["load", "text", *(["image"] if name[0] != "t" else []), "denoise", "decode", "write"]
+    assert ("dit" in plan.placement.streamed) == ("14b" in name)
+    assert json.loads(json.dumps(plan.to_json()))["placement"]["why"] == plan.why
+
+
+def test_what_does_not_fit_is_refused_with_the_nearest_request_that_does() -> None:
+    plan = cygnet.plan("t2v-1.3b", device_memory="3200MiB", host_memory="32GiB", size="720p", num_frames=81)
+    assert not plan.fits
+    assert plan.nearest is not None
+    small = plan.nearest
+    assert (small.num_frames, small.width, small.height) != (81, 1280, 720)
+    assert f"{small.num_frames} frames of {small.width}x{small.height} fit" in plan.refusal()
+    again = cygnet.plan(
+        "t2v-1.3b", device_memory="3200MiB", host_memory="32GiB", size=(small.width, small.height),
+        num_frames=small.num_frames,
+    )  # fmt: skip
+    assert again.fits
+    assert again.device_peak < 3.7 * GIB  # with what CUDA itself takes
+    none = cygnet.plan("t2v-14b", device_memory="300MiB", host_memory="32GiB", num_frames=5, size="480p")
+    assert none.nearest is None
+    assert "no request of this model fits" in none.refusal()
+
+
+def test_less_memory_is_met_by_smaller_placements() -> None:
+    """80 GiB hold everything of the text encoder and the transformer, 24 only one of them, 8 neither."""
+    seen = [
+        cygnet.plan("t2v-14b", device_memory=f"{size}GiB", host_memory="64GiB", size="480p", num_frames=17).placement
+        for size in (80, 24, 8)
+    ]
+    assert [sorted(it.streamed) for it in seen] == [[], ["dit"], ["dit", "text_encoder"]]
+    stream = cygnet.plan("t2v-1.3b", offload="stream", device_memory="80GiB", size="480p", num_frames=17)
+    assert sorted(stream.placement.streamed) == ["dit", "text_encoder"]
+    assert "because that was asked for" in stream.why
+
+
+def test_a_run_decides_as_its_plan_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wan = cygnet.load(write_model(tmp_path), device="cpu", dtype="float32", offload=True)
+    small: dict[str, Any] = {"prompt": "a red ball", "size": (64, 64), "num_frames": 9, "num_steps": 1, "seed": 1}
+    plan = wan.plan(**small)
+    assert plan.fits
+    need = max(stage.host_peak for stage in plan.stages) - min(stage.host_peak for stage in plan.stages)
+    real = Machine.of
+    monkeypatch.setattr(Machine, "of", lambda *args, **named: replace(real("cpu"), device_free=free, host_free=free))
+    free = need * 2
+    wan.stream(**small)
+    assert wan.model.residency.placement == wan.plan(**small).placement
+    free = 1000
+    with pytest.raises(OutOfMemory, match="not begun, for want of memory: 9 frames of 64x64 need"):
+        wan.stream(**small)
+
+
+def test_fewer_latent_frames_are_decoded_at_a_time_where_memory_is_short() -> None:
+    subject = subject_of("tiny-t2v", torch.device("cpu"), "float32")
+    wan = cygnet.load("tiny-t2v", device="cpu", dtype="float32")
+    request = wan.plan("a red ball", size=(256, 256), num_frames=33).request
+    machine = Machine.of("cpu")
+    plenty = decide(subject, request, replace(machine, device_free=8 * GIB), exact=True)
+    assert plenty.needs is not None
+    scarce = decide(subject, request, replace(machine, device_free=plenty.needs.work()["vae"]), exact=True)
+    assert scarce.decode_chunk < plenty.decode_chunk
+    assert "latent frames are decoded at a time" in scarce.why
+    assert scarce.fits
+
+
+def test_bounds_are_never_below_what_is_traced() -> None:
+    """Else a request that does not fit would be begun."""
+    from cygnet.planning.plan import _bounds
+
+    for name, frames, size in (
+        ("tiny-t2v", 33, (192, 128)),
+        ("i2v-14b-480p", 81, (832, 480)),
+        ("tiny-i2v", 5, (64, 64)),
+    ):
+        subject = subject_of(name, torch.device("cpu"), "float32")
+        request = cygnet.plan(name, device="cpu", dtype="float32", num_frames=frames, size=size).request
+        exact = decide(subject, request, replace(Machine.of("cpu"), device_free=10**14), exact=True)
+        assert exact.needs is not None
+        bounds = _bounds(subject, request, exact.decode_chunk)
+        assert all(
+            size <= bounds[part] for part, size in exact.needs.work().items() if part != "dit" or not exact.needs.held
+        )
+
+
+def test_the_nearest_request_of_one_that_fits_is_itself() -> None:
+    subject = subject_of("tiny-t2v", torch.device("cpu"))
+    request = cygnet.plan("tiny-t2v", device="cpu").request
+    machine = replace(Machine.of("cpu"), device_free=8 * GIB)
+    assert nearest(subject, request, machine) == request
+    assert refuse_what_cannot_fit(subject, request, machine, True).fits
+
+
+def test_sizes_of_memory_are_read_with_their_unit() -> None:
+    assert parse_memory("24GiB", "x") == parse_memory("24 G", "x") == 24 * GIB
+    assert parse_memory("1.5GB", "x") == 1_500_000_000
+    assert parse_memory(7, "x") == 7
+    for wrong in ("24 apples", "-1GiB", "0", 0, True, 1.5, "", "GiB"):
+        with pytest.raises(RequestError, match=r"x is .*; give a size such as 24GiB"):
+            parse_memory(wrong, "x")
+    with pytest.raises(RequestError, match="give host_memory"):
+        cygnet.plan("tiny-t2v", device="cpu", device_memory="1GiB")
+
+
+def test_an_image_model_is_planned_for_with_and_without_its_picture() -> None:
+    without = cygnet.plan("tiny-i2v", device="cpu")
+    picture = cygnet.plan("tiny-i2v", image=torch.zeros(3, 64, 96), device="cpu")
+    assert [stage.phase for stage in without.stages] == [stage.phase for stage in picture.stages]
+    assert "image" in [stage.phase for stage in without.stages]
