@@ -209,3 +209,7 @@ class _Training:
         """Let go of everything but the transformer."""
         if name != "dit":
             self._others.release(name)
+
+    def shrink(self, name: ComponentName) -> str | None:
+        """None for the transformer, which is being trained; as the others' own residency has it for them."""
+        return None if name == "dit" else self._others.shrink(name)
