@@ -31,7 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # A plan runs the code of the stages over shapes, and asks the video encoder how fast it is.
     "planning": {"assembly", "checkpoints", "runtime", "models", "pipelines", "solvers", "media"},
     "api": {"assembly", "planning", "pipelines", "solvers", "media", "models", "checkpoints"},
-    "training": {"assembly", "checkpoints", "runtime", "pipelines", "solvers", "models", "media"},
+    # Sample videos are made as users make them, with the same receipts.
+    "training": {"api", "assembly", "checkpoints", "runtime", "pipelines", "solvers", "models", "media", "ops"},
     "graph": set(),
     # Nodes handle the networks themselves: they name their types and the scale of their latents.
     "nodes": {"graph", "assembly", "pipelines", "solvers", "media", "models"},

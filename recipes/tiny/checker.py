@@ -41,6 +41,7 @@ HUES: dict[str, float] = {
     "red": 0.0,
     "orange": 29.0,
     "yellow": 52.5,
+    "lime": 90.0,
     "green": 132.0,
     "cyan": 184.0,
     "blue": 226.0,

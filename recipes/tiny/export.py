@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from cygnet.models.dit.config import TINY_I2V, TINY_T2V
 from cygnet.models.umt5.config import TINY_UMT5
 from cygnet.models.vae.config import TINY_VAE
 from cygnet.models.vae.model import WanVAE
+from cygnet.training.state import newest_state
 from cygnet.training.vae import fold_statistics
 from recipes.tiny.latents import clip, to_video
 from recipes.tiny.make import FILES
@@ -28,15 +30,21 @@ from recipes.tiny.make import FILES
 LICENCE = {"licence": "Apache-2.0", "source": "cygnet recipes/tiny"}
 
 
+def _state(run: Path) -> dict[str, Any]:
+    state = newest_state(run)
+    if state is None:
+        raise SystemExit(f"{run} holds no checkpoint; train it first")
+    return state
+
+
 def averaged(run: Path) -> dict[str, torch.Tensor]:
     """The moving average of a run's weights."""
-    state = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
-    return dict(state["average"]["shadow"])
+    return dict(_state(run)["average"]["shadow"])
 
 
 def part_of(run: Path, prefix: str) -> dict[str, torch.Tensor]:
     """The weights of one part of a run that trained two together."""
-    state = torch.load(run / "state.pt", map_location="cpu", weights_only=True)["both"]
+    state = _state(run)["both"]
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
@@ -61,7 +69,7 @@ def finished_vae(run: Path) -> WanVAE:
 def export(runs: Path, out: Path, names: Iterable[str] = FILES) -> None:
     """Write every named component whose run exists, and print what all of them weigh."""
     out.mkdir(parents=True, exist_ok=True)
-    present = [name for name in names if (runs / name / "state.pt").exists()]
+    present = [name for name in names if (runs / name / "checkpoints").exists()]
     if "vae" in present:
         state = {name: value.contiguous() for name, value in finished_vae(runs / "vae").state_dict().items()}
         save_official(out / FILES["vae"], state, TINY_VAE, dtype=torch.float16, metadata=LICENCE, overwrite=True)

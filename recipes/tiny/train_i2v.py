@@ -20,7 +20,8 @@ from cygnet.models.clip.model import CLIPVision
 from cygnet.models.clip.preprocess import preprocess
 from cygnet.models.dit.config import TINY_I2V
 from cygnet.training.extend import extend_to_images
-from cygnet.training.loop import Batch, Schedule
+from cygnet.training.flow import Batch
+from cygnet.training.loop import Schedule
 from recipes.tiny.latents import Latents, first_frame, scene_of, to_video
 from recipes.tiny.train_t2v import BATCH, DROP_CAPTION, Captioner, arguments, run
 

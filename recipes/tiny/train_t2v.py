@@ -19,8 +19,8 @@ import torch
 from cygnet import load_dit, load_text_encoder
 from cygnet.models.dit.config import TINY_T2V
 from cygnet.models.dit.model import DiT, initialise
-from cygnet.training.flow import FlowMatching
-from cygnet.training.loop import Batch, Schedule, train_flow
+from cygnet.training.flow import Batch, FlowMatching
+from cygnet.training.loop import Schedule, train_flow
 from recipes.tiny.captions import caption
 from recipes.tiny.latents import Latents, scene_of
 from recipes.tiny.world import SHAPES, Scene

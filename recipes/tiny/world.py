@@ -26,6 +26,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
     "cyan": (50, 215, 225),
 }
+TAUGHT_COLOURS: dict[str, tuple[int, int, int]] = {"lime": (150, 230, 40)}
+"""Colours that no clip of the embedded model's training has, for recipes that teach it one; see ``recipes/teach``."""
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (10, 10, 12),
     "grey": (128, 128, 128),
@@ -253,7 +255,7 @@ def _draw(canvas: Array, entity: Entity, track: Track, i: int, size: int, left: 
     else:
         distance = _polygon_distance(u, v, OUTLINES[entity.shape] * r)
     cover = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
-    paint = np.asarray(COLOURS[entity.colour], np.float32) * light[..., None]
+    paint = np.asarray((COLOURS | TAUGHT_COLOURS)[entity.colour], np.float32) * light[..., None]
     part += cover * (np.minimum(paint, 255.0) - part)
 
 

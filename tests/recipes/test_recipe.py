@@ -20,6 +20,7 @@ from cygnet.checkpoints.saving import save_official
 from cygnet.models.clip.config import TINY_CLIP
 from cygnet.models.clip.model import CLIPVision
 from cygnet.models.dit.config import TINY_I2V, TINY_T2V
+from cygnet.training.state import newest_state
 
 
 def fill(folder: Path, seed: int) -> Path:
@@ -104,7 +105,7 @@ def test_both_transformers_train_resume_and_export(tmp_path: Path, monkeypatch: 
     given = ["--latents", latents, "--weights", weights, "--device", "cpu"]
     for steps in (1, 2):
         run(monkeypatch, train_t2v, *given, "--out", runs / "t2v", "--steps", steps)
-    assert torch.load(runs / "t2v" / "state.pt", weights_only=True)["step"] == 2
+    assert newest_state(runs / "t2v")["step"] == 2
     export.export(runs, weights, ("t2v",))
     assert cygnet.load_dit(weights / "t2v.safetensors").config == TINY_T2V
     run(monkeypatch, train_i2v, *given, "--pictures", pictures, "--out", runs / "i2v", "--steps", 1)
@@ -112,8 +113,8 @@ def test_both_transformers_train_resume_and_export(tmp_path: Path, monkeypatch: 
     assert cygnet.load_dit(weights / "i2v.safetensors").config == TINY_I2V
     again = runs / "again"
     run(monkeypatch, train_t2v, *given, "--out", again, "--start", weights / "t2v.safetensors", "--steps", 0)
-    started = torch.load(again / "state.pt", weights_only=True)["dit"]
-    trained = torch.load(runs / "t2v" / "state.pt", weights_only=True)["average"]["shadow"]
+    started = newest_state(again)["dit"]
+    trained = newest_state(runs / "t2v")["average"]["shadow"]
     name = "blocks.0.self_attn.q.weight"
     assert torch.equal(started[name], trained[name].bfloat16().float())
 

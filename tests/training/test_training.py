@@ -15,9 +15,10 @@ from cygnet.models.dit.model import DiT, initialise
 from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.model import WanVAE
 from cygnet.training.extend import extend_to_images
-from cygnet.training.flow import FlowMatching
-from cygnet.training.loop import Batch, Schedule, train_flow
+from cygnet.training.flow import Batch, FlowMatching
+from cygnet.training.loop import Schedule, train_flow
 from cygnet.training.optimizers import KernelMuon
+from cygnet.training.state import newest_state
 from cygnet.training.vae import VAELoss, fold_statistics
 from cygnet.training.vae import initialise as initialise_vae
 from support import relative_l2
@@ -31,6 +32,12 @@ def fresh() -> DiT:
     dit = DiT(SMALL)
     initialise(dit)
     return dit
+
+
+def state(folder: Path) -> dict[str, Any]:
+    found = newest_state(folder)
+    assert found is not None
+    return found
 
 
 def draw(step: int) -> Batch:
@@ -56,7 +63,7 @@ def test_a_resumed_training_equals_an_unbroken_one(tmp_path: Path) -> None:
 def test_a_resumed_training_takes_the_rates_that_are_asked_for_now(tmp_path: Path) -> None:
     train_flow(fresh(), draw, replace(SHORT, steps=4), tmp_path, objective=FlowMatching())
     still = replace(SHORT, matrix_rate=0.0, other_rate=0.0, average=0.0)
-    before = torch.load(tmp_path / "state.pt", weights_only=True)["dit"]
+    before = state(tmp_path)["dit"]
     after = train_flow(fresh(), draw, still, tmp_path, objective=FlowMatching())
     for name, value in after.named_parameters():
         assert torch.equal(value, before[name]), name
@@ -69,7 +76,7 @@ def test_a_broken_gradient_stops_before_anything_is_saved(tmp_path: Path) -> Non
 
     with pytest.raises(NumericalError, match="step 3"):
         train_flow(fresh(), poisoned, SHORT, tmp_path, objective=FlowMatching())
-    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
+    assert state(tmp_path)["step"] == 2
 
 
 def test_training_learns(tmp_path: Path) -> None:

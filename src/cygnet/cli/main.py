@@ -30,6 +30,8 @@ VERBS = {
     "jobs": "List, show, cancel, move or retry the studio's jobs.",
     "nodes": "List, install, remove and update packs of custom nodes.",
     "mcp": "Give a language model tools that make videos, by the Model Context Protocol.",
+    "train": "Teach a model: a LoRA, a whole transformer, an autoencoder.",
+    "data": "Find what is wrong with a data set before training on it.",
     "replay": "Make a video again from its receipt, and compare.",
     "inspect": "Say what a weight file or folder is, and what it can serve.",
     "lora": "Inspect, convert, merge and extract LoRAs.",

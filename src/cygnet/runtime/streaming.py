@@ -43,7 +43,8 @@ def streamed_bytes(sizes: Mapping[str, int], ahead_bytes: int = AHEAD_BYTES) -> 
 class MatrixStream:
     """Brings and drops the weights of ``module``'s blocks; made once, works until :meth:`close`.
 
-    ``stacks`` names the lists of blocks, such as ``("blocks",)``. The order in which layers run is learnt as they run:
+    ``stacks`` names the lists of blocks, such as ``("blocks",)``; ``names``, if given, the only weights of theirs that
+    are streamed. The order in which layers run is learnt as they run:
     each is followed by the one that followed it last time.
     """
 
@@ -55,6 +56,7 @@ class MatrixStream:
         *,
         device: torch.device | str = "cpu",
         ahead_bytes: int = AHEAD_BYTES,
+        names: Collection[str] | None = None,
     ) -> None:
         self._fetch = fetch
         self._device = torch.device(device)
@@ -62,6 +64,7 @@ class MatrixStream:
         self._layers: dict[str, nn.Linear] = {
             name: cast(nn.Linear, module.get_submodule(name.removesuffix(".weight")))
             for name in streamed_names(module, stacks)
+            if names is None or name in names
         }
         self._sizes = {name: layer.weight.nbytes for name, layer in self._layers.items()}
         self._follower: dict[str, str] = {}

@@ -1,0 +1,225 @@
+"""The network that a run trains, as its method asks: with an adapter beside it, whole, or from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cygnet.assembly import LoadedModel, load_dit
+from cygnet.errors import RequestError, UnsupportedError
+from cygnet.models.dit.config import DiTConfig
+from cygnet.models.dit.model import DiT, initialise
+from cygnet.models.lora import Adapters, adaptable, fresh_adapters
+from cygnet.runtime.eight_bit import keep_in_eight_bits
+from cygnet.runtime.streaming import MatrixStream, streamed_names
+from cygnet.training.config import OptimizerConfig, TrainConfig
+from cygnet.training.memory import checkpointed
+from cygnet.training.optimizers import optimizers_for
+
+STACKS = ("blocks",)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Network:
+    """The transformer, and what of it is trained."""
+
+    dit: DiT
+    trained: nn.Module
+    """The adapters, or the transformer itself."""
+    adapters: Adapters | None
+    autocast: torch.dtype | None
+    """The type of products where the weights themselves are float32; None where the weights' own type decides."""
+    close: Callable[[], None] = lambda: None
+    before: DiT | None = None
+    """The transformer as it was before the training, for runs that preserve; with an adapter it is the base itself."""
+
+    @contextmanager
+    def as_before(self) -> Iterator[DiT]:
+        """The transformer as it was before the training, for the length of a ``with`` block."""
+        if self.adapters is None:
+            assert self.before is not None
+            yield self.before
+            return
+        self.adapters.detach()
+        try:
+            yield self.dit
+        finally:
+            self.adapters.attach(self.dit)
+
+
+def architecture(config: TrainConfig, base: DiTConfig) -> DiTConfig:
+    """What is trained: the model's own architecture, or for ``scratch`` the one that its section describes."""
+    if config.method != "scratch":
+        return base
+    given = {name: value for name, value in config.scratch.model_dump().items() if value is not None}
+    try:
+        return replace(base, **given)
+    except ValueError as error:
+        raise RequestError(f"scratch: {error}", field="scratch") from None
+
+
+def build_network(config: TrainConfig, model: LoadedModel, device: torch.device) -> Network:
+    """The transformer on ``device``, ready to train.
+
+    Only text-to-video and image-to-video can be trained so far: anything else is a RequestError.
+    """
+    base = model.components.dit
+    if base.variant not in ("t2v", "i2v"):
+        raise RequestError(
+            f"model is {base.variant}; text-to-video and image-to-video models can be trained", field="model"
+        )
+    dtype = DTYPES[config.memory.dtype]
+    place = model.weights["dit"].file.path
+    if config.method == "lora":
+        network = _with_adapters(config, load_dit(place, dtype, "cpu"), device)
+    else:
+        if config.method == "scratch":
+            torch.manual_seed(config.seed)
+            dit = DiT(architecture(config, base))
+            initialise(dit)
+        else:
+            dit = load_dit(place, torch.float32, "cpu")
+        dit = dit.to(device).requires_grad_(True)
+        before = load_dit(place, dtype, device) if config.preserve.captions else None
+        network = Network(dit, dit, None, None if dtype == torch.float32 else dtype, before=before)
+    patches_as_products(network.dit)
+    checkpointed(network.dit.blocks, config.memory.checkpointing)
+    return network
+
+
+def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Network:
+    memory, lora = config.memory, config.lora
+    dit.requires_grad_(False)
+    if memory.block_swap and memory.checkpointing == "none":
+        raise RequestError(
+            'memory.block_swap needs memory.checkpointing "attention" or "full": a block must be able to go between '
+            "its forward and its backward pass",
+            field="memory.block_swap",
+        )
+    if memory.base != "as_dtype" and memory.checkpointing == "none":
+        raise RequestError(
+            'memory.base in 8 bits needs memory.checkpointing other than "none": otherwise the backward pass keeps '
+            "every matrix as it was widened, and nothing is saved",
+            field="memory.base",
+        )
+    if memory.block_swap and memory.base != "as_dtype":
+        raise RequestError(
+            "memory.block_swap and memory.base exclude each other; choose one", field="memory.block_swap"
+        )
+    if memory.block_swap > len(dit.blocks):
+        raise RequestError(
+            f"memory.block_swap is {memory.block_swap}; the model has {len(dit.blocks)} blocks",
+            field="memory.block_swap",
+        )
+    layers = [name for name in adaptable(dit) if name.endswith(tuple(f".{target}" for target in lora.targets))]
+    unknown = [t for t in lora.targets if not any(name.endswith(f".{t}") for name in layers)]
+    if unknown:
+        first = [name.split(".", 2)[2] for name in adaptable(dit) if name.startswith("blocks.0.")]
+        raise RequestError(
+            f"lora.targets: no block has a layer {unknown[0]!r}; there are: {', '.join(first)}", field="lora.targets"
+        )
+    adapters = fresh_adapters(dit, layers, rank=lora.rank, alpha=lora.alpha, seed=config.seed).to(device)
+    close: Callable[[], None] = lambda: None  # noqa: E731
+    if memory.base != "as_dtype":
+        quantise_matrices(dit, torch.float8_e4m3fn if memory.base == "fp8" else torch.int8)
+    if memory.block_swap:
+        close = _swap_blocks(dit, memory.block_swap, device)
+    else:
+        dit.to(device)
+    adapters.attach(dit)
+    return Network(dit, adapters, adapters, None, close)
+
+
+@torch.no_grad()
+def quantise_matrices(dit: DiT, kind: torch.dtype) -> None:
+    """Keep the blocks' matrices in 8 bits with a scale for each row; they are widened when they run."""
+    most = 127.0 if kind == torch.int8 else float(torch.finfo(kind).max)
+    for name in streamed_names(dit, STACKS):
+        weight = dit.get_parameter(name).float()
+        scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / most
+        stored = (weight / scale).round() if kind == torch.int8 else weight / scale
+        keep_in_eight_bits(dit, {name: (stored.to(kind), scale)}, dit.device)
+
+
+def _swap_blocks(dit: DiT, count: int, device: torch.device) -> Callable[[], None]:
+    """The matrices of the last ``count`` blocks stay on the host and come in when their block runs."""
+    first = len(dit.blocks) - count
+    names = [name for name in streamed_names(dit, STACKS) if int(name.split(".")[1]) >= first]
+    held: dict[str, torch.Tensor] = {}
+    for name in names:
+        value = dit.get_parameter(name).data
+        held[name] = value.pin_memory() if device.type == "cuda" else value
+        layer = dit.get_submodule(name.removesuffix(".weight"))
+        layer._parameters["weight"] = nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False)
+    for module in dit.modules():
+        for kind in (module._parameters, module._buffers):
+            for tensor in kind.values():
+                if tensor is not None and tensor.device.type != "meta":
+                    tensor.data = tensor.data.to(device)
+    stream = MatrixStream(dit, STACKS, held.__getitem__, device=device, names=names)
+    return stream.close
+
+
+def patches_as_products(dit: DiT) -> None:
+    """Have the patch embedding run as one matrix product, which it is: its kernel is as large as its stride.
+
+    oneDNN's bfloat16 weight gradient of 3-D convolutions crashes or corrupts memory on CPUs with AMX (see
+    :mod:`cygnet.ops.conv`); the gradient of a product is sound everywhere.
+    """
+    layer = dit.patch_embedding
+    pt, ph, pw = (int(side) for side in layer.kernel_size)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        batch, channels, t, h, w = x.shape
+        cells = x.view(batch, channels, t // pt, pt, h // ph, ph, w // pw, pw)
+        cells = cells.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)  # [B, t, h/2, w/2, C * pt * ph * pw]
+        return F.linear(cells, layer.weight.flatten(1), layer.bias).movedim(-1, 1)
+
+    layer.forward = forward  # type: ignore[method-assign, assignment]
+
+
+def build_optimizers(settings: OptimizerConfig, module: nn.Module) -> list[torch.optim.Optimizer]:
+    """The optimisers of a module's trained weights; matrices are decayed, vectors are not.
+
+    Raises :class:`~cygnet.errors.UnsupportedError` if the 8-bit one is asked for and its package is missing.
+    """
+    if settings.name == "muon":
+        matrices = [
+            name
+            for name, p in module.named_parameters()
+            if p.requires_grad and (p.ndim == 2 and ".blocks." in f".{name}" and "modulation" not in name)
+        ]
+        other = settings.other_rate if settings.other_rate is not None else settings.rate / 2
+        return optimizers_for(
+            module, matrices, matrix_rate=settings.rate, other_rate=other, decay=settings.weight_decay
+        )
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    kept = [group for group in groups if group["params"]]
+    kind: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW if settings.name == "adamw" else _adamw_8bit()
+    return [kind(kept, lr=settings.rate, betas=settings.betas)]
+
+
+def _adamw_8bit() -> Callable[..., torch.optim.Optimizer]:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UnsupportedError(
+            'optimizer.name is "adamw8bit", which needs the package bitsandbytes (pip install bitsandbytes); or use '
+            '"adamw"'
+        ) from error
+    return AdamW8bit  # type: ignore[no-any-return]
+
+
+def count(parameters: Iterable[torch.Tensor]) -> int:
+    """How many values they hold together."""
+    return sum(p.numel() for p in parameters)

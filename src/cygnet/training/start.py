@@ -1,0 +1,173 @@
+"""A configuration to a finished training: what ``cygnet train`` and every recipe call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cygnet.assembly import LoadedModel, load_components
+from cygnet.pipelines.presets import defaults_for
+from cygnet.runtime.precision import parse_device
+from cygnet.training.batches import Batches
+from cygnet.training.cache import Cache
+from cygnet.training.config import ModelFiles, TrainConfig
+from cygnet.training.dataset import read_items
+from cygnet.training.encode import Example, Tell, prepare, prepare_texts
+from cygnet.training.flow import FlowMatching
+from cygnet.training.flow_run import FlowRun
+from cygnet.training.loop import Pace, StepReport, Trainer
+from cygnet.training.networks import build_network, build_optimizers
+from cygnet.training.parallel import ALONE, Group, WholeModule, WholeOptimizer
+from cygnet.training.reports import Charts, plot_losses
+from cygnet.training.state import Average, Run
+from cygnet.types import CancelToken
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    finished: bool
+    step: int
+    result: Path | None
+    """The file that was written; None where this process is not the one that writes."""
+    plot: Path | None
+    wall_seconds: float
+    cpu_seconds: float
+    """Of this call, over all threads."""
+    validation: float | None
+    """The last validation loss."""
+
+
+def open_model(config: TrainConfig) -> LoadedModel:
+    """The model's files, of which nothing is loaded before it is used."""
+    source: Any = config.model.paths() if isinstance(config.model, ModelFiles) else config.model
+    return load_components(source, device=parse_device(config.device), offload=True)
+
+
+def objective_of(config: TrainConfig, model: LoadedModel) -> FlowMatching:
+    """Flow matching with the model's own shift, unless the file says another."""
+    shift = config.objective.shift
+    if shift is None:
+        width, height = max(config.data.shapes, key=lambda size: size[0] * size[1])
+        shift = defaults_for(model.components.dit, model.name).shift_for(width, height)
+    return FlowMatching(mean=config.objective.mean, std=config.objective.std, shift=shift)
+
+
+def train(
+    config: TrainConfig,
+    *,
+    group: Group = ALONE,
+    say: Callable[[str], None] = print,
+    tell: Tell = lambda what, done, total: None,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+    cancel: CancelToken | None = None,
+    seconds: float = float("inf"),
+) -> Outcome:
+    """Run (or go on with) a training; stops cleanly after ``seconds`` or by ``cancel``.
+
+    ``group`` are the processes that train together (:func:`~cygnet.training.parallel.many_processes`). ``say`` hears
+    notes, ``tell`` how far preparing is, ``on_step`` every step.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.method == "vae":
+        from cygnet.training.vae_run import train_vae
+
+        return train_vae(config, say=say, on_step=on_step, cancel=cancel, seconds=seconds)
+    clocks = time.monotonic(), time.process_time()
+    folder = Path(config.output)
+    run = Run(folder, identity=config.identity(), keep=config.every.keep, writes=group.first, quiet=True)
+    model = open_model(config)
+    cache = Cache(Path(config.data.cache or folder / "cache"), owner=group.rank, say=say)
+
+    def prepared(place: str) -> list[Example]:
+        return prepare(
+            read_items(Path(place)), config.data, model, cache,
+            rank=group.rank, world=group.world, barrier=group.barrier, tell=tell,
+        )  # fmt: skip
+
+    examples = prepared(config.data.path)
+    validation = examples if config.data.validation is None else prepared(config.data.validation)
+    empty, *preserved = prepare_texts(
+        ["", *config.preserve.captions], model, cache, rank=group.rank, barrier=group.barrier, tell=tell
+    )
+    network = build_network(config, model, parse_device(config.device))
+    group.spread(network)
+    optimizers = build_optimizers(config.optimizer, network.trained)
+    average = Average(network.trained, config.optimizer.average) if config.optimizer.average else None
+    flow = FlowRun(
+        config=config,
+        model=model,
+        network=network,
+        cache=cache,
+        batches=Batches(examples, config.batch, config.seed),
+        validation=validation,
+        empty=empty,
+        preserved=preserved,
+        objective=objective_of(config, model),
+        average=average,
+        group=group,
+    )
+    parts: dict[str, Any] = {"weights": WholeModule(network.trained)}
+    parts |= {f"optimizer {number}": WholeOptimizer(optimizer) for number, optimizer in enumerate(optimizers)}
+    if average is not None:
+        parts["average"] = average
+    charts = Charts(folder, say, draws=group.first)
+    last: list[float] = []
+
+    def validate(step: int) -> None:
+        last[:] = [flow.validate()]
+        run.log(validation=last[0])
+        charts.add(step, validation=last[0])
+
+    def sample(step: int) -> None:
+        for path in flow.sample(step, folder / "samples"):
+            say(f"sample {path}")
+
+    every = config.every
+
+    def charted(report: StepReport) -> None:
+        charts.add(report.step, loss=report.loss)
+        on_step(report)
+
+    trainer = Trainer(
+        module=network.trained,
+        optimizers=optimizers,
+        run=run,
+        pace=Pace(
+            steps=config.steps,
+            warmup=config.optimizer.warmup,
+            floor=config.optimizer.floor,
+            clip=config.optimizer.clip,
+            log_every=every.log,
+            save_every=every.save,
+        ),
+        draw=flow.pieces,
+        parts=parts,
+        average=average,
+        after=((every.validate_, validate), (every.sample, sample)),
+        on_step=charted,
+        cancel=cancel or CancelToken(),
+        reduce_gradients=lambda: group.reduce_gradients(network),
+        reduce_loss=group.mean,
+        agree=group.any,
+        more=lambda: flow.told,
+    )
+    if trainer.resume():
+        say(f"going on at step {run.step}")
+        charts.begin(run.step)
+    try:
+        finished = trainer.train(seconds)
+        result = flow.write(run.step, folder)
+    finally:
+        network.close()
+        charts.close()
+    plot = plot_losses(run.rows(), folder / "loss.png", say) if finished and group.first else None
+    now = time.monotonic(), time.process_time()
+    return Outcome(finished, run.step, result, plot, now[0] - clocks[0], now[1] - clocks[1], last[0] if last else None)

@@ -1,0 +1,237 @@
+"""A training from its file to its result: what is learnt, what a stop loses (nothing), what stops it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import cygnet
+from conftest import Configure  # type: ignore[attr-defined]
+from cygnet.checkpoints.lora import read_lora
+from cygnet.errors import NumericalError, OutputError, RequestError
+from cygnet.training import state as state_module
+from cygnet.training.config import TrainConfig
+from cygnet.training.start import Outcome, train
+from cygnet.training.state import newest_state
+from cygnet.types import CancelToken
+
+
+def quiet(config: TrainConfig, **options: Any) -> Outcome:
+    return train(config, say=lambda text: None, **options)
+
+
+def losses(config: TrainConfig) -> list[tuple[float, float]]:
+    lines = (Path(config.output) / "log.jsonl").read_text().splitlines()
+    return [(row["step"], row["loss"]) for row in map(json.loads, lines) if "loss" in row]
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def test_a_lora_is_trained_saved_and_loaded_again(configure: Configure, models: dict[str, dict[str, str]]) -> None:
+    config = configure(
+        every={"validate": 2, "sample": 4}, sample={"prompts": ["the red ball"], "steps": 2},
+        optimizer={"average": 0.9},
+    )  # fmt: skip
+    outcome = quiet(config)
+    assert outcome.finished
+    assert outcome.result is not None
+    assert read_lora(outcome.result).adapters
+    wan = cygnet.load(models["t2v"], loras=[outcome.result], device="cpu")
+    assert (
+        "20 of 20"
+        in wan.generate("the red ball", size=(32, 32), num_frames=5, num_steps=1, seed=1).receipt["notices"][0]
+    )
+    log = [json.loads(line) for line in (Path(config.output) / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log if "validation" in row] == [2, 4]
+    sample = Path(config.output) / "samples" / "00000004-0.mp4"
+    receipt = json.loads(sample.with_name(sample.name + ".json").read_text())
+    assert receipt["training"]["step"] == 4
+    assert receipt["request"]["prompt"] == "the red ball"
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_killed_run_goes_on_bit_for_bit(configure: Configure, tmp_path: Path, method: str) -> None:
+    whole = configure(method=method, output="whole", steps=6, optimizer={"average": 0.9})
+    quiet(whole)
+    broken = configure(method=method, output="broken", steps=6, optimizer={"average": 0.9})
+
+    class Killed(BaseException):
+        pass
+
+    def kill(report: Any) -> None:
+        if report.step == 5:  # past the checkpoint of step 4, whose log lines must go
+            raise Killed
+
+    with pytest.raises(Killed):
+        quiet(broken, on_step=kill)
+    assert quiet(broken).finished
+    assert losses(broken) == losses(whole)
+    assert same(newest_state(Path(broken.output)), newest_state(Path(whole.output)))
+    name = "lora.safetensors" if method == "lora" else "dit.safetensors"
+    assert same(load_file(Path(broken.output) / name), load_file(Path(whole.output) / name))
+
+
+def test_a_process_that_is_killed_anywhere_leaves_a_run_that_goes_on(configure: Configure, tmp_path: Path) -> None:
+    config = configure(output="killed", steps=400, every={"save": 1, "log": 1})
+    (tmp_path / "config.json").write_text(config.model_dump_json(by_alias=True))
+    program = (
+        "import json, sys, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\nfrom cygnet.training.config import config_from\n"
+        "from cygnet.training.start import train\n"
+        f"place = Path({str(tmp_path)!r})\n"
+        "fields = json.loads((place / 'config.json').read_text())\n"
+        "train(config_from({k: v for k, v in fields.items()}, place), say=lambda text: None)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program])
+    end = time.monotonic() + 100
+    while not len(list(Path(config.output).glob("checkpoints/*.json"))) > 1 and time.monotonic() < end:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    reached = newest_state(Path(config.output))
+    assert reached is not None
+    whole = configure(output="whole", steps=400, every={"save": 1, "log": 1})
+    stop_at = reached["step"] + 3
+
+    def until(config: TrainConfig) -> None:
+        cancel = CancelToken()
+        quiet(config, cancel=cancel, on_step=lambda report: cancel.cancel() if report.step == stop_at else None)
+
+    until(config)
+    until(whole)
+    assert losses(config) == losses(whole)
+    assert same(newest_state(Path(config.output)), newest_state(Path(whole.output)))
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(configure: Configure) -> None:
+    config = configure()
+    quiet(config)
+    newest = max(Path(config.output).glob("checkpoints/*.pt"))
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    found = newest_state(Path(config.output))
+    assert found is not None
+    assert found["step"] == 2
+    assert quiet(config).finished
+
+
+def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure()
+    plain = state_module._Hashing.write
+
+    def full(self: Any, data: Any) -> int:
+        if sum(1 for _ in Path(config.output).glob("checkpoints/*.json")) == 1:
+            self.problem = OSError(errno.ENOSPC, "No space left on device")
+            raise self.problem
+        return plain(self, data)
+
+    monkeypatch.setattr(state_module._Hashing, "write", full)
+    with pytest.raises(OutputError, match="free some space"):
+        quiet(config)
+    found = newest_state(Path(config.output))
+    assert found is not None
+    assert found["step"] == 2
+    assert not list(Path(config.output).glob("checkpoints/.*"))
+
+
+def test_nan_stops_the_run_and_names_step_and_clips(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cygnet.training import flow_run
+
+    plain = flow_run.load_batch
+
+    def poisoned(examples: Any, *rest: Any) -> Any:
+        batch = plain(examples, *rest)
+        bad = any(example.name == "1.mp4" for example in examples)
+        return flow_run.replace(batch, latents=batch.latents * float("nan")) if bad else batch
+
+    monkeypatch.setattr(flow_run, "load_batch", poisoned)
+    config = configure(steps=20, accumulate=2, every={"save": 1})
+    with pytest.raises(NumericalError, match=r"step \d+ \(clips: 1\.mp4\)"):
+        quiet(config)
+    found = newest_state(Path(config.output))
+    if found is not None:
+        assert all(bool(torch.isfinite(value).all()) for value in found["weights"].values())
+
+
+def test_a_run_of_other_settings_is_refused(configure: Configure) -> None:
+    quiet(configure(steps=2))
+    with pytest.raises(RequestError, match="other settings") as raised:
+        quiet(configure(steps=2, optimizer={"rate": 0.5}))
+    assert raised.value.field == "output"
+
+
+def test_parts_of_a_step_give_the_loss_of_the_whole(configure: Configure) -> None:
+    one, two = configure(output="one", steps=3), configure(output="two", steps=3, accumulate=2)
+    quiet(one)
+    quiet(two)
+    for (_, a), (_, b) in zip(losses(one), losses(two), strict=True):
+        assert abs(a - b) < 1e-5 * abs(a)
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("i2v", {}),
+        ("t2v", {"preserve": {"captions": ["a red ball", "the square"], "batch": 3}}),
+        ("t2v", {"method": "full", "preserve": {"captions": ["a red ball"]}}),
+        ("t2v", {"method": "full", "optimizer": {"name": "muon", "rate": 1e-3}, "memory": {"dtype": "bfloat16"}}),
+        ("t2v", {"method": "scratch", "scratch": {"num_layers": 1, "ffn_dim": 64}}),
+        ("t2v", {"memory": {"base": "fp8", "dtype": "bfloat16"}}),
+        ("t2v", {"memory": {"base": "int8"}}),
+        ("t2v", {"memory": {"block_swap": 1, "checkpointing": "full"}}),
+        ("t2v", {"method": "vae", "vae": {"crop": 16, "frames": 5}, "data": {"path": "videos"}}),
+    ],
+    ids=["i2v", "lora-preserving", "full-preserving", "full-muon", "scratch", "fp8", "int8", "swap", "vae"],
+)
+def test_every_way_of_training_trains(configure: Configure, clips: Path, variant: str, changes: dict[str, Any]) -> None:
+    if changes.get("method") == "vae":
+        clips.rename(clips.with_name("videos"))
+        (clips.with_name("videos") / "still.png").unlink()
+    config = configure(variant, steps=2, **changes)
+    outcome = quiet(config)
+    assert outcome.result is not None
+    assert outcome.result.exists()
+    assert all(loss == loss for _, loss in losses(config))
+
+
+def test_swapped_blocks_train_as_resident_ones(configure: Configure) -> None:
+    plain = configure(output="plain", memory={"checkpointing": "full"})
+    swapped = configure(output="swapped", memory={"checkpointing": "full", "block_swap": 2})
+    assert same(losses(plain) if quiet(plain) else None, losses(swapped) if quiet(swapped) else None)
+
+
+def test_8_bit_adamw_without_its_package_says_so(configure: Configure) -> None:
+    with pytest.raises(cygnet.errors.UnsupportedError, match="bitsandbytes"):
+        quiet(configure(optimizer={"name": "adamw8bit"}))
+
+
+def test_8_bit_bases_and_swapped_blocks_need_blocks_that_forget(configure: Configure) -> None:
+    for memory in ({"base": "fp8"}, {"block_swap": 1}, {"block_swap": 9, "checkpointing": "full"}):
+        with pytest.raises(RequestError) as raised:
+            quiet(configure(memory={"checkpointing": "none", **memory}))
+        assert str(raised.value.field).startswith("memory.")
+    with pytest.raises(RequestError, match=r"no block has a layer 'attn\.to_q'"):
+        quiet(configure(lora={"targets": ["attn.to_q"]}))
