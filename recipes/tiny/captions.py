@@ -18,8 +18,6 @@ COLOUR_WORDS = {
     "white": (("white",), ("白色", "白")),
     "cyan": (("cyan", "turquoise"), ("青色", "青蓝色")),
 }
-TAUGHT_WORDS = {"lime": "lime green"}
-"""What evaluation and recipes call the colours of ``TAUGHT_COLOURS``. "lime" alone is a word without any colour."""
 SHAPE_WORDS = {
     "ball": (("ball", "ball", "sphere", "circle"), ("球", "圆球", "小球")),
     "square": (("square", "square", "box", "block"), ("方块", "正方形")),
@@ -163,6 +161,5 @@ def plain_caption(scene: Scene) -> str:
     parts = []
     for entity in scene.entities:
         article = "an" if entity.colour[0] in "aeiou" else "a"
-        colour = TAUGHT_WORDS.get(entity.colour, entity.colour)
-        parts.append(f"{article} {colour} {entity.shape} {entity.motion}")
+        parts.append(f"{article} {entity.colour} {entity.shape} {entity.motion}")
     return f"{' and '.join(parts)} on a {scene.background} background"
