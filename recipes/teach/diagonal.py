@@ -101,9 +101,11 @@ def combinations() -> tuple[list[Scene], list[Scene]]:
     """Scenes with the new motion: those of the clips, and every other pair of colour and shape for measuring."""
     rng = np.random.default_rng(5)
     pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
-    order, backgrounds = rng.permutation(len(pairs)), list(BACKGROUNDS)
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))]
+    backgrounds = list(BACKGROUNDS)
     scenes = [
-        Scene((Entity(*pairs[i], DIAGONAL),), backgrounds[number % len(backgrounds)]) for number, i in enumerate(order)
+        Scene((Entity(colour, shape, DIAGONAL),), backgrounds[number % len(backgrounds)])
+        for number, (colour, shape) in enumerate(pairs)
     ]
     return scenes[:CLIPS], scenes[CLIPS:]
 
