@@ -150,7 +150,7 @@ def plan(
 
 def lines_of(plan: Plan, count: int) -> list[str]:
     """The plan for people."""
-    from cygnet.planning.plan import gib, shape
+    from cygnet.planning.words import gib, shape
 
     request, machine = plan.request, plan.machine
     place = machine.rates.device if machine.rates is not None else f"{machine.device.type}, which is not this machine's"
