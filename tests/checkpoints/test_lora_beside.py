@@ -145,8 +145,8 @@ def test_memory_is_counted_with_the_branches(tmp_path: Path) -> None:
     weights = read_component(in_eight_bits(write_model(tmp_path)["dit"]))
     lora = write(tmp_path / "lora.safetensors", pair(Q))
     patched = with_loras(weights, [(lora, 1.0)])
-    taken, bare = (weights_taken(each, torch.bfloat16).eight_bit for each in (patched, weights))
-    assert taken - bare == 2 * 4 * (128 + 128)
+    taken = [weights_taken(each, torch.bfloat16).eight_bit for each in (patched, weights)]
+    assert taken[0] - taken[1] == 2 * 4 * (128 + 128)
 
 
 @pytest.mark.gpu
