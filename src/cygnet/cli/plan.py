@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from cygnet.cli.execution import ExecutionOptions
-from cygnet.cli.generate import (
+from cygnet.cli.options import Debug, File, Json, Loras, Number, Partial, Places, Quiet, Switch, Text, Whole
+from cygnet.cli.output import Voice, gigabytes, table
+from cygnet.cli.wish import (
     find_loras,
     frames_for,
     model_source,
@@ -16,8 +18,6 @@ from cygnet.cli.generate import (
     read_prompt,
     seeds_of,
 )
-from cygnet.cli.options import Debug, File, Json, Loras, Number, Partial, Places, Quiet, Switch, Text, Whole
-from cygnet.cli.output import Voice, gigabytes, table
 from cygnet.errors import OutOfMemory, RequestError
 
 if TYPE_CHECKING:
