@@ -36,8 +36,10 @@ from cygnet.media.image import load_image, picture_from_array, picture_from_pill
 from cygnet.media.receipt import RECEIPT_KEY, RECEIPT_VERSION, check_sidecar, embed, sidecar_path, staged_sidecar
 from cygnet.media.video import VideoFormat, open_writer
 from cygnet.media.video_read import read_video
-from cygnet.pipelines.generate import Inputs, Record, check_combination, check_pixels, generate
+from cygnet.pipelines.generate import generate
+from cygnet.pipelines.inputs import Inputs, check_combination, check_pixels
 from cygnet.pipelines.presets import Defaults, defaults_for
+from cygnet.pipelines.record import Record
 from cygnet.pipelines.request import GenerateRequest, parse_size, shown
 from cygnet.pipelines.sizes import AREAS, FRAME_STRIDE, size_for_image
 from cygnet.planning import (
