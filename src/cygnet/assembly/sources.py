@@ -34,7 +34,7 @@ class ModelFiles(NamedTuple):
 
 
 def find_files(source: Source) -> ModelFiles:
-    """The files of a model; no header is read but that of a combined file."""
+    """The files of a model; raises as :func:`~cygnet.assembly.load_components` does for what is none."""
     from cygnet.checkpoints import catalogue
 
     if isinstance(source, Mapping):
