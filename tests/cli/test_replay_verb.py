@@ -171,7 +171,10 @@ def test_how_it_was_computed_is_taken_from_the_receipt() -> None:
 
 
 def test_another_way_of_computing_is_told() -> None:
-    before, now = ({"model": {"components": {}, **way}, "inputs": {}} for way in ({"compile": True}, {"fp8": True}))
+    before, now = (
+        {"model": {"components": {}, **way}, "inputs": {}, "versions": {}, "machine": {}}
+        for way in ({"compile": True}, {"fp8": True})
+    )
     assert changes(before, now) == [
         "compile is the usual way; the first time True",
         "fp8 is True; the first time the usual way",
