@@ -1,7 +1,7 @@
 """``python -m benchmarks.memory FOLDER``: peak memory of text-to-video with full-size seeded weights.
 
 Writes the weights of T2V-1.3B, UMT5-XXL (bfloat16) and Wan-VAE into FOLDER once, 15 GB, then makes a small video from
-them in a process of its own for each way of holding weights.
+them in a process of its own for each way of holding weights, and decodes 33 and 321 frames of 128x128.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.umt5.tokenizer import Tokenizer
 from cygnet.models.vae.config import WAN_VAE
 from cygnet.models.vae.model import WanVAE
+from cygnet.pipelines.sizes import latent_frames_at_once
 
 WAYS = {"stages": True, "stream": "stream"}
+DECODED = {"decode-33": 33, "decode-321": 321}
 PARTS: dict[str, tuple[type[torch.nn.Module], ComponentConfig, torch.dtype]] = {
     "dit": (DiT, T2V_1_3B, torch.bfloat16),
     "text_encoder": (UMT5Encoder, UMT5_XXL, torch.bfloat16),
@@ -56,8 +58,23 @@ def make(folder: Path, way: str, steps: int) -> None:
     paths = {name: folder / f"{name}.safetensors" for name in PARTS}
     wan = cygnet.load(paths, device="cpu", dtype=torch.bfloat16, offload=WAYS[way])  # type: ignore[arg-type]
     wan.generate("a red ball", num_frames=17, size=(256, 256), num_steps=steps, seed=1)
+    tell(way, started)
+
+
+def decode(folder: Path, way: str) -> None:
+    """Decode noise chunk by chunk, as a video is written, and print what it took."""
+    started = time.perf_counter()
+    vae = cygnet.load_vae(folder / "vae.safetensors", decode_dtype="auto")
+    latents = torch.randn(1, 16, 1 + (DECODED[way] - 1) // 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    for _ in vae.decode_chunks(latents, chunk=latent_frames_at_once(16, 16)):
+        pass
+    tell(way, started)
+
+
+def tell(way: str, started: float) -> None:
+    """Print the peak resident memory of this process, and the time."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"way": way, "peak_gib": round(peak / 2**30, 2), "seconds": round(time.perf_counter() - started)}))
+    print(json.dumps({"way": way, "peak_gib": round(peak / 2**30, 3), "seconds": round(time.perf_counter() - started)}))
 
 
 def main() -> None:
@@ -65,15 +82,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--part", choices=["write", *WAYS], help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=["write", *WAYS, *DECODED], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part == "write":
         write(options.folder)
+    elif options.part in DECODED:
+        decode(options.folder, options.part)
     elif options.part:
         make(options.folder, options.part, options.steps)
     else:
         command = [sys.executable, "-m", "benchmarks.memory", str(options.folder), "--steps", str(options.steps)]
-        for part in ("write", *WAYS):
+        for part in ("write", *WAYS, *DECODED):
             subprocess.run([*command, "--part", part], check=True)
 
 

@@ -138,14 +138,15 @@ def test_a_small_change_is_not_rounded_away_with_the_matrix_beside_it(tmp_path: 
 
 
 def test_memory_is_counted_with_the_branches(tmp_path: Path) -> None:
-    from cygnet.assembly import _bytes
+    from cygnet.assembly import weights_taken
     from cygnet.checkpoints import read_component
     from cygnet.checkpoints.lora import with_loras
 
     weights = read_component(in_eight_bits(write_model(tmp_path)["dit"]))
     lora = write(tmp_path / "lora.safetensors", pair(Q))
     patched = with_loras(weights, [(lora, 1.0)])
-    assert _bytes(patched, torch.bfloat16, True) - _bytes(weights, torch.bfloat16, True) == 2 * 4 * (128 + 128)
+    taken = [weights_taken(each, torch.bfloat16).eight_bit for each in (patched, weights)]
+    assert taken[0] - taken[1] == 2 * 4 * (128 + 128)
 
 
 @pytest.mark.gpu

@@ -199,6 +199,7 @@ def test_freeing_answers_at_once_and_takes_effect_after_the_running_job(
 
     before = times_unloaded()
     kept = text(f"kept {uuid.uuid4()}")
+    wait(client, submit(client, prompt=kept))
     waiting = {"3": {"class_type": "Text", "inputs": {"text": "wait"}}}
     waiting |= {"4": {"class_type": "Show", "inputs": {"text": ["3", 0]}}}
     job = submit(client, prompt={**kept, **waiting})
