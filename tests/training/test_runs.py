@@ -183,6 +183,36 @@ def test_a_run_of_other_settings_is_refused(configure: Configure) -> None:
     assert raised.value.field == "output"
 
 
+@pytest.mark.parametrize("method", ["lora", "vae"])
+def test_a_run_does_not_go_on_with_other_clips(configure: Configure, clips: Path, method: str) -> None:
+    (clips / "still.png").unlink()
+    changes: dict[str, Any] = {"vae": {"crop": 16, "frames": 5}} if method == "vae" else {}
+    cancel = CancelToken()
+    config = configure(method=method, steps=3, **changes)
+    quiet(config, cancel=cancel, on_step=lambda report: cancel.cancel())
+    kept = (clips / "2.mp4").read_bytes()
+    (clips / "2.mp4").unlink()
+    with pytest.raises(RequestError, match="1 clips are gone and 0 are new") as raised:
+        quiet(config)
+    assert raised.value.field == "data.path"
+    (clips / "2.mp4").write_bytes(kept)
+    (clips / "3.mp4").write_bytes((clips / "0.mp4").read_bytes())
+    (clips / "3.txt").write_text("another")
+    with pytest.raises(RequestError, match="the data set is not the one"):
+        quiet(config)
+    (clips / "3.mp4").unlink()
+    assert quiet(config).finished
+
+
+def test_a_note_of_a_checkpoint_that_is_no_object_is_damaged(configure: Configure) -> None:
+    config = configure()
+    quiet(config)
+    max(Path(config.output).glob("checkpoints/*.json")).write_text("[]")
+    found = newest_state(Path(config.output))
+    assert found is not None
+    assert found["step"] == 2
+
+
 def test_parts_of_a_step_give_the_loss_of_the_whole(configure: Configure) -> None:
     one, two = configure(output="one", steps=3), configure(output="two", steps=3, accumulate=2)
     quiet(one)

@@ -25,6 +25,7 @@ from cygnet.training.networks import build_network, build_optimizers
 from cygnet.training.parallel import ALONE, Group, WholeModule, WholeOptimizer
 from cygnet.training.reports import Charts, plot_losses
 from cygnet.training.state import Average, Run
+from cygnet.training.taught import Taught
 from cygnet.types import CancelToken
 
 
@@ -114,7 +115,9 @@ def train(
         average=average,
         group=group,
     )
-    parts: dict[str, Any] = {"weights": WholeModule(network.trained)}
+    # First, so that nothing is loaded where the clips are others.
+    parts: dict[str, Any] = {"clips": Taught((one.clip, one.text) for one in examples)}
+    parts["weights"] = WholeModule(network.trained)
     parts |= {f"optimizer {number}": WholeOptimizer(optimizer) for number, optimizer in enumerate(optimizers)}
     if average is not None:
         parts["average"] = average
