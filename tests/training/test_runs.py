@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 import cygnet
 from conftest import Configure  # type: ignore[attr-defined]
 from cygnet.checkpoints.lora import read_lora
-from cygnet.errors import NumericalError, OutputError, RequestError
+from cygnet.errors import MediaError, NumericalError, OutOfMemory, OutputError, RequestError
 from cygnet.training import state as state_module
 from cygnet.training.config import TrainConfig
+from cygnet.training.flow_run import FlowRun
 from cygnet.training.start import Outcome, train
 from cygnet.training.state import newest_state
 from cygnet.types import CancelToken
@@ -211,6 +212,43 @@ def test_a_note_of_a_checkpoint_that_is_no_object_is_damaged(configure: Configur
     found = newest_state(Path(config.output))
     assert found is not None
     assert found["step"] == 2
+
+
+def test_samples_that_cannot_be_made_are_refused_before_anything_is_trained(configure: Configure) -> None:
+    sampled: dict[str, Any] = {"every": {"sample": 2}, "sample": {"prompts": ["a red ball"]}}
+    with pytest.raises(RequestError, match="needs a picture"):
+        quiet(configure("i2v", **sampled))
+    sampled["sample"]["image"] = "none.png"
+    config = configure("i2v", **sampled)
+    with pytest.raises(MediaError, match=r"none\.png"):
+        quiet(config)
+    assert not list(Path(config.output).iterdir())
+
+
+def test_a_sample_that_fails_costs_no_step(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: Any, **options: Any) -> Any:
+        raise OutOfMemory("out of memory")
+
+    monkeypatch.setattr(cygnet.Wan, "generate", fails)
+    config = configure(every={"sample": 1, "save": 100}, sample={"prompts": ["a red ball"]}, steps=2)
+    said: list[str] = []
+    assert train(config, say=said.append).finished
+    assert [line for line in said if "sample 0 of step 1 failed" in line and "out of memory" in line]
+
+
+def test_what_fails_beside_the_training_leaves_the_step_saved(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Any) -> float:
+        raise ValueError("no loss")
+
+    monkeypatch.setattr(FlowRun, "validate", fails)
+    config = configure(every={"validate": 1, "save": 100})
+    with pytest.raises(ValueError, match="no loss"):
+        quiet(config)
+    found = newest_state(Path(config.output))
+    assert found is not None
+    assert found["step"] == 1
 
 
 def test_parts_of_a_step_give_the_loss_of_the_whole(configure: Configure) -> None:
