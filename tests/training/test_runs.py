@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_bit_for_bit(configure: Configure, tmp_path: Path, 
 
 def test_a_process_that_is_killed_anywhere_leaves_a_run_that_goes_on(configure: Configure, tmp_path: Path) -> None:
     config = configure(output="killed", steps=400, every={"save": 1, "log": 1})
-    (tmp_path / "config.json").write_text(config.model_dump_json(by_alias=True))
+    (tmp_path / "config.json").write_text(config.model_dump_json(by_alias=True, exclude_unset=True))
     program = (
         "import json, sys, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\nfrom cygnet.training.config import config_from\n"

@@ -34,6 +34,11 @@ GOOD: dict[str, Any] = {"method": "lora", "model": "tiny-t2v", "output": "run", 
         ({"optimizer": {"rate": float("nan")}}, "optimizer.rate", "finite"),
         ({"model": {"dit": "a"}}, None, "model.vae is missing"),
         ({"method": "vae", "preserve": {"captions": ["x"]}}, None, "preserve.captions"),
+        ({"method": "vae", "every": {"validate": 1}}, None, "does not use every.validate"),
+        ({"method": "vae", "data": {"path": "x", "validation": "y"}}, None, "does not use data.validation"),
+        ({"method": "vae", "memory": {"checkpointing": "full"}}, None, "does not use memory.checkpointing"),
+        ({"method": "full", "lora": {"rank": 32}}, None, "does not use [lora]"),
+        ({"scratch": {"dim": 64}, "vae": {"crop": 64}}, None, "does not use [scratch], [vae]"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(

@@ -299,9 +299,31 @@ class TrainConfig(Section):
             raise ValueError(f"batch is {self.batch}, which accumulate ({self.accumulate}) does not divide")
         if self.preserve.captions and self.method not in ("lora", "full"):
             raise ValueError("preserve.captions is for methods lora and full, which begin at a finished model")
-        if self.method == "vae" and (self.every.sample or self.parallel.context > 1):
-            raise ValueError("every.sample and parallel.context are for the transformer; remove them for vae")
+        ignored = self._ignored()
+        if ignored:
+            raise ValueError(f"method {self.method!r} does not use {', '.join(ignored)}; remove what is not used")
         return self
+
+    def _ignored(self) -> list[str]:
+        """What the file says that the method does not read: a contradiction, not a detail."""
+        tables = {"lora": self.method != "lora", "scratch": self.method != "scratch", "vae": self.method != "vae"}
+        if self.method != "vae":
+            return [f"[{name}]" for name, foreign in tables.items() if foreign and name in self.model_fields_set]
+        tables["objective"] = True
+        found = [f"[{name}]" for name, foreign in tables.items() if foreign and name in self.model_fields_set]
+        # data.sizes and data.frames stay: `cygnet data check` reads them.
+        given = {
+            "every.sample": self.every.sample,
+            "every.validate": self.every.validate_,
+            "sample.prompts": self.sample.prompts,
+            "sample.image": self.sample.image,
+            "parallel.context": self.parallel.context > 1,
+            "data.validation": self.data.validation,
+            "data.cache": self.data.cache,
+            "data.trigger": self.data.trigger,
+            "memory.checkpointing": "checkpointing" in self.memory.model_fields_set,
+        }
+        return found + [name for name, value in given.items() if value]
 
     def identity(self) -> str:
         """Fingerprint of what decides the weights; a checkpoint of another one is refused."""
