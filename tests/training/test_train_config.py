@@ -63,6 +63,29 @@ def test_paths_begin_at_the_folder_of_the_file(tmp_path: Path) -> None:
             read_config(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("steps = " + "9" * 5000, "digits"),
+        ('output = "a\\u0000b"', "output is .* no usable path"),
+        ('output = ""', "output is empty"),
+        (f'output = "{"a" * 5000}"', "output is .* too long"),
+        ('output = "~nobody-of-this-name/run"', "output is .* no usable path"),
+    ],
+    ids=["deep", "long-integer", "nul", "empty", "long-path", "nobody"],
+)
+def test_a_file_that_no_one_means_is_refused_in_words(tmp_path: Path, text: str, words: str) -> None:
+    place = tmp_path / "train.toml"
+    rest = "" if text.startswith("output") else 'output = "run"\n'
+    place.write_text(
+        f'{text}\n{rest}method = "lora"\nmodel = "tiny-t2v"\n' + "steps = 1\n" * (text[0] != "s") + "[data]\n"
+        'path = "clips"\n'
+    )
+    with pytest.raises(RequestError, match=words):
+        read_config(place)
+
+
 def test_every_field_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(what and what.endswith(".") for _, _, what in documented())
     assert run(["train", "--fields", "--json"]) == 0

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cygnet.errors import RequestError
+from cygnet.media.files import shorten
 
 MAX_CONFIG_BYTES = 2**20
 Method = Literal["lora", "full", "scratch", "vae"]
@@ -353,6 +354,9 @@ def read_config(path: Path) -> TrainConfig:
     except OSError as error:
         reason = (error.strerror or "refused").lower()
         raise RequestError(f"{path.name!r} cannot be read: {reason}; check the path", field="config") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, tables of thousands of levels, NUL
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
+        raise RequestError(f"{path.name!r} cannot be read: {why}; mend it", field="config") from None
     return config_from(fields, path.absolute().parent)
 
 
@@ -365,19 +369,32 @@ def config_from(fields: dict[str, Any], home: Path) -> TrainConfig:
         told = "; also ".join(_in_words(fault, fields) for fault in faults[:3])
         raise RequestError(told, field=_dotted(faults[0]["loc"]) or None) from None
 
-    def placed(text: str | None) -> str | None:
-        return None if text is None else str((home / Path(text).expanduser()).resolve())
+    def placed(field: str, text: str | None) -> str | None:
+        return None if text is None else str(_place(field, text, home))
 
     data = config.data.model_copy(
-        update={name: placed(getattr(config.data, name)) for name in ("path", "validation", "cache")}
+        update={name: placed(f"data.{name}", getattr(config.data, name)) for name in ("path", "validation", "cache")}
     )
     model: str | ModelFiles = config.model
     if isinstance(model, ModelFiles):
-        model = ModelFiles(**{name: str(placed(text)) for name, text in model.paths().items()})
-    elif (home / Path(model).expanduser()).exists():
-        model = str(placed(model))
-    sample = config.sample.model_copy(update={"image": placed(config.sample.image)})
-    return config.model_copy(update={"data": data, "model": model, "sample": sample, "output": placed(config.output)})
+        model = ModelFiles(**{name: str(placed(f"model.{name}", text)) for name, text in model.paths().items()})
+    elif (place := _place("model", model, home)).exists():
+        model = str(place)
+    sample = config.sample.model_copy(update={"image": placed("sample.image", config.sample.image)})
+    output = placed("output", config.output)
+    return config.model_copy(update={"data": data, "model": model, "sample": sample, "output": output})
+
+
+def _place(field: str, text: str, home: Path) -> Path:
+    if not text.strip():
+        raise RequestError(f'{field} is empty; give a path ("." is the folder of the file)', field=field)
+    try:
+        place = (home / Path(text).expanduser()).resolve()
+        place.exists()  # refuses what can be no name, such as one that is too long
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise RequestError(f"{field} is {shorten(text)!r}, which is no usable path: {reason}", field=field) from None
+    return place
 
 
 def documented() -> list[tuple[str, str, str]]:
