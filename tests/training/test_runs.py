@@ -25,6 +25,7 @@ from cygnet.training.config import TrainConfig
 from cygnet.training.flow_run import FlowRun
 from cygnet.training.start import Outcome, train
 from cygnet.training.state import newest_state
+from cygnet.training.taught import Taught
 from cygnet.types import CancelToken
 
 
@@ -193,7 +194,7 @@ def test_a_run_does_not_go_on_with_other_clips(configure: Configure, clips: Path
     quiet(config, cancel=cancel, on_step=lambda report: cancel.cancel())
     kept = (clips / "2.mp4").read_bytes()
     (clips / "2.mp4").unlink()
-    with pytest.raises(RequestError, match="1 clips are gone and 0 are new") as raised:
+    with pytest.raises(RequestError, match="clips gone: 1, new: 0") as raised:
         quiet(config)
     assert raised.value.field == "data.path"
     (clips / "2.mp4").write_bytes(kept)
@@ -203,6 +204,21 @@ def test_a_run_does_not_go_on_with_other_clips(configure: Configure, clips: Path
         quiet(config)
     (clips / "3.mp4").unlink()
     assert quiet(config).finished
+
+
+def test_the_order_of_clips_counts_and_a_checkpoint_without_clips_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = Taught([("ab" * 20, "cd" * 20), ("ef" * 20, "cd" * 20)]), Taught([("ef" * 20, "cd" * 20)] * 2)
+    other.load_state_dict(other.state_dict())
+    with pytest.raises(RequestError, match="gone: 1, new: 0"):
+        other.load_state_dict(one.state_dict())
+    turned = Taught([("ef" * 20, "cd" * 20), ("ab" * 20, "cd" * 20)])
+    with pytest.raises(RequestError, match="another order"):
+        turned.load_state_dict(one.state_dict())
+    state_module.Run(tmp_path / "old", step=3).save({})
+    assert state_module.Run(tmp_path / "old").resume({"clips": one})
+    assert "names no clips" in caplog.text
 
 
 def test_a_note_of_a_checkpoint_that_is_no_object_is_damaged(configure: Configure) -> None:

@@ -205,9 +205,13 @@ class FlowRun:
 def check_samples(config: TrainConfig, model: LoadedModel) -> None:
     """Raise :class:`~cygnet.errors.RequestError` or ``MediaError`` where sampling would refuse; computes nothing."""
     given = Given.read(config.sample.image, None, None)
-    for prompt in _prompts(config):
-        request = request_of(prompt, given.inputs, _options(config), Wan(model).defaults)
-        check_combination(model.components, request, given.inputs)
+    try:
+        for prompt in _prompts(config):
+            request = request_of(prompt, given.inputs, _options(config), Wan(model).defaults)
+            check_combination(model.components, request, given.inputs)
+    except RequestError as error:
+        field = None if error.field is None else f"sample.{error.field}"
+        raise RequestError(f"[sample] asks for what cannot be made: {error}", field=field) from error
 
 
 def _prompts(config: TrainConfig) -> list[str]:

@@ -28,9 +28,9 @@ class Taught:
             return
         old, new = ({tuple(row) for row in marks.tolist()} for marks in (before, self.marks))
         gone, more = len(old - new), len(new - old)
-        what = f"{gone} clips are gone and {more} are new" if gone or more else "the same clips in another order"
+        what = f"clips gone: {gone}, new: {more}" if gone or more else "its clips come in another order"
         raise RequestError(
-            f"the data set is not the one that this run was begun with: {what} (a changed clip or caption counts as "
+            f"the data set is not the one that this run was begun with ({what}; a changed clip or caption counts as "
             "both); bring it back as it was, or choose another output",
             field="data.path",
         )
