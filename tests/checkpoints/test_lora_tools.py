@@ -127,6 +127,22 @@ def test_every_kind_of_change_survives_conversion_to_comfyui(tmp_path: Path, bas
     assert inspect_lora(path).dialects == {"ComfyUI": 16}
 
 
+@pytest.mark.parametrize("kind", ["LoKr", "LoHa", "LoRA", "DoRA"])
+def test_scales_of_the_header_and_biases_survive_conversion(tmp_path: Path, base: ComponentWeights, kind: str) -> None:
+    factors = pair(f"transformer.{Q}", Q, alpha=None) | {f"transformer.{Q}.lora_B.bias": fill("b", [128])}
+    tensors = {
+        "LoKr": {f"transformer.{Q}.lokr_w1": fill("w1", [8, 8]), f"transformer.{Q}.lokr_w2": fill("w2", [16, 16])},
+        "LoHa": {f"transformer.{Q}.hada_w{part}": fill(part, [128, 2] if part.endswith("a") else [2, 128])
+                 for part in ("1_a", "1_b", "2_a", "2_b")},
+        "LoRA": factors,
+        "DoRA": factors | {f"transformer.{Q}.lora_magnitude_vector": 1 + fill("m", [128]).abs()},
+    }[kind]  # fmt: skip
+    header = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 3, "transformer.r": 4})}
+    source = write(tmp_path / "x.safetensors", tensors, header)
+    path = convert_lora(source, tmp_path / "y.safetensors", "comfyui")
+    assert_same(changes(base, (path, 0.7)), changes(base, (source, 0.7)))
+
+
 def test_conversion_to_diffusers_folds_alphas_into_the_factors(tmp_path: Path, base: ComponentWeights) -> None:
     tensors = pair(f"diffusion_model.{Q}", Q, alpha=3) | {f"diffusion_model.{Q}.diff_b": fill("b", [128])}
     source = write(tmp_path / "x.safetensors", tensors)
