@@ -89,9 +89,10 @@ def merge_loras(
     """Write one LoRA that does at strength 1 what ``(path, strength)`` of ``loras`` do together.
 
     Low-rank changes are laid side by side, which is exact: the ranks add up. ``rank`` keeps the largest singular values
-    of each sum instead, and is needed for LoHa and LoKr. Raises ``RequestError`` for DoRA and ``set_weight``, which
-    depend on the model's own weights (merge those into the model), and as
-    :func:`~cygnet.checkpoints.lora.file.read_lora` and :func:`~cygnet.checkpoints.lora.writing.save_lora`.
+    of each sum instead, and is needed for LoHa and LoKr. What is part of no Wan transformer is left out and told.
+    Raises ``RequestError`` for DoRA and ``set_weight``, which depend on the model's own weights (merge those into the
+    model), and as :func:`~cygnet.checkpoints.lora.file.read_lora` and
+    :func:`~cygnet.checkpoints.lora.writing.save_lora`.
     """
     import torch
 
@@ -122,7 +123,8 @@ def merge_loras(
     path = save_lora(
         target, modules, rest=rest, form=form, dtype=dtype or _widest(opened), note={"from": said}, overwrite=overwrite
     )
-    return MergedLoras(path, len(names), None if rank is None else 1.0 if energy == 0 else 1 - lost / energy)
+    left_out = tuple((lora.name, lora.unknown_modules) for lora, _ in opened if lora.unknown)
+    return MergedLoras(path, len(names), None if rank is None else 1.0 if energy == 0 else 1 - lost / energy, left_out)
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ class MergedLoras:
     path: Path
     modules: int
     kept: float | None
+    left_out: tuple[tuple[str, int], ...]
+    """Files with modules that belong to no Wan transformer, such as a text encoder's, and how many each has."""
 
 
 def _check_mergeable(opened: Sequence[tuple[LoraFile, float]], rank: int | None) -> None:
