@@ -18,7 +18,7 @@ from cygnet.checkpoints.lora.convert import convert_lora
 from cygnet.checkpoints.lora.extract import extract_lora
 from cygnet.checkpoints.lora.inspection import inspect_lora
 from cygnet.checkpoints.lora.svd import truncated
-from cygnet.errors import OutputError, RequestError, StateMismatchError
+from cygnet.errors import OutputError, RequestError, StateMismatchError, WeightFileError
 from random_models import dit_config, state_of
 from support import fill, relative_l2
 
@@ -200,6 +200,36 @@ def test_a_sum_may_be_cut_to_a_rank(tmp_path: Path, base: ComponentWeights) -> N
         merge_loras(loras, tmp_path / "no.safetensors", rank=0)
     with pytest.raises(RequestError, match="strength"):
         merge_loras([(loras[0][0], float("nan"))], tmp_path / "no.safetensors")
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"lora_A.weight": torch.ones(4, 8), "lora_B.weight": torch.ones(8, 3)}, "product is no matrix"),
+        ({"lora_A.weight": torch.ones(4), "lora_B.weight": torch.ones(8, 4)}, "product is no matrix"),
+        ({"lora_A.weight": torch.ones(4, 0), "lora_B.weight": torch.ones(8, 4)}, "product is no matrix"),
+        ({"lora_A.weight": torch.full((4, 8), torch.inf), "lora_B.weight": torch.ones(8, 4)}, "NaN or infinity"),
+        ({"diff_b": torch.ones(8), "lora_A.weight": torch.ones(4, 8), "lora_B.weight": torch.ones(8, 4),
+          "lora_B.bias": torch.ones(1)}, "different models"),
+    ],
+)  # fmt: skip
+def test_damaged_loras_are_not_merged(
+    tmp_path: Path, parts: dict[str, torch.Tensor], words: str, rank: int | None
+) -> None:
+    damaged = write(tmp_path / "x.safetensors", {f"{Q}.{name}": value for name, value in parts.items()})
+    with pytest.raises(RequestError, match=words):
+        merge_loras([(damaged, 1.0)], tmp_path / "no.safetensors", rank=rank)
+    assert not (tmp_path / "no.safetensors").exists()
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400)], ids=["large", "negative"])
+def test_a_scale_of_hundreds_of_digits_is_refused(tmp_path: Path, number: int) -> None:
+    for noted in ({"lora_alpha": number}, {"r": number}, {"alpha_pattern": {Q: number}}):
+        header = {"lora_adapter_metadata": json.dumps(noted)}
+        path = write(tmp_path / "x.safetensors", pair(Q, Q, alpha=None), header)
+        with pytest.raises(WeightFileError, match="are numbers above 0"):
+            inspect_lora(path)
 
 
 def test_a_model_is_written_with_loras_in_it_and_says_so(tmp_path: Path, base: ComponentWeights) -> None:
