@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cygnet.graph.contract import Classic, NodeClass
@@ -29,6 +30,7 @@ from cygnet.nodes.workshop import Workshop
 
 ENTRY_POINTS = "cygnet.nodes"
 """Group in which an installed distribution names a module with ``NODE_CLASS_MAPPINGS``."""
+_PARENT = "custom_nodes"
 _EXAMPLES = ("example_workflows", "workflow", "workflows", "example", "examples")
 _log = logging.getLogger(__name__)
 
@@ -95,6 +97,7 @@ def load(
         return []
     host = host or Host()
     install(shop, host)
+    _parent(roots)
     notes = _Notes(notebook)
     for path in paths:
         if (script := path / "prestartup_script.py").is_file():
@@ -181,9 +184,19 @@ def _title(kind: str, implementation: type, titles: Mapping[str, Any]) -> str:
     return str(titles.get(kind) or getattr(implementation, "DISPLAY_NAME", None) or kind)
 
 
+def _parent(roots: Sequence[Path]) -> None:
+    """Make ``custom_nodes`` a package of all the folders: Python imports it for every module within a pack."""
+    module = sys.modules.setdefault(_PARENT, ModuleType(_PARENT))
+    there = vars(module).setdefault("__path__", [])
+    there.extend(str(root) for root in roots if str(root) not in there)
+
+
 def _import(name: str, path: Path) -> Any:
-    full = "custom_nodes." + "".join(letter if letter.isalnum() else "_" for letter in name)
     init = path / "__init__.py" if path.is_dir() else path
+    short = name.replace(".", "_x_")  # a dot would be read as a package and its module
+    if getattr(sys.modules.get(f"{_PARENT}.{short}"), "__file__", str(init)) != str(init):
+        short += "_x_py"  # a file beside a folder of its name
+    full = f"{_PARENT}.{short}"
     where = [str(path)] if path.is_dir() else None
     spec = importlib.util.spec_from_file_location(full, init, submodule_search_locations=where)
     assert spec is not None
@@ -193,8 +206,10 @@ def _import(name: str, path: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        sys.modules.pop(full, None)
+        for known in [it for it in sys.modules if it == full or it.startswith(f"{full}.")]:
+            del sys.modules[known]
         raise
+    setattr(sys.modules[_PARENT], short, module)
     return module
 
 
