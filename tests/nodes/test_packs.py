@@ -150,7 +150,7 @@ def test_packs_that_fail_hide_nothing_and_are_remembered(shop: Workshop, root: P
     pack(root, "e_off.disabled", __init__="raise ValueError")
     pack(root, "f_no_package", other="raise ValueError")
     pack(root, "g_early", __init__=GOOD, helper="TITLE = 1", prestartup_script="raise OSError('early')")
-    (root / "single.py").write_text("NODE_CLASS_MAPPINGS = {}")
+    (root / "single.py").write_text("NODE_CLASS_MAPPINGS = {'One': object, 2: object, None: object}")
     (root / ".hidden.py").write_text("raise ValueError")
     found = {it.name: it for it in packs.load(shop, [root, root / "none"], set())}
     assert set(found) == {"a_broken", "b_leaves", "c_v3", "d_syntax", "g_early", "good-pack", "single"}
@@ -160,6 +160,7 @@ def test_packs_that_fail_hide_nothing_and_are_remembered(shop: Workshop, root: P
     assert "must return a ComfyExtension" in found["c_v3"].error
     assert "SyntaxError" in found["d_syntax"].error
     assert not found["good-pack"].error
+    assert found["single"].json()["nodes"] == ["One"], "a name that is no text is left out alone"
     assert set(found["g_early"].nodes) == {"Double", "KSampler"}
     assert set(found["good-pack"].nodes) == set(), "the first that has a name keeps it"
     json.dumps([it.json() for it in found.values()])

@@ -148,7 +148,9 @@ def _made(name: str, path: Path | None, taken: Collection[str], load: Callable[[
         titles = getattr(module, "NODE_DISPLAY_NAME_MAPPINGS", None) or {}
         nodes: dict[str, NodeClass] = {}
         for kind, implementation in mapping.items():
-            if kind in taken:
+            if not isinstance(kind, str):
+                _log.error("pack %s: the node type %r is left out: its name is no text", name, kind)
+            elif kind in taken:
                 _log.warning("pack %s: node type %s is there already; the earlier one stays", name, kind)
             else:
                 nodes[kind] = Classic(
