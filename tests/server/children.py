@@ -51,6 +51,7 @@ def _terminated() -> list[int]:
 
 
 FREED: list[bool] = []
+NUMBERS: dict[str, Any] = {"nan": {"number": [float("nan")]}, "numpy": {"number": [np.float32(0.5), np.array(3)]}}
 
 
 class Text:
@@ -81,6 +82,8 @@ class Text:
             for i in range(steps):
                 current().progress(i, steps)
                 time.sleep(0.005)
+        if text == "numpy":
+            current().progress(np.float32(1), np.int64(2))
         if text == "hang":
             time.sleep(1000)
         if text == "preview":
@@ -100,7 +103,7 @@ class Show:
     OUTPUT_NODE = True
 
     def run(self, text: str) -> dict[str, Any]:
-        return {"ui": {"text": [text], **({"number": [float("nan")]} if text == "nan" else {})}}
+        return {"ui": {"text": [text], **NUMBERS.get(text, {})}}
 
 
 class Odd(Show):

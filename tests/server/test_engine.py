@@ -538,3 +538,15 @@ def test_a_lost_catalogue_is_told(path: Path) -> None:
         assert it.engine.problems() == []
 
     studio(path, story, "dying_catalogue")
+
+
+def test_numbers_of_numpy_reach_clients_as_numbers(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        job = await it.submit("numpy")
+        assert await it.ended(job) == "completed"
+        steps = [message["data"] for message in it.wire.got if message["type"] == "progress"]
+        assert [(step["value"], step["max"]) for step in steps] == [(1, 2)]
+        (shown,) = [message["data"] for message in it.wire.got if message["type"] == "executed"]
+        assert shown["output"] == {"text": ["numpy"], "number": [0.5, 3]}
+
+    studio(path, story)

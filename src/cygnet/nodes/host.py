@@ -80,11 +80,14 @@ class Host:
         return self._address
 
     def send_sync(self, event: object, data: object, sid: str | None = None) -> None:
-        """Send a message to one client of the page, or to all."""
-        if isinstance(event, str):
-            self._tell(event, data, sid)
-        else:
+        """Send a message to one client of the page, or to all; what is no JSON is not sent, which the log says."""
+        if not isinstance(event, str):
             _log.warning("a pack sends a binary message of kind %s, which cygnet does not hand on", event)
+            return
+        try:
+            self._tell(event, data, sid)
+        except (TypeError, ValueError, RecursionError) as error:  # no reason for the node to fail
+            _log.warning("a pack's message %s is not sent: %s", event, error)
 
     async def send(self, event: object, data: object, sid: str | None = None) -> None:
         """The same from a coroutine."""
