@@ -144,7 +144,7 @@ def _made(name: str, path: Path | None, taken: Collection[str], load: Callable[[
     started = time.monotonic()
     try:
         module = load()
-        mapping = _classes(module)
+        mapping = _classes(name, module)
         titles = getattr(module, "NODE_DISPLAY_NAME_MAPPINGS", None) or {}
         nodes: dict[str, NodeClass] = {}
         for kind, implementation in mapping.items():
@@ -169,17 +169,26 @@ def _made(name: str, path: Path | None, taken: Collection[str], load: Callable[[
     return Pack(name=name, path=path, nodes=nodes, web=web, examples=examples)
 
 
-def _classes(module: Any) -> dict[str, type]:
-    """The node types of a pack of either contract, as classes of the classic one."""
+def _classes(name: str, module: Any) -> dict[str, type]:
+    """The node types of a pack of either contract, as classes of the classic one; what fails to be one is left out."""
     mapping = getattr(module, "NODE_CLASS_MAPPINGS", None)
     if isinstance(mapping, Mapping):
-        return {
-            kind: modern.as_classic(it) if isinstance(it, type) and issubclass(it, modern.ComfyNode) else it
-            for kind, it in mapping.items()
-        }
-    if callable(entrypoint := getattr(module, "comfy_entrypoint", None)):
-        return modern.nodes_of(entrypoint)
-    raise ImportError("it has neither NODE_CLASS_MAPPINGS nor comfy_entrypoint, so it is no pack of nodes")
+        given = list(mapping.items())
+    elif callable(entrypoint := getattr(module, "comfy_entrypoint", None)):
+        given = [(None, it) for it in modern.nodes_of(entrypoint)]
+    else:
+        raise ImportError("it has neither NODE_CLASS_MAPPINGS nor comfy_entrypoint, so it is no pack of nodes")
+    found = {}
+    for kind, it in given:
+        if not isinstance(it, type) or not issubclass(it, modern.ComfyNode):
+            found[kind] = it
+            continue
+        try:
+            found[it.define_schema().node_id if kind is None else kind] = modern.as_classic(it)
+        except Exception as error:
+            title = it.__name__ if kind is None else kind
+            _log.error("pack %s: the node type %s is left out: %s: %s", name, title, type(error).__name__, error)
+    return found
 
 
 def _title(kind: str, implementation: type, titles: Mapping[str, Any]) -> str:
