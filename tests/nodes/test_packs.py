@@ -44,7 +44,7 @@ def clean_modules() -> Iterator[None]:
     before = dict(sys.modules)
     yield
     for name in set(sys.modules) - set(before):
-        if name.split(".")[0] in ("custom_nodes", "folder_paths", "comfy", "nodes", "server"):
+        if name.split(".")[0] in ("custom_nodes", "folder_paths", "comfy", "nodes", "server", "execution"):
             del sys.modules[name]
 
 

@@ -111,6 +111,7 @@ def load(
         packs.append(_made(entry.name, None, names, entry.load))
         names |= _announced(packs[-1])
     host.close_table()
+    notes.tell(packs)
     return packs
 
 
@@ -257,6 +258,7 @@ class _Notes:
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self._stamps: dict[str, float] = {}
+        self._became: dict[str, str] = {}
         told: dict[str, Any] = {}
         if file is not None and file.exists():
             try:
@@ -279,11 +281,18 @@ class _Notes:
         finally:  # what raises did not end the process
             self._write(None)
 
+    def tell(self, packs: Sequence[Pack]) -> None:
+        """Note what became of each pack, for ``cygnet nodes list``: its error, empty for one that was loaded."""
+        self._became = {it.path.name: it.error for it in packs if it.path is not None}
+        self._write(None)
+
     def _write(self, path: Path | None) -> None:
-        if self._file is None or (path is None and not self._stamps and not self._file.exists()):
+        if self._file is None or (path is None and not (self._stamps or self._became or self._file.exists())):
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(json.dumps({"importing": None if path is None else str(path), "crashed": self._stamps}))
+        importing = None if path is None else str(path)
+        told = {"importing": importing, "crashed": self._stamps, "became": self._became}
+        self._file.write_text(json.dumps(told))
 
 
 def _stamp(path: Path) -> float:
