@@ -13,7 +13,7 @@ import cygnet as library
 from cli_process import Command
 from cygnet.api import Wan
 from cygnet.checkpoints.lora.distilled import DISTILLED
-from cygnet.cli.generate import parse_loras, recipe_loras
+from cygnet.cli.wish import parse_loras, recipe_loras
 from cygnet.media.receipt import read_receipt
 from cygnet.pipelines.recipes import RECIPES
 from random_models import write_model
@@ -120,3 +120,14 @@ def test_a_recipe_takes_its_lora_with_a_published_model(cygnet: Command, place: 
     assert recipe_loras("lightx2v", "tiny-t2v", None, [place]) == []
     assert recipe_loras(None, "t2v-14b", None, [place]) == []
     assert {it.recipe for it in DISTILLED} == set(RECIPES)
+
+
+def test_streaming_merges_a_lora_as_keeping_does(cygnet: Command, small: list[str], place: Path) -> None:
+    torch.manual_seed(0)
+    module = "diffusion_model.blocks.0.self_attn.o"
+    pair = {f"{module}.lora_down.weight": torch.randn(4, 128), f"{module}.lora_up.weight": torch.randn(128, 4)}
+    save_file(pair, place / "low.safetensors")
+    made = cygnet("generate", PROMPT, *small, "--seed", "1", "--lora", "low.safetensors", "--stream", "--out", "x.mp4")
+    assert made.code == 0, made.err
+    again = cygnet("replay", "x.mp4", "--check", *small[:2])  # which brings networks in whole
+    assert again.code == 0, again.err

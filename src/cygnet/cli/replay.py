@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from cygnet.cli.generate import find_loras, model_source, parse_loras, write_stream
 from cygnet.cli.interrupts import cancelled_by_interrupt
+from cygnet.cli.making import write_stream
 from cygnet.cli.options import Debug, File, Json, Loras, Places, Quiet, Switch
 from cygnet.cli.output import Voice, error_line
 from cygnet.cli.progress import open_display
 from cygnet.cli.targets import DEFAULT_SUFFIX, Target, check_target
+from cygnet.cli.wish import find_loras, model_source, parse_loras
 from cygnet.errors import MediaError, ModelNotFoundError, RequestError
 
 if TYPE_CHECKING:
@@ -234,11 +235,18 @@ def _recorded_dtype(receipt: Mapping[str, Any], device: str) -> str:
 def _recorded_execution(receipt: Mapping[str, Any]) -> Execution:
     """How the networks computed; receipts from before that was written decoded in float32."""
     from cygnet.assembly import Execution
+    from cygnet.runtime.attention import check_attention
 
     model = _part(receipt, "model")
     decoded = _part(_part(model, "components"), "vae").get("decode_dtype", "float32")
+    attention, compiled = model.get("attention", "auto"), model.get("compile")
+    try:
+        check_attention(str(attention))
+    except RequestError:  # not on this machine; the comparison of the receipts says so
+        attention = "auto"
     return Execution(
-        attention="sage" if model.get("attention") == "sage" else "auto",
+        attention=attention,
+        compile=compiled if isinstance(compiled, bool) else "auto",
         decode_dtype=decoded if isinstance(decoded, str) else "float32",
         fp8=model.get("fp8") is True,
     )
@@ -257,6 +265,10 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         elif recorded.get("decode_dtype", "float32") != (decoded := described.get("decode_dtype", "float32")):
             first = _short(recorded.get("decode_dtype", "float32"))
             found.append(f"{part} decodes in {decoded}; the first time in {first}")
+    for name in ("attention", "compile", "fp8"):
+        first, second = (_part(receipt, "model").get(name, "the usual way") for receipt in (before, now))
+        if first != second:
+            found.append(f"{name} is {_short(second)}; the first time {_short(first)}")
     kept = [[(it.get("digest"), it.get("strength")) for it in _loras(receipt)] for receipt in (before, now)]
     if kept[0] != kept[1]:
         found.append("the LoRAs or their strengths are not those that the video was made with")
