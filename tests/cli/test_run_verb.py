@@ -15,6 +15,7 @@ from cli_process import Command
 from cygnet.cli.studio import holder_of
 from cygnet.media.receipt import read_receipt
 from cygnet.media.video_read import read_metadata
+from cygnet.nodes.lacking import of_comfyui
 from cygnet.server.store import sole_owner
 
 run_verb = importlib.import_module("cygnet.cli.run")
@@ -120,6 +121,17 @@ def test_every_missing_node_type_is_named(cygnet: Command, place: Path, prompt: 
     done = cygnet("run", prompt, "--base-directory", place)
     assert done.code == 2
     assert "not installed: Ant, Zebra;" in done.err
+
+
+def test_a_missing_node_of_comfyuis_own_sends_nobody_to_look_for_a_pack(
+    cygnet: Command, place: Path, prompt: Path
+) -> None:
+    prompt.write_text(json.dumps({**PROMPT, "1": {"class_type": "LoadAudio", "inputs": {}}}))
+    done = cygnet("run", prompt, "--base-directory", place)
+    assert (done.code, "nodes install" in done.err) == (2, False)
+    assert "no pack brings: LoadAudio" in done.err
+    said = {"type": "Quux", "properties": {"cnr_id": "comfy-core"}}
+    assert of_comfyui(["Quux", "Zebra", "EmptyImage"], {"nodes": [said], "x": 1}) == ["EmptyImage", "Quux"]
 
 
 @pytest.mark.parametrize("kind", ["SaveImage", "SaveAnimatedWEBP", "SaveWEBM", "SaveVideo"])

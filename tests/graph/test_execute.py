@@ -627,3 +627,11 @@ def test_a_stop_is_honoured_inside_an_async_node() -> None:
 def test_an_expansion_may_give_its_nodes_lists() -> None:
     events, _ = run({"1": node("Bare"), "2": node("Show", text=["1", 0])})
     assert shown(events) == [[1, 2, 3]]
+
+
+def test_a_job_whose_pack_was_removed_meanwhile_says_so() -> None:
+    events, ended = run({"1": node("Show", text=["2", 0]), "2": node("Gone")}, "1")
+    assert ended.state == "error"
+    (failed,) = [it for it in events if isinstance(it, NodeFailed)]
+    assert (failed.place.node, failed.exception_type) == ("2", "ValueError")
+    assert failed.message.startswith("Node 2 is of a type that is not installed: Gone; install the pack")

@@ -480,3 +480,21 @@ def test_a_small_prompt_can_be_changed_before_it_is_run() -> None:
         {"a": node("Text", value=["b", 0]), "b": node("Text", value=1)}, [["a", 0], 7], "q."
     )
     assert moved == ({"q.a": node("Text", value=["q.b", 0]), "q.b": node("Text", value=1)}, (["q.a", 0], 7))
+
+
+def test_names_that_answer_for_one_place_at_a_time_are_read() -> None:
+    class Open(tuple[str, ...]):
+        def __getitem__(self, index: Any) -> Any:
+            return "*" if index > len(self) - 1 else super().__getitem__(index)
+
+    class Puter:
+        INPUT_TYPES = staticmethod(lambda: {"required": {}})
+        RETURN_TYPES, RETURN_NAMES, OUTPUT_IS_LIST = Open(["INT", "STRING"]), Open(["a"]), Open([True])  # type: ignore[list-item]
+        FUNCTION = "go"
+
+    described = Classic("Puter", Puter).describe()
+    assert [(it.name, it.type, it.is_list) for it in described.outputs] == [
+        ("a", "INT", True),
+        ("STRING", "STRING", False),
+    ]
+    assert described.output(7) is not None

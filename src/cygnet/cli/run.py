@@ -264,14 +264,16 @@ def _execute(
     from cygnet.graph.events import Event, NodeFailed, NodeFinished, NodeProgressed, NodeStarted
     from cygnet.graph.execute import Executor, Job
     from cygnet.graph.validate import validate
+    from cygnet.nodes.lacking import of_comfyui
 
     missing = sorted({str(it["class_type"]) for it in prompt.values() if it["class_type"] not in classes})
     if missing:
-        raise RequestError(
-            f"the workflow cannot run: it has nodes that are not installed: {', '.join(missing)}; see cygnet nodes "
-            "install",
-            field="workflow",
-        )
+        ours_not = of_comfyui(missing, (extra.get("extra_pnginfo") or {}).get("workflow"))
+        told = [f"nodes of ComfyUI's own that cygnet does not have, and no pack brings: {', '.join(ours_not)}"]
+        others = [it for it in missing if it not in ours_not]
+        install = f"nodes that are not installed: {', '.join(others)}; see cygnet nodes install"
+        told = [*(told if ours_not else ()), *([install] if others else ())]
+        raise RequestError(f"the workflow cannot run: it has {', and '.join(told)}", field="workflow")
     verdict = validate(prompt, classes)
     problems = [
         f"node {key} ({node.class_type}): {it.message}: {it.details}"

@@ -162,7 +162,12 @@ class _Run:
 
     def _add(self, key: str, node: Mapping[str, Any], place: Place) -> None:
         with self._blaming(place):
-            node_class = self.classes[node["class_type"]]
+            node_class = self.classes.get(kind := node["class_type"])
+            if node_class is None:  # a job may wait while the pack of a node is removed
+                raise ValueError(
+                    f"Node {key} is of a type that is not installed: {kind}; install the pack that has it, and "
+                    "run the job again"
+                )
             self.nodes[key] = Scheduled(key, node_class.describe(), node_class, node, place)
 
     def _needed(self) -> list[str]:

@@ -129,8 +129,8 @@ class Output:
     def several(cls, kinds: Sequence[Any], names: Sequence[Any], lists: Sequence[Any]) -> tuple[Output, ...]:
         """From what a class declares side by side: an output without a name has its type's, one unmarked is no list."""
         types = [type_name(kind) for kind in kinds]
-        labels = [*names[: len(types)], *types[len(names) :]]
-        marks = [*lists[: len(types)], *[False] * (len(types) - len(lists))]
+        labels = [*[*names][: len(types)], *types[len(names) :]]
+        marks = [*[*lists][: len(types)], *[False] * (len(types) - len(lists))]
         return tuple(
             cls(name=str(label), type=kind, is_list=bool(many))
             for label, kind, many in zip(labels, types, marks, strict=True)
