@@ -73,11 +73,40 @@ class OutOfMemoryError(RuntimeError):
     """As torch names its own."""
 
 
-ERRORS: list[Exception] = []
+ERRORS: list[BaseException] = []
 
 
 def raise_it(**_: Any) -> Any:
     raise ERRORS.pop()
+
+
+async def raise_later(**_: Any) -> Any:
+    await asyncio.sleep(0)
+    raise ERRORS.pop()
+
+
+class SpeechlessError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Odd:
+    """An object as libraries of shapes have them."""
+
+    def shape(self) -> int:
+        return 3
+
+    @property
+    def dtype(self) -> Any:
+        raise RuntimeError("none")
+
+
+class Torn:
+    """An object that cannot be looked at."""
+
+    @property
+    def shape(self) -> Any:
+        raise RuntimeError("closed")
 
 
 async def slowly(value: str) -> tuple[str]:
@@ -141,6 +170,8 @@ KINDS: dict[str, type] = {
     ),
     "Fail": classic({"text": STRING}, ("STRING",), fail),
     "Raise": classic({"text": STRING}, ("STRING",), raise_it),
+    "RaiseLater": classic({"text": STRING}, ("STRING",), raise_later),
+    "Odd": classic({"value": STRING}, ("STRING",), lambda value: (ODD[value],)),
     "Work": classic({"steps": INT}, ("INT",), work),
     "Slow": classic({"value": STRING}, ("STRING",), slowly),
     "Pair": classic({"a": STRING, "b": STRING}, ("STRING",), lambda a, b: logged("Pair", (f"{a}{b}",))),
@@ -201,6 +232,7 @@ KINDS: dict[str, type] = {
     ),
 }
 FILE = {"digest": "one"}
+ODD: dict[str, Any] = {"method": Odd(), "raises": Torn(), "digits": 10**5000}
 FINGERPRINTED: list[Any] = []
 MOOD: list[dict[str, Any]] = []
 CLASSES: dict[str, NodeClass] = {name: Classic(name, it) for name, it in KINDS.items()}
@@ -409,6 +441,45 @@ def test_a_failure_ends_the_job_and_says_where() -> None:
     assert len(failed.inputs["text"][0]) < 210
     assert (ended.state, ended.at, events[-1]) == ("error", failed.place, ended)
     assert run({"1": node("Show", text="next")}, executor=executor)[1].state == "success"
+
+
+@pytest.mark.parametrize("kind", ["Raise", "RaiseLater"])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (asyncio.CancelledError(), "CancelledError"),
+        (SystemExit(3), "SystemExit: 3"),
+        (SystemExit(), "whole program"),
+        (SpeechlessError(), "SpeechlessError"),
+        (RecursionError("deep"), "deep"),
+    ],
+)
+def test_whatever_a_node_raises_is_its_failure(kind: str, error: BaseException, said: str) -> None:
+    executor = Executor(CLASSES)
+    ERRORS[:] = [error]
+    events, ended = run({"1": node(kind, text="a"), "2": node("Show", text=["1", 0])}, executor=executor)
+    (failed,) = [it for it in events if isinstance(it, NodeFailed)]
+    assert (failed.place.node, ended.state) == ("1", "error")
+    assert said in failed.message
+    assert type(error).__name__ in failed.exception_type
+    assert "Traceback" in failed.traceback[0]
+    assert run({"1": node("Show", text="next")}, executor=executor)[1].state == "success"
+
+
+def test_what_signals_raise_is_no_failure_of_a_node() -> None:
+    ERRORS[:] = [KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        run({"1": node("Raise", text="a"), "2": node("Show", text=["1", 0])})
+
+
+@pytest.mark.parametrize(("value", "type_name"), [("method", "Odd"), ("raises", "Torn"), ("digits", "int")])
+def test_a_failure_is_told_whatever_the_node_was_given(value: str, type_name: str) -> None:
+    events, ended = run(
+        {"1": node("Odd", value=value), "2": node("Fail", text=["1", 0]), "3": node("Show", text=["2", 0])}
+    )
+    failed = next(it for it in events if isinstance(it, NodeFailed))
+    assert (failed.place.node, failed.message, ended.state) == ("2", "it broke", "error")
+    assert failed.inputs["text"] == [type_name]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory"), OutOfMemoryError("2 GiB")])
