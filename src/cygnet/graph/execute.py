@@ -412,6 +412,7 @@ class _Run:
                 real=node.place.real,
                 parent=node.key,
                 class_type=it["class_type"],
+                real_type=node.place.marked[1],
             )
             self._add(key, it, place)
         for key in inner:
