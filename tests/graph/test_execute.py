@@ -198,6 +198,13 @@ KINDS: dict[str, type] = {
         lambda me, everything, page: logged("Who", (f"{me} {len(everything)} {page}",)),
         hidden={"me": "UNIQUE_ID", "everything": "PROMPT", "page": "EXTRA_PNGINFO"},
     ),
+    "Marked": classic(
+        {"text": STRING},
+        ("STRING",),
+        lambda text, me, all: logged("Marked", (text,)),
+        hidden={"me": "UNIQUE_ID", "all": "PROMPT"},
+        IS_CHANGED=classmethod(lambda cls, text, me, all: FINGERPRINTED.append((text, me, all))),
+    ),
     "Method": classic({}, ("STRING",), lambda: (current().preview_method,)),
     "Echo": classic({"value": ("*", {})}, ("*",), lambda value: (value,)),
     "Coil": classic({"to": STRING}, ("STRING",), coil),
@@ -641,6 +648,16 @@ def test_a_fingerprint_is_given_none_for_a_link() -> None:
         assert shown(events) == ["am"]
     assert FINGERPRINTED == [(None, "m")] * 2
     assert RUNS.count("Linked") == 1
+
+
+def test_a_fingerprint_is_given_the_nodes_own_id_and_nothing_that_changes_with_each_job() -> None:
+    FINGERPRINTED.clear()
+    executor = Executor(CLASSES)
+    prompt = {"1": node("Marked", text="a"), "2": node("Show", text=["1", 0])}
+    run(prompt, executor=executor)
+    run({**prompt, "3": node("Show", text="b")}, executor=executor)
+    assert FINGERPRINTED == [("a", "1", None)] * 2
+    assert RUNS.count("Marked") == 1
 
 
 def test_a_fingerprint_may_be_async() -> None:

@@ -228,7 +228,9 @@ class _Run:
 
     def _own_key(self, node: Scheduled) -> str | None:
         try:
-            fingerprint = node.node_class.fingerprint({**node.constants, **dict.fromkeys(node.all_links)})
+            # Of what the executor fills in only the node's own id: the whole prompt changes with every job.
+            own = {name: node.key if kind == "UNIQUE_ID" else None for name, kind in hidden(node.kind).items()}
+            fingerprint = node.node_class.fingerprint({**node.constants, **dict.fromkeys(node.all_links), **own})
         except Exception:  # a foreign hook may raise anything; then its results are not kept
             return None
         personal = not node.node_class.idempotent or "UNIQUE_ID" in hidden(node.kind).values()
