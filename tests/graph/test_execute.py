@@ -228,6 +228,9 @@ KINDS: dict[str, type] = {
     "Bare": classic({}, ("*",), bare),
     "Mute": classic({}, (), lambda: {"ui": {"text": [{1, 2}]}}, OUTPUT_NODE=True),
     "Moody": classic({}, ("STRING",), lambda: ("well",), INPUT_TYPES=classmethod(lambda cls: MOOD.pop())),
+    "Further": classic({}, ("STRING",), lambda: {"result": ("well",), "ui": {"text": ["u"]}, "outputs": {1, 2}, 3: 4}),
+    "Astray": classic({}, ("STRING",), lambda: {"images": []}),
+    "Silent": classic({}, (), lambda: logged("Silent", {"images": []}), OUTPUT_NODE=True),
     "Wrong": classic({}, ("STRING", "STRING"), lambda: ("one",)),
     "Grown": classic(
         {
@@ -516,6 +519,16 @@ def test_a_wrong_number_of_results_is_a_failure_in_words() -> None:
     assert ended.state == "error"
     failed = next(it for it in events if isinstance(it, NodeFailed))
     assert "1 values; it declares 2 outputs" in failed.message
+
+
+def test_further_keys_of_what_a_node_returns_are_not_looked_at() -> None:
+    events, ended = run({"1": node("Further"), "2": node("Show", text=["1", 0])})
+    assert (ended.state, shown(events)) == ("success", ["u", "well"])
+    assert run({"1": node("Silent")}, "1")[1].state == "success"
+    events, _ = run({"1": node("Astray"), "2": node("Show", text=["1", 0])})
+    assert (
+        "['images']; its 1 outputs must be in result" in next(it for it in events if isinstance(it, NodeFailed)).message
+    )
 
 
 def test_a_stop_is_honoured_inside_a_node() -> None:
