@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+import cygnet as package
 from cli_process import Command
 from cygnet.cli.studio import holder_of
 from cygnet.media.receipt import read_receipt
 from cygnet.media.video_read import read_metadata
 from cygnet.server.store import sole_owner
 
+STAR = Path(package.__file__).parent / "starters" / "cygnet_first_frame.png"
 run_verb = importlib.import_module("cygnet.cli.run")
 
 PROMPT: dict[str, Any] = {
@@ -62,6 +64,10 @@ def test_inputs_can_be_changed_and_the_prompt_looked_at(cygnet: Command, place: 
         (["--set", "1.valve=1"], "has no input 'valve'; it has: value"),
         (["--set", "value"], "it must be like"),
         (["--image", "1=none.png"], "a file that exists"),
+        (
+            ["--image", f"1={STAR}"],
+            "has no field for a picture's name; in this workflow there is no node",
+        ),
     ],
 )
 def test_a_change_that_cannot_be_is_refused(
@@ -70,6 +76,19 @@ def test_a_change_that_cannot_be_is_refused(
     done = cygnet("run", prompt, "--base-directory", place, *options)
     assert (done.code, done.out) == (2, "")
     assert words in done.err
+
+
+def test_a_picture_is_given_to_a_node_that_takes_one(cygnet: Command, place: Path, prompt: Path) -> None:
+    more = {
+        "7": {"class_type": "LoadImage", "inputs": {"image": "none.png"}},
+        "8": {"class_type": "ImageScale", "inputs": {"image": ["7", 0]}},
+    }
+    prompt.write_text(json.dumps({**PROMPT, **more}))
+    done = cygnet("run", prompt, "--base-directory", place, "--print-prompt", "--image", f"7={STAR}")
+    assert json.loads(done.out)["7"]["inputs"]["image"] == STAR.name
+    done = cygnet("run", prompt, "--base-directory", place, "--print-prompt", "--image", f"8={STAR}")
+    assert done.code == 2
+    assert "in this workflow there are: 7 (LoadImage)" in done.err
 
 
 def test_a_run_beside_a_studio_says_so_and_keeps_out_of_its_previews(

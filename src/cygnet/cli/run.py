@@ -119,7 +119,7 @@ def run(
         if is_workflow(document):
             _choose_words(prompt, classes)
         for given in image:
-            _give_picture(prompt, given, folders.input)
+            _give_picture(prompt, given, folders.input, classes)
         if print_prompt:
             sys.stdout.write(json_module.dumps(prompt, indent=1, ensure_ascii=True) + "\n")
             return 0
@@ -221,14 +221,29 @@ def _node(prompt: dict[str, Any], key: str, field: str) -> dict[str, Any]:
     return node
 
 
-def _give_picture(prompt: dict[str, Any], text: str, folder: Path) -> None:
+def _give_picture(prompt: dict[str, Any], text: str, folder: Path, classes: Mapping[str, Any]) -> None:
     key, equals, name = text.partition("=")
     source = Path(name)
     if not equals or not source.is_file():
         raise RequestError(
             f"--image is {text[:80]!r}; it must be like 52=dog.png, with a file that exists", field="image"
         )
-    _node(prompt, key, "image")["inputs"]["image"] = _copied(source, folder).name
+    node = _node(prompt, key, "image")
+    kinds = {it: str(other["class_type"]) for it, other in prompt.items()}
+    if kinds[key] in classes and not _takes_file(classes[kinds[key]]):
+        takers = [f"{it} ({kind})" for it, kind in kinds.items() if kind in classes and _takes_file(classes[kind])]
+        raise RequestError(
+            f"node {key} ({kinds[key]}) has no field for a picture's name; in this workflow there "
+            + (f"are: {', '.join(takers[:30])}" if takers else "is no node that has one, such as LoadImage"),
+            field="image",
+        )
+    node["inputs"]["image"] = _copied(source, folder).name
+
+
+def _takes_file(node_class: Any) -> bool:
+    """Whether its input ``image`` is the name of a file."""
+    declared = node_class.describe().input("image")
+    return declared is not None and declared.has_widget
 
 
 def _copied(source: Path, folder: Path) -> Path:
