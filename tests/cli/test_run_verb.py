@@ -58,6 +58,29 @@ def test_inputs_can_be_changed_and_the_prompt_looked_at(cygnet: Command, place: 
 
 
 @pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        *(
+            (text, text)
+            for text in ("null", "true", "NaN", "12", "1.50", '{"a": 1}', "[1, 2]", '["9", 0]', "", "[" * 9999)
+        ),
+        ('"a red ball"', "a red ball"),
+        ('["3", 0]', ["3", 0]),
+    ],
+)
+def test_an_input_of_text_takes_the_text_as_given(
+    cygnet: Command, place: Path, prompt: Path, given: str, value: Any
+) -> None:
+    more = {"3": {"class_type": "PrimitiveInt", "inputs": {"value": 1}}}
+    prompt.write_text(json.dumps({**PROMPT, **more}))
+    changes = ("--set", f"1.value={given}", "--set", "3.value=7")
+    done = cygnet("run", prompt, "--base-directory", place, *changes, "--print-prompt")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["1"]["inputs"]["value"] == value
+    assert json.loads(done.out)["3"]["inputs"]["value"] == 7
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--set", "9.value=1"], "there is no node '9'"),
