@@ -14,8 +14,11 @@ import pytest
 import cygnet as package
 from cli_process import Command
 from cygnet.cli.studio import holder_of
+from cygnet.graph.folders import Folders
 from cygnet.media.receipt import read_receipt
 from cygnet.media.video_read import read_metadata
+from cygnet.nodes.catalogue import CORE_ELSEWHERE, node_classes
+from cygnet.nodes.workshop import Workshop
 from cygnet.server.store import sole_owner
 
 STAR = Path(package.__file__).parent / "starters" / "cygnet_first_frame.png"
@@ -162,6 +165,28 @@ def test_every_missing_node_type_is_named(cygnet: Command, place: Path, prompt: 
     done = cygnet("run", prompt, "--base-directory", place)
     assert done.code == 2
     assert "not installed: Ant, Zebra;" in done.err
+    assert "ComfyUI itself" not in done.err
+
+
+def test_of_missing_nodes_those_that_no_pack_brings_are_told_apart(cygnet: Command, place: Path, prompt: Path) -> None:
+    missing: dict[str, Any] = {
+        "3": {"class_type": "LoadAudio", "inputs": {}},
+        "4": {"class_type": "NewOne", "inputs": {}, "_meta": {"title": "x", "cnr_id": "comfy-core"}},
+    }
+    prompt.write_text(json.dumps({**PROMPT, **missing}))
+    done = cygnet("run", prompt, "--base-directory", place)
+    assert done.code == 2
+    assert "no pack brings: LoadAudio, NewOne" in done.err
+    assert "nodes install" not in done.err
+    missing["5"] = {"class_type": "Zebra", "inputs": {}, "_meta": {"cnr_id": "a-pack"}}
+    prompt.write_text(json.dumps({**PROMPT, **missing}))
+    done = cygnet("run", prompt, "--base-directory", place)
+    assert "not installed: Zebra; see cygnet nodes install" in done.err
+    assert "no pack brings: LoadAudio, NewOne" in done.err
+
+
+def test_a_node_of_ours_is_not_said_to_be_missing(place: Path) -> None:
+    assert not CORE_ELSEWHERE & node_classes(Workshop(Folders.below(place))).keys()
 
 
 @pytest.mark.parametrize("kind", ["SaveImage", "SaveAnimatedWEBP", "SaveWEBM", "SaveVideo"])

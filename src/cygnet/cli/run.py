@@ -285,6 +285,30 @@ def _copied(source: Path, folder: Path) -> Path:
         discard(part)
 
 
+def _check_installed(prompt: Mapping[str, Any], classes: Mapping[str, Any]) -> None:
+    """Raise RequestError with every node type that is missing: ComfyUI's own apart, which no pack brings.
+
+    The page writes which pack a node is of, and ``to_prompt`` keeps that.
+    """
+    from cygnet.nodes.catalogue import CORE_ELSEWHERE
+
+    core, others = set[str](), set[str]()
+    for node in prompt.values():
+        kind, told = str(node["class_type"]), node.get("_meta")
+        if kind not in classes:
+            of_core = kind in CORE_ELSEWHERE or (isinstance(told, Mapping) and told.get("cnr_id") == "comfy-core")
+            (core if of_core else others).add(kind)
+    reasons = []
+    if others:
+        reasons.append(f"it has nodes that are not installed: {', '.join(sorted(others))}; see cygnet nodes install")
+    if core:
+        reasons.append(
+            f"it has nodes of ComfyUI itself that cygnet does not have, and no pack brings: {', '.join(sorted(core))}"
+        )
+    if reasons:
+        raise RequestError(f"the workflow cannot run: {'. Also, '.join(reasons)}", field="workflow")
+
+
 def _execute(
     prompt: dict[str, Any], classes: Mapping[str, Any], extra: Mapping[str, Any], voice: Voice
 ) -> Sequence[Mapping[str, Any]]:
@@ -293,13 +317,7 @@ def _execute(
     from cygnet.graph.execute import Executor, Job
     from cygnet.graph.validate import validate
 
-    missing = sorted({str(it["class_type"]) for it in prompt.values() if it["class_type"] not in classes})
-    if missing:
-        raise RequestError(
-            f"the workflow cannot run: it has nodes that are not installed: {', '.join(missing)}; see cygnet nodes "
-            "install",
-            field="workflow",
-        )
+    _check_installed(prompt, classes)
     verdict = validate(prompt, classes)
     problems = [
         f"node {key} ({node.class_type}): {it.message}: {it.details}"

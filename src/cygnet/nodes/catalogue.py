@@ -85,6 +85,16 @@ _DISPLAY = {
     "VAEDecodeTiled": "VAE Decode (Tiled)",
 }
 
+CORE_ELSEWHERE = frozenset(
+    (
+        *("CheckpointLoaderSimple", "EmptyLatentImage", "ColorTransfer", "Painter", "ModelPatchLoader", "ScaleROPE"),
+        *("AudioConcat", "AudioEncoderEncode", "AudioEncoderLoader", "LoadAudio", "RecordAudio"),
+        *("ARVideoI2V", "SamplerARVideo", "SAM3_Detect", "SAM3_VideoTrack", "SCAIL2ColoredMask"),
+        *("WanHuMoImageToVideo", "WanInfiniteTalkToVideo", "WanSCAILToVideo"),
+    )
+)
+"""ComfyUI's own nodes of published Wan 2.1 workflows that are not here: no pack brings them."""
+
 
 def node_classes(shop: Workshop) -> dict[str, NodeClass]:
     """Every node, bound to the workshop."""
