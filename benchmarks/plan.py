@@ -112,7 +112,7 @@ def make(number: int, wide: Mapping[str, str], out: Path, *, wall: bool) -> None
     if not wall:
         time.perf_counter = time.process_time  # in this process alone, so that phases are told in processor time
     import cygnet
-    from cygnet.cli.generate import write_stream
+    from cygnet.cli.making import write_stream
     from cygnet.cli.targets import Target
 
     request = REQUESTS[number]

@@ -14,7 +14,7 @@ import cygnet
 from cygnet.checkpoints.catalogue import ENTRIES
 from cygnet.errors import OutOfMemory, RequestError
 from cygnet.planning import Machine, decide, parse_memory, refuse_what_cannot_fit, subject_of
-from cygnet.planning.plan import nearest
+from cygnet.planning.nearest import nearest
 from cygnet.planning.subject import PUBLISHED
 from random_models import write_model
 
@@ -97,7 +97,7 @@ def test_fewer_latent_frames_are_decoded_at_a_time_where_memory_is_short() -> No
 
 def test_bounds_are_never_below_what_is_traced() -> None:
     """Else a request that does not fit would be begun."""
-    from cygnet.planning.plan import _bounds
+    from cygnet.planning.needs import bounds_of
 
     for name, frames, size in (
         ("tiny-t2v", 33, (192, 128)),
@@ -108,7 +108,7 @@ def test_bounds_are_never_below_what_is_traced() -> None:
         request = cygnet.plan(name, device="cpu", dtype="float32", num_frames=frames, size=size).request
         exact = decide(subject, request, replace(Machine.of("cpu"), device_free=10**14), exact=True)
         assert exact.needs is not None
-        bounds = _bounds(subject, request, exact.decode_chunk)
+        bounds = bounds_of(subject, request, exact.decode_chunk)
         assert all(
             size <= bounds[part] for part, size in exact.needs.work().items() if part != "dit" or not exact.needs.held
         )

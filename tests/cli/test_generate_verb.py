@@ -257,18 +257,18 @@ def test_a_signal_stops_the_work_and_leaves_no_partial_file(
 
 
 def test_a_stop_says_what_was_finished(cygnet: Command, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from cygnet.cli import generate
+    from cygnet.cli import making
 
-    made = generate.write_stream
+    made = making.write_stream
     calls: list[int] = []
 
     def stopped(*arguments: object, **options: object) -> object:
         calls.append(1)
         if len(calls) == 2:
-            raise generate.Cancelled("stop")
+            raise making.Cancelled("stop")
         return made(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(generate, "write_stream", stopped)
+    monkeypatch.setattr(making, "write_stream", stopped)
     done = cygnet("generate", PROMPT, *small, "--count", "3", "--seed", "7", "--json")
     value = done.json()
     assert done.code == 130

@@ -13,7 +13,7 @@ import cygnet as library
 from cli_process import Command
 from cygnet.api import Wan
 from cygnet.checkpoints.lora.distilled import DISTILLED
-from cygnet.cli.generate import parse_loras, recipe_loras
+from cygnet.cli.wish import parse_loras, recipe_loras
 from cygnet.media.receipt import read_receipt
 from cygnet.pipelines.recipes import RECIPES
 from random_models import write_model

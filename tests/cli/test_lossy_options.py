@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli_process import Command
-from cygnet.cli.generate import recipe_loras
+from cygnet.cli.wish import recipe_loras
 from cygnet.media.receipt import read_receipt
 
 PROMPT = "a red ball moves right"

@@ -10,8 +10,10 @@ from cygnet.assembly import load_components
 from cygnet.errors import Cancelled, NumericalError, RequestError
 from cygnet.models.dit.config import Variant
 from cygnet.pipelines.components import Components
-from cygnet.pipelines.generate import Inputs, Record, generate
+from cygnet.pipelines.generate import generate
+from cygnet.pipelines.inputs import Inputs
 from cygnet.pipelines.presets import defaults_for
+from cygnet.pipelines.record import Record
 from cygnet.pipelines.request import GenerateRequest
 from cygnet.types import CancelToken, Progress
 from random_models import write_model

@@ -75,7 +75,7 @@ def test_a_model_that_fits_in_eight_bits_alone_is_kept_in_them(tmp_path: Path, m
     kinds: list[type] = []
     frames = video()
     wide = sum(path.stat().st_size for path in paths.values())  # more than eight bits take, less than all at float32
-    monkeypatch.setattr("cygnet.assembly.free_memory", lambda device: wide * 1.8)
+    monkeypatch.setattr("cygnet.assembly.placing.free_memory", lambda device: wide * 1.8)
     assert torch.equal(video(), frames)
     assert kinds == [torch.nn.Linear, EightBitLinear]
 

@@ -109,7 +109,7 @@ def test_a_network_larger_than_memory_is_streamed_and_the_others_are_not(
     paths = write_model(tmp_path)
     sizes = {"dit": paths["dit"].stat().st_size, "text_encoder": paths["text_encoder"].stat().st_size}
     assert sizes["dit"] > 2 * sizes["text_encoder"]
-    monkeypatch.setattr("cygnet.assembly.free_memory", lambda device: sizes["dit"])
+    monkeypatch.setattr("cygnet.assembly.placing.free_memory", lambda device: sizes["dit"])
     parts: Components = load_components(paths, dtype="float32").components
     with parts.use_dit() as dit, parts.use_text_encoder() as text, torch.no_grad():
         assert dit.blocks[0].ffn[0].weight.is_meta  # type: ignore[index, union-attr]

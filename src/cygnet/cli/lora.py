@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from cygnet.cli.generate import find_loras, parse_loras
 from cygnet.cli.interrupts import cancelled_by_interrupt
 from cygnet.cli.options import Debug, Json, Partial, Places, Quiet, Switch, Whole
 from cygnet.cli.output import Voice, error_line, escaped, gigabytes
 from cygnet.cli.progress import open_display
+from cygnet.cli.wish import find_loras, parse_loras
 from cygnet.errors import RequestError
 
 if TYPE_CHECKING:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from cygnet.cli.execution import ExecutionOptions
-from cygnet.cli.generate import (
+from cygnet.cli.options import Debug, File, Json, Loras, Number, Partial, Places, Quiet, Switch, Text, Whole
+from cygnet.cli.output import Voice, gigabytes, table
+from cygnet.cli.wish import (
     find_loras,
     frames_for,
     model_source,
@@ -16,8 +18,6 @@ from cygnet.cli.generate import (
     read_prompt,
     seeds_of,
 )
-from cygnet.cli.options import Debug, File, Json, Loras, Number, Partial, Places, Quiet, Switch, Text, Whole
-from cygnet.cli.output import Voice, gigabytes, table
 from cygnet.errors import OutOfMemory, RequestError
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def plan(
 
 def lines_of(plan: Plan, count: int) -> list[str]:
     """The plan for people."""
-    from cygnet.planning.plan import gib, shape
+    from cygnet.planning.words import gib, shape
 
     request, machine = plan.request, plan.machine
     place = machine.rates.device if machine.rates is not None else f"{machine.device.type}, which is not this machine's"

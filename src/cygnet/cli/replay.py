@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from cygnet.cli.generate import find_loras, model_source, parse_loras, write_stream
 from cygnet.cli.interrupts import cancelled_by_interrupt
+from cygnet.cli.making import write_stream
 from cygnet.cli.options import Debug, File, Json, Loras, Places, Quiet, Switch
 from cygnet.cli.output import Voice, error_line
 from cygnet.cli.progress import open_display
 from cygnet.cli.targets import DEFAULT_SUFFIX, Target, check_target
+from cygnet.cli.wish import find_loras, model_source, parse_loras
 from cygnet.errors import MediaError, ModelNotFoundError, RequestError
 
 if TYPE_CHECKING:

@@ -8,71 +8,24 @@ Legend: ``T H W`` frames, height, width; ``t h w`` latent grid.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Iterator
 
 import torch
 
-from cygnet.errors import NumericalError, OutOfMemory, RequestError, out_of_memory
+from cygnet.errors import NumericalError, RequestError
 from cygnet.models.umt5.model import UMT5Encoder
+from cygnet.pipelines.attempts import attempt
 from cygnet.pipelines.components import Components
-from cygnet.pipelines.conditioning import (
-    Conditioning,
-    cover,
-    crop_to_aspect,
-    encode_images,
-    encode_text,
-    image_condition,
-    resize,
-)
-from cygnet.pipelines.denoise import Guidance, Sampling, StepCache, check_noise_device, denoise, make_noise
+from cygnet.pipelines.conditioning import Conditioning, encode_images, encode_text, image_condition, resize
+from cygnet.pipelines.decoding import decode
+from cygnet.pipelines.denoise import Guidance, Sampling, StepCache, denoise, make_noise
+from cygnet.pipelines.inputs import Inputs, check_combination, fitted
 from cygnet.pipelines.presets import defaults_for
+from cygnet.pipelines.record import Record, using
 from cygnet.pipelines.request import GenerateRequest
-from cygnet.pipelines.sizes import FRAME_STRIDE, fewer_at_once, latent_frames_at_once, latent_grid
+from cygnet.pipelines.sizes import FRAME_STRIDE, latent_grid
 from cygnet.solvers import add_noise, start_step_for_strength
-from cygnet.types import CancelToken, ComponentName, Phase, Progress, ProgressSink, ignore_progress
-
-_T = TypeVar("_T")
-_M = TypeVar("_M", bound=torch.nn.Module)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What a request may come with. Not changed, and not kept after the run."""
-
-    image: torch.Tensor | None = None
-    """The first frame: float32 ``[3, H, W]`` in [-1, 1], any size."""
-    last_image: torch.Tensor | None = None
-    """The last frame, likewise."""
-    video: torch.Tensor | None = None
-    """A video to make anew: float32 ``[3, T, H, W]`` in [-1, 1]."""
-
-
-@dataclass(kw_only=True)
-class Record:
-    """What a run leaves for its receipt; made by the caller, filled while the run goes on."""
-
-    notices: list[str] = field(default_factory=list)
-    """What the caller should know, in words."""
-    sigmas: tuple[float, ...] = ()
-    cached: dict[str, Any] = field(default_factory=dict)
-    """What a step cache did: ``skipped`` of ``steps``, and ``tables`` if it measured any; empty without one."""
-    seconds: dict[Phase, float] = field(default_factory=dict)
-    """Time spent per phase, without the caller's own between chunks."""
-    stepped_down: bool = False
-    """Whether memory ran out and a stage was done again in less."""
-
-    @contextmanager
-    def timed(self, phase: Phase) -> Iterator[None]:
-        """Add the time of a ``with`` block to ``phase``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+from cygnet.types import CancelToken, ComponentName, Progress, ProgressSink, ignore_progress
 
 
 def generate(
@@ -100,74 +53,6 @@ def generate(
     return _run(components, request, inputs, on_progress, cancel or CancelToken(), record or Record(), decode_chunk)
 
 
-def check_combination(components: Components, request: GenerateRequest, inputs: Inputs) -> None:
-    """Raise :class:`~cygnet.errors.RequestError`, stating the rule, unless the model can do this with these inputs.
-
-    That includes noise from a device that is not there.
-    """
-    variant, model = components.dit.variant, f"this is {components.variant}"
-    if variant in ("vace", "control", "camera"):
-        raise RequestError(
-            f"{model}, which follows a control; make its videos in a workflow: cygnet run FILE", field="model"
-        )
-    if inputs.last_image is not None and inputs.image is None:
-        raise RequestError("last_image is given without image; give both, or image alone", field="image")
-    if inputs.image is not None and inputs.video is not None:
-        raise RequestError("image and video are both given; give one of them", field="video")
-    if variant == "t2v":
-        if inputs.image is not None:
-            raise RequestError(
-                f"{model}; image-to-video needs an I2V model: load tiny-i2v, i2v-14b-480p or i2v-14b-720p, or leave "
-                "the image out",
-                field="image",
-            )
-    elif inputs.video is not None:
-        raise RequestError(f"{model}; video-to-video needs a T2V model: load tiny-t2v or t2v-1.3b", field="video")
-    elif inputs.image is None:
-        raise RequestError(
-            f"{model}, which needs a picture: give image, or load a T2V model for text alone", field="image"
-        )
-    if variant == "i2v" and inputs.last_image is not None:
-        raise RequestError(
-            f"{model}; a last frame needs an FLF2V model: load flf2v-14b-720p, or leave last_image out",
-            field="last_image",
-        )
-    if variant == "flf2v":
-        if inputs.last_image is None:
-            raise RequestError(
-                f"{model}, which needs a first and a last frame: give last_image too, or load an I2V model",
-                field="last_image",
-            )
-        if request.num_frames == 1:
-            raise RequestError("num_frames is 1; a first and a last frame need at least 5", field="num_frames")
-    if inputs.video is None and request.strength != 1:
-        raise RequestError(
-            f"strength is {request.strength:g}, but no video is given; leave it out, or give video", field="strength"
-        )
-    if inputs.video is not None and inputs.video.shape[1] < request.num_frames:
-        have = inputs.video.shape[1]
-        raise RequestError(
-            f"num_frames is {request.num_frames}, but the video has {have} frames; ask for at most "
-            f"{1 + (have - 1) // FRAME_STRIDE * FRAME_STRIDE}",
-            field="num_frames",
-        )
-    check_noise_device(request.noise_device)
-    for name in ("image", "last_image", "video"):
-        check_pixels(name, getattr(inputs, name), 4 if name == "video" else 3)
-
-
-def check_pixels(name: str, value: torch.Tensor | None, axes: int) -> None:
-    """Raise :class:`~cygnet.errors.RequestError` unless a picture (3 axes) or video (4) is as :class:`Inputs` says."""
-    if value is None:
-        return
-    if value.ndim != axes or value.shape[0] != 3 or not value.is_floating_point() or not value.numel():
-        shape = "[3, T, H, W]" if axes == 4 else "[3, H, W]"
-        raise RequestError(f"{name} is {value.dtype} {list(value.shape)}; it must be floating {shape}", field=name)
-    low, high = (float(x) for x in value.aminmax())
-    if not (low >= -1 and high <= 1):
-        raise RequestError(f"{name} has values from {low:g} to {high:g}; they must be in [-1, 1]", field=name)
-
-
 def _run(
     components: Components,
     request: GenerateRequest,
@@ -179,7 +64,7 @@ def _run(
 ) -> Iterator[torch.Tensor]:
     try:
         record.notices += _expectations(components, request)
-        given, inputs = inputs, _fitted(inputs, request, record)
+        given, inputs = inputs, fitted(inputs, request, record)
         conditioning = _condition(components, request, given, inputs, on_progress, cancel, record)
         sampling = Sampling(
             solver=request.solver,
@@ -193,7 +78,7 @@ def _run(
 
         def denoised() -> tuple[torch.Tensor, StepCache | None]:
             cache = _step_cache(components, request)  # one for each attempt
-            with _using(components.use_dit(), "denoise", record) as dit:
+            with using(components.use_dit(), "denoise", record) as dit:
                 done = denoise(
                     dit,
                     start,
@@ -206,48 +91,15 @@ def _run(
                 )
             return done, cache
 
-        latents, cache = _attempt(components, "dit", "denoising", record, denoised)
+        latents, cache = attempt(components, "dit", "denoising", record, denoised)
         components.residency.release("dit")
         if cache is not None:
             _tell_of_cache(cache, request, record)
-        yield from _decode(components, latents, decode_chunk, on_progress, cancel, record)
+        yield from decode(components, latents, decode_chunk, on_progress, cancel, record)
     finally:
         names: tuple[ComponentName, ...] = ("text_encoder", "image_encoder", "dit", "vae")
         for name in names:
             components.residency.release(name)
-
-
-@contextmanager
-def _using(component: AbstractContextManager[_M], phase: Phase, record: Record) -> Iterator[_M]:
-    """A network for the length of a block; the time until it is there counts as loading, the rest as ``phase``."""
-    with ExitStack() as stack:
-        with record.timed("load"):
-            network = stack.enter_context(component)
-        with record.timed(phase):
-            yield network
-
-
-def _attempt(components: Components, name: ComponentName, doing: str, record: Record, work: Callable[[], _T]) -> _T:
-    """``work``, and if memory runs out in it once more, with the component ``name`` held in less; no third time.
-
-    Raises :class:`~cygnet.errors.OutOfMemory` when there is no smaller way, or none is left.
-    """
-    try:
-        return work()
-    except Exception as error:
-        if not out_of_memory(error) or record.stepped_down:
-            raise
-    # Only here, with the error and the frames that it refers to gone, can what was computed be freed.
-    how = components.residency.shrink(name)
-    if how is None:
-        raise OutOfMemory(f"out of memory while {doing}, and the weights cannot be held in less")
-    _step_down(record, doing, how)
-    return work()
-
-
-def _step_down(record: Record, doing: str, how: str) -> None:
-    record.stepped_down = True
-    record.notices.append(f"memory ran out while {doing}; it was done again in less: {how}")
 
 
 def _guidance(request: GenerateRequest) -> Guidance:
@@ -291,37 +143,6 @@ def _expectations(components: Components, request: GenerateRequest) -> list[str]
     return []
 
 
-def _fitted(inputs: Inputs, request: GenerateRequest, record: Record) -> Inputs:
-    """The inputs cut to the video's aspect if that was asked for, and a last frame made to match the first."""
-    size = (request.width, request.height)
-
-    def fit(name: str, pixels: torch.Tensor | None) -> torch.Tensor | None:
-        if pixels is None or request.image_fit == "stretch":
-            return pixels
-        cut = crop_to_aspect(pixels, *size)
-        if cut.shape != pixels.shape:
-            record.notices.append(
-                f"{name} was cut from {pixels.shape[-1]}x{pixels.shape[-2]} to {cut.shape[-1]}x{cut.shape[-2]} about "
-                f"its centre, to fit {size[0]}x{size[1]}"
-            )
-        return cut
-
-    image, last = fit("image", inputs.image), inputs.last_image
-    if image is not None and last is not None and last.shape != image.shape:
-        record.notices.append(
-            f"last_image was scaled and cut from {last.shape[2]}x{last.shape[1]} to match the first frame, "
-            f"{image.shape[2]}x{image.shape[1]}"
-        )
-        last = cover(last, image.shape[2], image.shape[1]).clamp(-1, 1)
-    if image is not None and last is not None and torch.equal(image.float(), last.float()):
-        record.notices.append("the first and the last frame are the same picture; expect little motion")
-    video = inputs.video
-    if video is not None and video.shape[1] > request.num_frames:
-        record.notices.append(f"only the first {request.num_frames} of the video's {video.shape[1]} frames are used")
-        video = video[:, : request.num_frames]
-    return Inputs(image=image, last_image=last, video=fit("video", video))
-
-
 def _condition(
     components: Components,
     request: GenerateRequest,
@@ -333,12 +154,26 @@ def _condition(
 ) -> Conditioning:
     """What steers the denoising. CLIP sees the pictures as ``given``, whole; the VAE those cut to size."""
     cancel.check()
+    context, negative = _encoded_text(components, request, on_progress, record)
+    if inputs.image is None:
+        return Conditioning(context=context, negative_context=negative)
+    cancel.check()
+    image_context, condition = _encoded_pictures(components, request, given, inputs, on_progress, cancel, record)
+    return Conditioning(
+        context=context, negative_context=negative, image_context=image_context, image_condition=condition
+    )
+
+
+def _encoded_text(
+    components: Components, request: GenerateRequest, on_progress: ProgressSink, record: Record
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Features of the prompt and, if any step is guided, of the negative prompt."""
     sampled = request.num_steps - start_step_for_strength(request.strength, request.num_steps)
     guided = _guidance(request).guided_steps(sampled) > 0
     on_progress(Progress(phase="text", step=0, total=1 + guided))
 
     def encoded_text() -> tuple[torch.Tensor, torch.Tensor | None, tuple[str, ...]]:
-        with _using(components.use_text_encoder(), "text", record) as encoder:
+        with using(components.use_text_encoder(), "text", record) as encoder:
             context, notices = encode_text(encoder, components.tokenizer, request.prompt)
             on_progress(Progress(phase="text", step=1, total=1 + guided))
             if not guided:
@@ -347,22 +182,33 @@ def _condition(
             on_progress(Progress(phase="text", step=2, total=2))
             return context, negative, notices + more
 
-    context, negative, notices = _attempt(components, "text_encoder", "encoding the text", record, encoded_text)
+    context, negative, notices = attempt(components, "text_encoder", "encoding the text", record, encoded_text)
     record.notices += notices
     components.residency.release("text_encoder")
-    if inputs.image is None:
-        return Conditioning(context=context, negative_context=negative)
+    return context, negative
 
-    cancel.check()
+
+def _encoded_pictures(
+    components: Components,
+    request: GenerateRequest,
+    given: Inputs,
+    inputs: Inputs,
+    on_progress: ProgressSink,
+    cancel: CancelToken,
+    record: Record,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """CLIP's tokens of the pictures as ``given``, and the image condition of those cut to size."""
+    first = inputs.image
+    assert first is not None
     images = tuple(it for it in (given.image, given.last_image) if it is not None)
     steps = 1 + latent_grid(request.num_frames, request.width, request.height)[0]  # CLIP, then the VAE frame by frame
     on_progress(Progress(phase="image", step=0, total=steps))
 
     def seen() -> torch.Tensor:
-        with _using(components.use_image_encoder(), "image", record) as eye:
+        with using(components.use_image_encoder(), "image", record) as eye:
             return encode_images(eye, images)
 
-    image_context = _attempt(components, "image_encoder", "encoding the picture", record, seen)
+    image_context = attempt(components, "image_encoder", "encoding the picture", record, seen)
     components.residency.release("image_encoder")
     cancel.check()
     on_progress(Progress(phase="image", step=1, total=steps))
@@ -371,10 +217,8 @@ def _condition(
         cancel.check()
         on_progress(Progress(phase="image", step=1 + done, total=1 + total))
 
-    first = inputs.image
-
     def conditioned() -> torch.Tensor:
-        with _using(components.use_vae(), "image", record) as vae:
+        with using(components.use_vae(), "image", record) as vae:
             return image_condition(
                 vae,
                 first,
@@ -385,12 +229,10 @@ def _condition(
                 on_piece=encoded,
             )
 
-    condition = _attempt(components, "vae", "encoding the picture", record, conditioned)
+    condition = attempt(components, "vae", "encoding the picture", record, conditioned)
     _check_finite(image_context, "the image encoder made NaN or infinity of the picture")
     _check_finite(condition, "the VAE made NaN or infinity of the picture")
-    return Conditioning(
-        context=context, negative_context=negative, image_context=image_context, image_condition=condition
-    )
+    return image_context, condition
 
 
 def _negative(components: Components, encoder: UMT5Encoder, text: str) -> tuple[torch.Tensor, tuple[str, ...]]:
@@ -423,14 +265,14 @@ def _start(
 
     def encoded() -> torch.Tensor:
         pieces: list[torch.Tensor] = []
-        with _using(components.use_vae(), "encode", record) as vae:
+        with using(components.use_vae(), "encode", record) as vae:
             for piece in vae.encode_chunks(_pieces(video, request.width, request.height)):
                 pieces.append(piece)
                 cancel.check()
                 on_progress(Progress(phase="encode", step=len(pieces), total=total))
         return torch.cat(pieces, dim=2)
 
-    source = _attempt(components, "vae", "encoding the source video", record, encoded)
+    source = attempt(components, "vae", "encoding the source video", record, encoded)
     _check_finite(source, "the VAE made NaN or infinity of the source video")
     return add_noise(source, noise.to(source.device), sampling.sigmas[0])
 
@@ -441,68 +283,6 @@ def _pieces(video: torch.Tensor, width: int, height: int) -> Iterator[torch.Tens
     for start in starts:
         piece = video[:, start : start + (FRAME_STRIDE if start else 1)]
         yield resize(piece, width, height).unsqueeze(0)
-
-
-def _decode(
-    components: Components,
-    latents: torch.Tensor,
-    chunk: int | None,
-    on_progress: ProgressSink,
-    cancel: CancelToken,
-    record: Record,
-) -> Iterator[torch.Tensor]:
-    """The frames; where memory runs out, those that were not given yet are decoded fewer at a time."""
-    chunk = chunk or latent_frames_at_once(*latents.shape[3:])
-    given = 0
-    try:
-        for frames in _decoded(components, latents, chunk, on_progress, cancel, record):
-            given += frames.shape[2]
-            yield frames
-        return
-    except Exception as error:
-        if not out_of_memory(error) or record.stepped_down:
-            raise
-    how, fewer = components.residency.shrink("vae"), fewer_at_once(chunk)
-    if how is None and fewer == chunk:
-        raise OutOfMemory("out of memory while decoding, one latent frame at a time and with nothing else in memory")
-    words = [] if fewer == chunk else [f"{fewer} latent frames are decoded at a time, not {chunk}"]
-    _step_down(record, "decoding", "; ".join([*([] if how is None else [how]), *words]))
-    end = 0
-    for frames in _decoded(components, latents, fewer, on_progress, cancel, record):
-        start, end = end, end + frames.shape[2]
-        if end > given:
-            yield frames[:, :, max(given - start, 0) :]
-
-
-def _decoded(
-    components: Components,
-    latents: torch.Tensor,
-    chunk: int,
-    on_progress: ProgressSink,
-    cancel: CancelToken,
-    record: Record,
-) -> Iterator[torch.Tensor]:
-    total = latents.shape[2]
-    low, high = torch.inf, -torch.inf
-    on_progress(Progress(phase="decode", step=0, total=total))
-    with ExitStack() as stack:
-        with record.timed("load"):
-            vae = stack.enter_context(components.use_vae())
-        chunks = vae.decode_chunks(latents, chunk=chunk)
-        for done in (1, *(min(first + chunk, total) for first in range(1, total, chunk))):
-            cancel.check()
-            with record.timed("decode"):
-                frames = next(chunks)
-                smallest, largest = (float(value) for value in frames.aminmax())
-            if smallest != smallest or largest != largest:
-                raise NumericalError(
-                    f"decoding gave NaN by latent frame {done} of {total}; use float32 for the VAE, or verify its file"
-                )
-            low, high = min(low, smallest), max(high, largest)
-            if done == total and low == high:
-                record.notices.append("every pixel has the same colour; the VAE's weights may be damaged")
-            on_progress(Progress(phase="decode", step=done, total=total))
-            yield frames
 
 
 def _check_finite(value: torch.Tensor, what: str) -> None:

@@ -1,9 +1,15 @@
-"""What a request will take, before any of it is done: memory, disk, time, and where weights will be."""
+"""What a request will take, before any of it is done: memory, disk, time, and where weights will be.
+
+What the model is (``subject``) and where it runs (``machine``); what its stages need (``stages``, ``needs``), where
+that fits (``decision``, ``nearest``), what it costs (``costs``); and all of it for one request (``plan``).
+"""
 
 from __future__ import annotations
 
+from cygnet.planning.costs import Stage
+from cygnet.planning.decision import decide
 from cygnet.planning.machine import Machine, calibrate_machine, parse_memory
-from cygnet.planning.plan import Plan, Stage, after_failure, decide, plan, refuse_what_cannot_fit
+from cygnet.planning.plan import Plan, after_failure, plan, refuse_what_cannot_fit
 from cygnet.planning.subject import Subject, subject_of, subject_of_loaded
 
 __all__ = [

@@ -1,0 +1,112 @@
+"""The networks of one model, each built where and how a placement holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import torch
+
+from cygnet.assembly.build import build, build_vae, executed
+from cygnet.assembly.kinds import KINDS, STACKS, block_matrices
+from cygnet.assembly.memory import weights_taken
+from cygnet.checkpoints import ComponentWeights, materialise, without_weights
+from cygnet.checkpoints.lora.beside import Branches, set_beside
+from cygnet.models.dit.model import DiT
+from cygnet.runtime.block_swap import BlockSwap
+from cygnet.runtime.execution import Execution
+from cygnet.runtime.memory import free_memory
+from cygnet.runtime.plan import Offload, Placement, Weights, choose
+from cygnet.runtime.residency import Placed, Resident, Stage, StageResidency, loaded
+from cygnet.runtime.streaming import MatrixStream, streamed_names
+from cygnet.types import ComponentName, Progress, ProgressSink, Residency
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """A model's networks as their headers have them, and what each is to be built with."""
+
+    weights: Mapping[ComponentName, ComponentWeights]
+    dtypes: Mapping[ComponentName, torch.dtype]
+    decode_dtype: torch.dtype
+    """Of the VAE's decoding half."""
+    device: torch.device
+    execution: Execution
+
+    @cached_property
+    def taken(self) -> Mapping[ComponentName, Weights]:
+        """What each takes on the device, by how it is held."""
+        taken = {part: weights_taken(it, self.dtypes[part], self.decode_dtype) for part, it in self.weights.items()}
+        if self.execution.fp8:  # which has a storage of its own
+            taken["dit"] = replace(taken["dit"], eight_bit=taken["dit"].whole)
+        if self.device.type == "cuda":
+            host = free_memory(torch.device("cpu"))
+            taken = {part: it.swapped_from(host) for part, it in taken.items()}
+        return taken
+
+    def placed(self, offload: Offload, on_progress: ProgressSink) -> Placed:
+        """The networks in the fastest placement that fits the free memory; those that stay resident are read now."""
+        placement = choose(self.taken, free_memory(self.device), offload)
+        residency = Placed(placement, self.taken, partial(self._hold, on_progress=on_progress))
+        residency.prepare()
+        return residency
+
+    def _hold(self, placement: Placement, *, on_progress: ProgressSink) -> Residency:
+        if placement.resident:
+            return self._all_resident(placement, on_progress)
+        return StageResidency({part: self._stage(part, placement) for part in self.weights})
+
+    def _all_resident(self, placement: Placement, on_progress: ProgressSink) -> Resident:
+        modules: dict[ComponentName, torch.nn.Module] = {}
+        for part in self.weights:
+            on_progress(Progress(phase="load", step=len(modules), total=len(self.weights), message=part))
+            modules[part] = self._build(part, placement)
+        on_progress(Progress(phase="load", step=len(modules), total=len(self.weights)))
+        return Resident(modules)
+
+    def _stage(self, part: ComponentName, placement: Placement) -> Stage:
+        if part in placement.streamed:
+            return self._streamed(part)
+        return loaded(partial(self._build, part, placement))
+
+    def _build(self, part: ComponentName, placement: Placement) -> torch.nn.Module:
+        weights, dtype = self.weights[part], self.dtypes[part]
+        if part == "vae":
+            return build_vae(weights, dtype, self.decode_dtype, self.device)
+        module: torch.nn.Module = build(
+            KINDS[part],
+            weights,
+            dtype,
+            self.device,
+            eight_bit=part in placement.eight_bit,
+            execution=self.execution if part == "dit" else None,
+        )
+        return module
+
+    def _streamed(self, part: ComponentName) -> Stage:
+        """Its blocks come in as they run: from the machine's memory if that holds them, else from the file."""
+        weights, dtype, device = self.weights[part], self.dtypes[part], self.device
+        bringers: list[MatrixStream | BlockSwap] = []
+
+        def bring() -> torch.nn.Module:
+            beside = Branches()
+            if self.taken[part].swaps:
+                module: torch.nn.Module = build(KINDS[part], weights, dtype, "cpu")
+                bringers.append(BlockSwap(module, STACKS, device))
+            else:
+                plain, beside = set_beside(weights, block_matrices(weights))
+                with without_weights():
+                    module = KINDS[part](weights.config)
+                materialise(module, plain, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
+                bringers.append(MatrixStream(module, STACKS, lambda name: plain.copied(name, dtype), device=device))
+            module = module.eval().requires_grad_(False)
+            if isinstance(module, DiT):
+                executed(module, device, self.execution)
+            beside.read(dtype, device).attach(module)
+            return module
+
+        def send_away(_: torch.nn.Module) -> None:
+            bringers.pop().close()
+
+        return Stage(bring, send_away)

@@ -1,0 +1,36 @@
+"""Work that is done once more, in less memory, when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from cygnet.errors import OutOfMemory, out_of_memory
+from cygnet.pipelines.components import Components
+from cygnet.pipelines.record import Record
+from cygnet.types import ComponentName
+
+_T = TypeVar("_T")
+
+
+def attempt(components: Components, name: ComponentName, doing: str, record: Record, work: Callable[[], _T]) -> _T:
+    """``work``, and if memory runs out in it once more, with the component ``name`` held in less; no third time.
+
+    Raises :class:`~cygnet.errors.OutOfMemory` when there is no smaller way, or none is left.
+    """
+    try:
+        return work()
+    except Exception as error:
+        if not out_of_memory(error) or record.stepped_down:
+            raise
+    # Only here, with the error and the frames that it refers to gone, can what was computed be freed.
+    how = components.residency.shrink(name)
+    if how is None:
+        raise OutOfMemory(f"out of memory while {doing}, and the weights cannot be held in less")
+    step_down(record, doing, how)
+    return work()
+
+
+def step_down(record: Record, doing: str, how: str) -> None:
+    record.stepped_down = True
+    record.notices.append(f"memory ran out while {doing}; it was done again in less: {how}")

@@ -1,0 +1,107 @@
+"""Where the weights of a request's networks will be, how much is decoded at a time, and whether that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from cygnet.pipelines.request import GenerateRequest
+from cygnet.pipelines.sizes import fewer_at_once, latent_frames_at_once, latent_grid
+from cygnet.planning import stages
+from cygnet.planning.machine import Machine
+from cygnet.planning.needs import Needs, bounds_of, needs_of
+from cygnet.planning.subject import Subject
+from cygnet.planning.words import gib
+from cygnet.runtime.plan import MARGIN, WORDS, Offload, Placement, choose
+from cygnet.runtime.streaming import AHEAD_BYTES
+from cygnet.types import ComponentName
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Where weights will be, how many latent frames are decoded at a time, and whether that fits."""
+
+    placement: Placement
+    decode_chunk: int
+    why: str
+    fits: bool
+    needs: Needs | None = None
+    """What it was decided by; None where bounds were enough."""
+
+
+def decide(
+    subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload = True, *, exact: bool = False
+) -> Decision:
+    """The placement of a request. Unless ``exact``, nothing is traced where the request plainly fits."""
+    free, weights = machine.device_free, subject.weights
+    grid = latent_grid(request.num_frames, request.width, request.height)
+    usual = latent_frames_at_once(*grid[1:])
+    if not exact:
+        bounds = bounds_of(subject, request, usual)
+        placement = choose(weights, free, offload, bounds)
+        # What is whole even by these bounds, and resident unless that was ruled out, is so by any measure.
+        best = not placement.eight_bit and not placement.streamed and placement.resident == (not offload)
+        if best and room_left(placement, subject, bounds, free) >= 0:
+            return Decision(placement=placement, decode_chunk=usual, why="it fits", fits=True)
+    needs = needs_of(subject, request, usual)
+    while needs.work()["vae"] + weights["vae"].whole > MARGIN * free and needs.chunk > 1:
+        fewer = fewer_at_once(needs.chunk)
+        less = stages.decode(subject.vae, subject.decode_dtype, grid, fewer)
+        needs = replace(needs, chunk=fewer, demands={**needs.demands, "decode": (("vae", less),)})
+    work = needs.work()
+    placement = choose(weights, free, offload, work)
+    return Decision(
+        placement=placement,
+        decode_chunk=needs.chunk,
+        why=_why(placement, subject, work, machine, usual, needs.chunk),
+        fits=room_left(placement, subject, work, free) >= 0 and _host_fits(placement, subject, machine),
+        needs=needs,
+    )
+
+
+def room_left(placement: Placement, subject: Subject, work: Mapping[ComponentName, int], free: int) -> int:
+    """Bytes left in the fullest stage; negative if it does not fit."""
+    taken = {part: placement.bytes(part, each) for part, each in subject.weights.items()}
+    if placement.resident:
+        return free - sum(taken.values()) - max(work.values())
+    return free - max(taken[part] + work.get(part, 0) for part in taken)
+
+
+def _host_fits(placement: Placement, subject: Subject, machine: Machine) -> bool:
+    """Whether the host holds what passes through it on the way to another device, and what is swapped from it."""
+    if machine.shares:
+        return True
+    return (
+        any(subject.weights[part].swaps for part in placement.streamed)
+        or AHEAD_BYTES + max(each.largest for each in subject.weights.values()) <= machine.host_free
+    )
+
+
+def _why(
+    placement: Placement,
+    subject: Subject,
+    work: Mapping[ComponentName, int],
+    machine: Machine,
+    usual: int,
+    chunk: int,
+) -> str:
+    free = gib(machine.device_free)
+    words: list[str] = []
+    for part in sorted(placement.eight_bit | placement.streamed):
+        weights, size = subject.weights[part], work.get(part, 0)
+        if weights.whole + size > MARGIN * machine.device_free:
+            words.append(
+                f"the {WORDS[part]}'s {gib(weights.whole)} and {gib(size)} of work do not fit {free} with room to spare"
+            )
+        else:
+            words.append(f"the {WORDS[part]} is streamed because that was asked for")
+    if chunk != usual:
+        words.append(f"{chunk} latent frames are decoded at a time, not {usual}, to fit {free}")
+    if not words:
+        fullest = max(subject.weights, key=lambda part: subject.weights[part].whole + work.get(part, 0))
+        size = subject.weights[fullest].whole
+        words.append(
+            f"the fullest stage, the {WORDS[fullest]}'s {gib(size)} and {gib(work.get(fullest, 0))} of work, fits "
+            f"{free}"
+        )
+    return "; ".join(words)

@@ -1,0 +1,99 @@
+"""What the stages of a request take beside weights: traced, or bounded from above."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cygnet.pipelines.denoise import Guidance
+from cygnet.pipelines.request import GenerateRequest
+from cygnet.pipelines.sizes import FRAME_STRIDE, latent_grid, num_tokens
+from cygnet.planning import stages
+from cygnet.planning.stages import Demand
+from cygnet.planning.subject import Subject
+from cygnet.solvers import start_step_for_strength
+from cygnet.types import ComponentName, Phase
+
+SLACK = 1.1
+"""What allocators lose: blocks that are free and too small for what is needed next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """The demands of a request's stages, and of each network the most that it takes beside weights."""
+
+    demands: Mapping[Phase, tuple[tuple[ComponentName, Demand], ...]]
+    chunk: int
+    held: int
+    """Bytes of the network that stays from one stage to a later one."""
+
+    def work(self) -> dict[ComponentName, int]:
+        """Of each network the most beside its own weights, allocators' losses counted."""
+        most: dict[ComponentName, int] = {}
+        for several in self.demands.values():
+            for part, demand in several:
+                more = self.held if part == "dit" else 0
+                most[part] = max(most.get(part, 0), round(SLACK * demand.cost.peak) + more)
+        return most
+
+
+def needs_of(subject: Subject, request: GenerateRequest, chunk: int) -> Needs:
+    """Traces of all stages."""
+    grid = latent_grid(request.num_frames, request.width, request.height)
+    dtypes, eye = subject.dtypes, subject.image_encoder
+    texts = (subject.tokens(request.prompt), subject.tokens(request.negative_prompt))
+    steps = _steps(request)
+    text = stages.encode_text(subject.text_encoder, dtypes["text_encoder"], texts[0])
+    if steps[0]:
+        text = text.and_then(stages.encode_text(subject.text_encoder, dtypes["text_encoder"], texts[1]))
+    demands: dict[Phase, tuple[tuple[ComponentName, Demand], ...]] = {"text": (("text_encoder", text),)}
+    rows, held = 0, 0
+    if eye is not None:
+        pictures = 2 if subject.dit.variant == "flf2v" else 1
+        rows = eye.num_tokens * pictures
+        demands["image"] = (
+            ("image_encoder", stages.look_at_pictures(eye, dtypes["image_encoder"], pictures)),
+            ("vae", stages.encode(subject.vae, dtypes["vae"], grid, grey=True, last=pictures == 2)),
+        )
+    if request.strength < 1:
+        demands["encode"] = (("vae", stages.encode(subject.vae, dtypes["vae"], grid, grey=False)),)
+    if eye is not None or request.strength < 1:
+        held = subject.weights["vae"].whole
+    demands["denoise"] = (
+        (
+            "dit",
+            stages.denoise_latents(
+                subject.dit,
+                dtypes["dit"],
+                grid,
+                texts=texts,
+                image_rows=rows,
+                solver=request.solver,
+                steps=steps,
+            ),
+        ),
+    )
+    demands["decode"] = (("vae", stages.decode(subject.vae, subject.decode_dtype, grid, chunk)),)
+    return Needs(demands=demands, chunk=chunk, held=held)
+
+
+def bounds_of(subject: Subject, request: GenerateRequest, chunk: int) -> dict[ComponentName, int]:
+    """More than each network can take beside its weights, without a trace: for requests that fit many times over."""
+    tokens = num_tokens(request.num_frames, request.width, request.height)
+    dit, text, base = subject.dit, subject.text_encoder, subject.vae.base_width
+    pixels = request.width * request.height * max(FRAME_STRIDE * chunk, FRAME_STRIDE)
+    work: dict[ComponentName, int] = {
+        "text_encoder": 4 * dit.text_length * (8 * text.dim + 4 * text.ffn_dim + text.num_heads * dit.text_length),
+        "dit": 2 * tokens * 4 * (24 * dit.dim + 4 * dit.ffn_dim) + 2**27,
+        "vae": pixels * 4 * 20 * base + 2**26,
+    }
+    if (eye := subject.image_encoder) is not None:
+        work["image_encoder"] = 4 * eye.num_tokens * (12 * eye.dim + 4 * eye.mlp_dim)
+    return work
+
+
+def _steps(request: GenerateRequest) -> tuple[int, int]:
+    """Steps that are guided, and that are not."""
+    made = request.num_steps - start_step_for_strength(request.strength, request.num_steps)
+    guided = Guidance(scale=request.guidance_scale, until=request.guidance_until).guided_steps(made)
+    return guided, made - guided
