@@ -208,7 +208,7 @@ class Engine:
     def _lost(self, lost: _Running, how: str) -> None:
         """Give the job of a dead worker back to the queue, or set it aside; again as long as that cannot be stored."""
         at = lost.messages.at
-        place = {} if at is None else {"node": at.node, "kind": at.class_type}
+        place = {} if at is None else dict(zip(("node", "kind"), at.marked, strict=True))
         evidence = f"the worker {how} (at {lost.messages.where()})"
         try:
             (record,) = self.store.lose(evidence, only=[lost.record.id], **place) or [lost.record]
