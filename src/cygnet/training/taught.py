@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,8 +27,8 @@ class Taught:
         before: torch.Tensor = state["marks"]
         if torch.equal(before, self.marks):
             return
-        old, new = ({tuple(row) for row in marks.tolist()} for marks in (before, self.marks))
-        gone, more = len(old - new), len(new - old)
+        old, new = (Counter(tuple(row) for row in marks.tolist()) for marks in (before, self.marks))
+        gone, more = (old - new).total(), (new - old).total()
         what = f"clips gone: {gone}, new: {more}" if gone or more else "its clips come in another order"
         raise RequestError(
             f"the data set is not the one that this run was begun with ({what}; a changed clip or caption counts as "
