@@ -248,6 +248,8 @@ def plan(
     ``plan.stages``. Raises as :func:`load` and :meth:`Wan.generate` do for what can be no request.
     """
     machine = Machine.of(device, device_memory=device_memory, host_memory=host_memory)
+    if machine.here:
+        execution.check(machine.device)
     subject = subject_of(source, machine.device, dtype, loras, execution, allow_partial_loras=allow_partial_loras)
     request = request_of(prompt, Given.read(image, last_image, video).inputs, options, subject.defaults)
     return plan_request(subject, request, machine, offload)

@@ -45,6 +45,11 @@ class Machine:
         """Whether the device works in the host's memory."""
         return self.device.type != "cuda"
 
+    @property
+    def here(self) -> bool:
+        """Whether the device is one of this machine's."""
+        return self.device.type != "cuda" or torch.cuda.is_available()
+
     def with_more(self, size: int) -> Machine:
         """The same with ``size`` more bytes free on the device (fewer if negative)."""
         more = max(self.device_free + size, 0)
