@@ -39,7 +39,7 @@ def test_the_same_for_machines(cygnet: Command, small: list[str]) -> None:
 
 
 def test_what_does_not_fit_is_an_error_that_names_what_does(cygnet: Command) -> None:
-    words = ["plan", "--model", "t2v-1.3b", "--size", "720p", "--device-memory", "3200MiB", "--host-memory", "32GiB"]
+    words = ["plan", "--model", "t2v-1.3b", "--size", "720p", "--device-memory", "3712MiB", "--host-memory", "32GiB"]
     done = cygnet(*words)
     assert done.code == 1
     assert "error: this does not fit: 81 frames of 1280x720 need " in done.err

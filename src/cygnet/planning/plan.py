@@ -10,10 +10,11 @@ from typing import Any
 
 from cygnet.errors import OutOfMemory
 from cygnet.pipelines.request import GenerateRequest
-from cygnet.planning.costs import HOST_BASE, Stage, stage_costs
-from cygnet.planning.decision import Decision, decide, room_left
-from cygnet.planning.machine import Machine
+from cygnet.planning.costs import Stage, stage_costs
+from cygnet.planning.decision import Decision, decide, host_fits, room_left
+from cygnet.planning.machine import DEVICE_BASE, Machine
 from cygnet.planning.nearest import nearest
+from cygnet.planning.needs import frame_bytes
 from cygnet.planning.subject import Subject
 from cygnet.planning.words import advice, gib, shape
 from cygnet.runtime.plan import Offload, Placement
@@ -44,6 +45,8 @@ class Plan:
     present: bool
     """Whether the weights are on this machine."""
     fits: bool
+    host_fits: bool = True
+    """Of a device with memory of its own: whether the host holds what passes through it."""
     nearest: GenerateRequest | None = None
     """Of a request that does not fit: the nearest that does; None if none does."""
 
@@ -70,11 +73,20 @@ class Plan:
 
     def refusal(self) -> str:
         """Why the request is not begun, and what could be."""
-        where = "memory" if self.machine.shares else "the device's memory"
-        take = self.host_peak - HOST_BASE if self.machine.shares else self.device_peak
+        machine = self.machine
+        if not self.host_fits:
+            take = self.host_peak - (0 if machine.host_stated else machine.host_base)
+            return (
+                f"{shape(self.request)} need {gib(take)} of the host's memory, through which the weights pass to the "
+                f"device, and {gib(machine.host_free)} are free; {advice(self.nearest)}"
+            )
+        where = "memory" if machine.shares else "the device's memory"
+        # What is free was measured in a process that has taken its own share, or was stated for one that has not.
+        base = 0 if machine.device_stated else machine.host_base if machine.shares else DEVICE_BASE
+        take = (self.host_peak if machine.shares else self.device_peak) - base
         return (
             f"{shape(self.request)} need {gib(take)} of {where} even with {self.placement.describe()}, and "
-            f"{gib(self.machine.device_free)} are free; {advice(self.nearest)}"
+            f"{gib(machine.device_free)} are free; {advice(self.nearest)}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -132,6 +144,7 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
         output=round(pixels * BYTES_PER_PIXEL) + 20_000,
         present=subject.present,
         fits=decision.fits,
+        host_fits=host_fits(decision.placement, subject, machine, frame_bytes(request)),
         nearest=None if decision.fits else nearest(subject, request, machine, offload),
     )
 
@@ -140,7 +153,7 @@ def on_machine(subject: Subject, machine: Machine) -> Subject:
     """The subject with weights that can be swapped between a device and a machine that holds them."""
     if machine.shares:
         return subject
-    weights = {part: each.swapped_from(machine.host_free) for part, each in subject.weights.items()}
+    weights = {part: each.swapped_from(machine.host_room) for part, each in subject.weights.items()}
     return replace(subject, weights=weights)
 
 
