@@ -16,6 +16,8 @@ from cygnet.errors import OutOfMemory, RequestError
 from cygnet.planning import Machine, decide, parse_memory, refuse_what_cannot_fit, subject_of
 from cygnet.planning.nearest import nearest
 from cygnet.planning.subject import PUBLISHED
+from cygnet.runtime.plan import Placement
+from cygnet.runtime.residency import Placed, Resident
 from random_models import write_model
 
 GIB = 2**30
@@ -96,6 +98,25 @@ def test_a_run_decides_as_its_plan_does(tmp_path: Path, monkeypatch: pytest.Monk
     free = 1000
     with pytest.raises(OutOfMemory, match="not begun, for want of memory: 9 frames of 64x64 need"):
         wan.stream(**small)
+
+
+def test_only_what_is_in_memory_counts_as_held(tmp_path: Path) -> None:
+    wan = cygnet.load(write_model(tmp_path), device="cpu", dtype="float32", offload=False)
+    taken = {part: replace(each, eight_bit=each.whole // 2) for part, each in wan.model.taken.items()}
+    held = Placed(Placement(resident=True, eight_bit=frozenset({"dit"})), taken, lambda _: Resident({}))
+    assert held.held == {}  # nothing is loaded yet
+    held.prepare()
+    assert held.held == {part: each.eight_bit if part == "dit" else each.whole for part, each in taken.items()}
+    held.clear()
+    assert held.held == {}
+    real = Machine.of("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Machine, "of", lambda *_, **__: real)
+        assert wan._machine().device_free == real.device_free + sum(
+            wan.model.taken[part].whole for part in wan._subject.converted
+        )
+        wan.model.residency.clear()
+        assert wan._machine().device_free == real.device_free
 
 
 def test_fewer_latent_frames_are_decoded_at_a_time_where_memory_is_short() -> None:

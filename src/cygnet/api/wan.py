@@ -211,11 +211,10 @@ class Wan:
 
     def _machine(self) -> Machine:
         """This machine; memory that weights take already is counted as free."""
-        held = 0
-        if self.model.residency.placement.resident:
-            there = self.model.taken if self.model.device.type == "cuda" else self._subject.converted
-            held = sum(self.model.taken[part].whole for part in there)
-        return Machine.of(self.model.device).with_more(held)
+        # On other devices weights of their file's own type stay mapped from it, and take nothing that is not free.
+        there = self.model.taken if self.model.device.type == "cuda" else self._subject.converted
+        held = self.model.residency.held
+        return Machine.of(self.model.device).with_more(sum(size for part, size in held.items() if part in there))
 
     @cached_property
     def _subject(self) -> Subject:
