@@ -186,7 +186,9 @@ class Wan:
             record=record,
             decode_chunk=self._placed(request),
         )
-        return VideoStream(self.model, self._identity, request, given.described, self._told(chunks, request), record)
+        return VideoStream(
+            self.model, self._identity, request, given.described, self._told(chunks, request, record), record
+        )
 
     def _placed(self, request: GenerateRequest) -> int:
         """Put the weights where the plan of ``request`` has them; returns how many latent frames to decode at a time.
@@ -197,7 +199,7 @@ class Wan:
         self.model.residency.move(decision.placement)
         return decision.decode_chunk
 
-    def _told(self, chunks: Iterator[torch.Tensor], request: GenerateRequest) -> Iterator[torch.Tensor]:
+    def _told(self, chunks: Iterator[torch.Tensor], request: GenerateRequest, record: Record) -> Iterator[torch.Tensor]:
         """The chunks; where memory runs out for good, the error names the request that fits."""
         try:
             yield from chunks
@@ -207,7 +209,13 @@ class Wan:
                 raise
             message = str(error) if isinstance(error, OutOfMemory) else f"out of memory ({str(error)[:200]})"
         # Only now is free what the failed run held.
-        raise OutOfMemory(f"{message}; {after_failure(self._subject, request, self._machine(), self.model.offload)}")
+        placement = self.model.residency.placement
+        raise OutOfMemory(
+            f"{message}; "
+            + after_failure(
+                self._subject, request, self._machine(), self.model.offload, placement=placement, part=record.at_work
+            )
+        )
 
     def _machine(self) -> Machine:
         """This machine; memory that weights take already is counted as free."""

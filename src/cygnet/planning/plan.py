@@ -11,18 +11,19 @@ from typing import Any
 from cygnet.errors import OutOfMemory
 from cygnet.pipelines.request import GenerateRequest
 from cygnet.planning.costs import Stage, stage_costs
-from cygnet.planning.decision import Decision, decide, host_fits, room_left
+from cygnet.planning.decision import Decision, decide, host_fits
 from cygnet.planning.machine import DEVICE_BASE, Machine
 from cygnet.planning.nearest import nearest
-from cygnet.planning.needs import frame_bytes
+from cygnet.planning.needs import frame_bytes, needs_of
 from cygnet.planning.subject import Subject
 from cygnet.planning.words import advice, gib, shape
 from cygnet.runtime.plan import Offload, Placement
+from cygnet.types import ComponentName
 
 BYTES_PER_PIXEL = 0.03
 """Of a finished file, roughly; it depends on what is to be seen."""
 SHARE_AFTER_FAILURE = 0.8
-"""Of what a request takes that failed, what the next one may take."""
+"""Of what the stage of a request takes that failed, what that of the next one may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,10 +166,29 @@ def refuse_what_cannot_fit(subject: Subject, request: GenerateRequest, machine: 
     return decision
 
 
-def after_failure(subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload) -> str:
-    """What to ask for after memory ran out although the plan did not see it: clearly less than the request takes."""
-    decision = decide(subject, request, machine, offload, exact=True)
-    assert decision.needs is not None
-    taken = machine.device_free - room_left(decision.placement, subject, decision.needs.work(), machine.device_free)
-    less = min(machine.device_free, round(SHARE_AFTER_FAILURE * taken))
-    return advice(nearest(subject, request, machine.with_more(less - machine.device_free), offload))
+def after_failure(
+    subject: Subject,
+    request: GenerateRequest,
+    machine: Machine,
+    offload: Offload,
+    *,
+    placement: Placement,
+    part: ComponentName | None,
+) -> str:
+    """What to ask for after memory ran out although the plan did not see it.
+
+    It fits by plan, and takes clearly less than the request in the stage that failed: that of ``part``, with weights
+    held by ``placement``; the fullest stage if ``part`` is None.
+    """
+    chunk = decide(subject, request, machine, offload, exact=True).decode_chunk
+    taken = {each: placement.bytes(each, weights) for each, weights in subject.weights.items()}
+    work = needs_of(subject, request, chunk).work()
+    failed: ComponentName = part if part is not None else max(taken, key=lambda each: taken[each] + work.get(each, 0))
+    weights = sum(taken.values()) if placement.resident else taken[failed]
+    # Where weights are most of it, less of the request can only mean less of the work.
+    less = max(round(SHARE_AFTER_FAILURE * (weights + work[failed])) - weights, work[failed] // 2)
+
+    def clearly_less(other: GenerateRequest) -> bool:
+        return needs_of(subject, other, chunk).work()[failed] <= less
+
+    return advice(nearest(subject, request, machine, offload, also=clearly_less))
