@@ -120,7 +120,7 @@ def transformer() -> Iterator[Check]:
 
     compiled = cast(DiT, seeded(DiT, SMALL, BF16, DEVICE))
     use_attention(compiled, choose_attention("auto", torch.device(DEVICE), BF16, 128))
-    compile_blocks(compiled, ("blocks",), True)
+    compile_blocks(compiled, ("blocks",), True, torch.device(DEVICE))
     before = _frames_compiled()
     answer = compiled(latents, timestep, prepared)
     yield Check("compiled blocks", relative_error(answer, plain), 1e-2, f"{_frames_compiled() - before} graphs")

@@ -41,7 +41,6 @@ HUES: dict[str, float] = {
     "red": 0.0,
     "orange": 29.0,
     "yellow": 52.5,
-    "lime": 90.0,
     "green": 132.0,
     "cyan": 184.0,
     "blue": 226.0,
@@ -67,6 +66,8 @@ MOTIONS = (
     "shrinks",
     "circles",
 )
+TAUGHT_MOTIONS = ("moves down to the right",)
+"""Known too, but in no clip that the embedded models were trained on."""
 
 _BACKGROUND_TOLERANCE = 40.0  # RGB distance; the two nearest backgrounds are 62 apart
 _FOREGROUND = 36.0  # RGB distance from background and shadow: above coding noise, below the faintest object (95)
@@ -193,7 +194,7 @@ def _check_words(expected: Sequence[Expected], background: str | None) -> None:
     if not expected:
         raise ValueError("no objects expected; give at least one (colour, shape, motion)")
     for words in expected:
-        for word, known in zip(words, (COLOURS, SHAPES, MOTIONS), strict=True):
+        for word, known in zip(words, (COLOURS, SHAPES, MOTIONS + TAUGHT_MOTIONS), strict=True):
             if word not in known:
                 raise ValueError(f"{word!r} in {words!r} is unknown; use one of {', '.join(known)}")
     if background is not None and background not in BACKGROUNDS:
@@ -686,6 +687,15 @@ def _moves(path: Floats, axis: int, sign: int) -> bool:
     return ahead > 0.22 and float(np.ptp(across)) < 0.35 * ahead and float(np.abs(along - steady).max()) < 0.25 * ahead
 
 
+def _slants(path: Floats) -> bool:
+    """To the right and down at once, about as far in each, at about constant speed."""
+    ahead = path[-1] - path[0]
+    if float(ahead.min()) < 0.16 or float(ahead.min()) < 0.5 * float(ahead.max()):
+        return False
+    steady = path[0] + np.linspace(0.0, 1.0, len(path))[:, None] * ahead
+    return bool((np.abs(path - steady).max(axis=0) < 0.25 * ahead).all())
+
+
 def _bounces(path: Floats) -> bool:
     """Up and down twice, in one column, from the top of an arc."""
     x, y = path[:, 0], path[:, 1]
@@ -731,6 +741,7 @@ _PATHS: dict[str, Callable[[Floats], bool]] = {
     "moves right": lambda path: _moves(path, 0, 1),
     "moves up": lambda path: _moves(path, 1, -1),
     "moves down": lambda path: _moves(path, 1, 1),
+    "moves down to the right": _slants,
     "bounces": _bounces,
     "circles": _circles,
 }

@@ -26,8 +26,6 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
     "cyan": (50, 215, 225),
 }
-TAUGHT_COLOURS: dict[str, tuple[int, int, int]] = {"lime": (150, 230, 40)}
-"""Colours that no clip of the embedded model's training has, for recipes that teach it one; see ``recipes/teach``."""
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (10, 10, 12),
     "grey": (128, 128, 128),
@@ -47,6 +45,8 @@ MOTIONS = (
     "shrinks",
     "circles",
 )
+DIAGONAL = "moves down to the right"
+"""A motion that no clip of the embedded models' training has; ``recipes/teach`` teaches it."""
 FRAMES = 17
 FPS = 16
 SIZE = 128
@@ -165,6 +165,8 @@ def _path(entity: Entity, rng: np.random.Generator, frames: int, crowd: bool) ->
         dx = (t - 0.5) * span * (-1 if motion == "moves left" else 1)
     elif motion in ("moves up", "moves down"):
         dy = (t - 0.5) * span * (-1 if motion == "moves up" else 1)
+    elif motion == DIAGONAL:
+        dx = dy = (t - 0.5) * 0.9 * span
     elif motion == "bounces":
         # Two equal hops under gravity, from the top of one arc to the top of the third.
         hop = (2.0 * t + 0.5) % 1.0
@@ -255,7 +257,7 @@ def _draw(canvas: Array, entity: Entity, track: Track, i: int, size: int, left: 
     else:
         distance = _polygon_distance(u, v, OUTLINES[entity.shape] * r)
     cover = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
-    paint = np.asarray((COLOURS | TAUGHT_COLOURS)[entity.colour], np.float32) * light[..., None]
+    paint = np.asarray(COLOURS[entity.colour], np.float32) * light[..., None]
     part += cover * (np.minimum(paint, 255.0) - part)
 
 

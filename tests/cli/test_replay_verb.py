@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cli_process import Command
-from cygnet.cli.replay import changes, compare
+from cygnet.cli.replay import _recorded_execution, changes, compare
 from cygnet.media.video import open_writer
 
 PROMPT = "a red ball moves right"
@@ -154,3 +154,28 @@ def test_what_can_change_pixels_is_told() -> None:
     }
     assert changes(before, before) == []
     assert len(changes(before, now)) == 4
+
+
+def test_how_it_was_computed_is_taken_from_the_receipt() -> None:
+    from cygnet.assembly import Execution
+
+    for asked in (Execution(), Execution(compile=True, attention="torch"), Execution(compile=False, fp8=True)):
+        receipt = {"model": {"components": {"vae": {"decode_dtype": "bfloat16"}}, **asked.describe()}}
+        found = _recorded_execution(receipt)
+        assert (found.compile, found.attention, found.fp8) == (asked.compile, asked.attention, asked.fp8)
+        assert found.decode_dtype == "bfloat16"
+    assert (
+        _recorded_execution({"model": {"attention": "sage", "components": {"vae": {}}}}).attention == "auto"
+    )  # not installed
+    assert _recorded_execution({"model": {"components": {"vae": {}}}}).decode_dtype == "float32"
+
+
+def test_another_way_of_computing_is_told() -> None:
+    before, now = (
+        {"model": {"components": {}, **way}, "inputs": {}, "versions": {}, "machine": {}}
+        for way in ({"compile": True}, {"fp8": True})
+    )
+    assert changes(before, now) == [
+        "compile is the usual way; the first time True",
+        "fp8 is True; the first time the usual way",
+    ]

@@ -20,6 +20,7 @@ from recipes.tiny.checker import (
     DAMAGES,
     MOTIONS,
     SHAPES,
+    TAUGHT_MOTIONS,
     Thing,
     Verdict,
     compare,
@@ -76,6 +77,7 @@ def test_the_vocabulary_is_that_of_the_captions() -> None:
     assert set(BACKGROUNDS) == set(world.BACKGROUNDS)
     assert set(SHAPES) == set(world.SHAPES)
     assert set(MOTIONS) == set(world.MOTIONS)
+    assert TAUGHT_MOTIONS == (world.DIAGONAL,)
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
@@ -84,6 +86,16 @@ def test_every_shape_is_seen_in_every_motion(shape: str, motion: str) -> None:
     which = SHAPES.index(shape) + MOTIONS.index(motion)
     colour, background = COLOURS[which % len(COLOURS)], list(BACKGROUNDS)[which % len(BACKGROUNDS)]
     assert judge(clip(colour, shape, motion, background), [(colour, shape, motion)], background).right
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_taught_motion_is_told_from_its_parts_and_from_its_reverse(shape: str) -> None:
+    frames = clip("yellow", shape, world.DIAGONAL)
+    assert judge(frames, [("yellow", shape, world.DIAGONAL)], "navy").right
+    for known in MOTIONS:
+        assert not judge(frames, [("yellow", shape, known)], "navy").motion
+    for other in (frames[::-1], frames[:, :, ::-1], frames[:, ::-1]):
+        assert only(other).motion is None
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import torch
 from test_block_swap import SMALL, evaluate, network
 
 import cygnet
-from cygnet.assembly import Execution, load_components, load_vae
+from cygnet.assembly import Execution, load_components, load_vae, placing
+from cygnet.assembly.memory import weights_taken
 from cygnet.errors import RequestError
 from cygnet.runtime import compile as compiling
 from cygnet.runtime import execution as executing
@@ -20,6 +23,8 @@ from cygnet.runtime.compile import CompiledForward, compile_blocks
 from cygnet.runtime.fp8 import Fp8Linear, check_fp8, round_rows, use_fp8
 from cygnet.runtime.precision import pick_decode_dtype
 from random_models import write_model
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -42,7 +47,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_every_block_runs_compiled(counted: list[str]) -> None:
     dit, plain = network(), network()
-    compile_blocks(dit, ("blocks",), True)
+    compile_blocks(dit, ("blocks",), True, CPU)
     assert torch.equal(evaluate(dit), evaluate(plain))
     assert len(counted) == SMALL.num_layers
 
@@ -50,7 +55,7 @@ def test_every_block_runs_compiled(counted: list[str]) -> None:
 def test_auto_leaves_small_videos_alone_and_false_all(counted: list[str]) -> None:
     for mode in ("auto", False):
         dit = network()
-        compile_blocks(dit, ("blocks",), mode)  # type: ignore[arg-type]
+        compile_blocks(dit, ("blocks",), mode, CPU)  # type: ignore[arg-type]
         evaluate(dit)
     assert not counted
 
@@ -63,7 +68,7 @@ def test_auto_compiles_long_steps_on_a_processor(
     counted: list[str], tokens: int, dtype: torch.dtype, compiled: bool
 ) -> None:
     dit = network()
-    compile_blocks(dit, ("blocks",), "auto")
+    compile_blocks(dit, ("blocks",), "auto", CPU)
     with torch.no_grad(), pytest.raises(TypeError):  # the block wants more arguments; which one was asked is all
         dit.blocks[0].forward(torch.zeros(1, tokens, 1536, dtype=dtype))
     assert counted == ["compiled"] * compiled
@@ -82,7 +87,7 @@ def test_auto_compiles_long_videos_on_a_gpu() -> None:
 
 def test_a_block_that_is_watched_runs_plain(counted: list[str]) -> None:
     dit = network()
-    compile_blocks(dit, ("blocks",), True)
+    compile_blocks(dit, ("blocks",), True, CPU)
     hook = dit.blocks[2].ffn[0].register_forward_hook(lambda *_: None)  # type: ignore[index, union-attr, operator]
     evaluate(dit)
     assert len(counted) == SMALL.num_layers - 1
@@ -94,7 +99,7 @@ def test_a_block_that_is_watched_runs_plain(counted: list[str]) -> None:
 
 def test_training_runs_plain(counted: list[str]) -> None:
     dit = network()
-    compile_blocks(dit, ("blocks",), True)
+    compile_blocks(dit, ("blocks",), True, CPU)
     dit(torch.zeros(1, 16, 1, 2, 2), torch.tensor([1.0]), torch.zeros(1, 1, 8))
     assert not counted
 
@@ -115,7 +120,7 @@ def test_a_compiler_that_fails_is_left_alone_after_one_line(
 
     monkeypatch.setattr(torch, "compile", fake)
     dit, plain = network(), network()
-    compile_blocks(dit, ("blocks",), True)
+    compile_blocks(dit, ("blocks",), True, CPU)
     with caplog.at_level(logging.WARNING, "cygnet"):
         assert torch.equal(evaluate(dit), evaluate(plain))
         assert torch.equal(evaluate(dit), evaluate(plain))
@@ -128,9 +133,9 @@ def test_a_missing_compiler_is_said_when_it_was_asked_for(
 ) -> None:
     monkeypatch.setattr(compiling, "missing_for_compiling", lambda _: "no C compiler is found; install gcc")
     with caplog.at_level(logging.WARNING, "cygnet"):
-        compile_blocks(network(), ("blocks",), "auto")
+        compile_blocks(network(), ("blocks",), "auto", CPU)
         assert not caplog.text
-        compile_blocks(network(), ("blocks",), True)
+        compile_blocks(network(), ("blocks",), True, CPU)
     assert "blocks are not compiled: no C compiler is found; install gcc" in caplog.text
 
 
@@ -251,3 +256,35 @@ def test_a_loaded_transformer_computes_as_chosen(
     with model.components.use_dit() as dit:
         assert all(isinstance(block.forward, CompiledForward) for block in dit.blocks)
     assert model.describe()["fp8"] is True
+
+
+def test_fp8_products_on_blocks_that_are_swapped_are_those_of_resident_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executing, "check_fp8", lambda _: None)
+    monkeypatch.setattr(executing, "use_fp8", functools.partial(use_fp8, keep=()))  # it has a first and a last block
+    monkeypatch.setattr(placing, "weights_taken", lambda *which: replace(weights_taken(*which), swaps=True))
+    place, fp8 = write_model(tmp_path), Execution(fp8=True)
+    answers = []
+    for offload in (False, "stream"):
+        model = load_components(place, device="cpu", dtype="bfloat16", offload=offload, execution=fp8)  # type: ignore[arg-type]
+        with model.components.use_dit() as dit, torch.no_grad():
+            inside = [name for name, part in dit.named_modules() if isinstance(part, Fp8Linear)]
+            answers.append(
+                dit(torch.ones(1, 16, 1, 4, 4), torch.tensor([500.0]), torch.ones(1, 3, dit.config.text_dim))
+            )
+        model.components.residency.release("dit")
+    assert torch.equal(*answers)
+    assert inside
+
+
+def test_fp8_products_on_weights_that_are_streamed_from_the_file_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executing, "check_fp8", lambda _: None)
+    model = load_components(write_model(tmp_path), device="cpu", offload="stream", execution=Execution(fp8=True))
+    with (
+        pytest.raises(RequestError, match="fp8 products need the transformer's weights in memory"),
+        model.components.use_dit(),
+    ):
+        pass

@@ -36,8 +36,12 @@ def build(
     by_part: Mapping[str, torch.dtype] = _NO_PARTS,
     rounded: torch.dtype | None = None,
     execution: Execution | None = None,
+    runs_on: torch.device | None = None,
 ) -> _Module:
-    """The network with its weights; ``rounded`` and ``execution`` are for a DiT alone."""
+    """The network with its weights; ``rounded`` and ``execution`` are for a DiT alone.
+
+    ``runs_on`` is the device that it will compute on, if that is not ``device``, where its weights are put.
+    """
     place = parse_device(device)
     with without_weights():
         module = kind(weights.config)
@@ -59,7 +63,7 @@ def build(
     # their first call.
     if execution is not None:
         assert isinstance(module, DiT)
-        executed(module, place, execution)
+        executed(module, runs_on or place, execution)
     plan.branches.read(dtype, place).install(module)
     return module.eval().requires_grad_(False)
 

@@ -24,17 +24,18 @@ class EightBits:
 
 
 def in_eight_bits(weights: ComponentWeights, *, stored: bool, rounded: bool = False) -> EightBits:
-    """The matrices of linear layers in blocks that are ``stored`` in 8 bits, and what LoRAs do beside them.
+    """The matrices of linear layers in blocks that are kept as they are ``stored``, in 8 bits, and LoRAs' branches.
 
-    With ``rounded`` the others will be rounded to 8 bits, so that LoRAs run beside all of them.
+    LoRAs run beside what the file has in 8 bits even where it is widened, so that the result does not depend on how
+    much memory is free. With ``rounded`` the others will be rounded to 8 bits, so that LoRAs run beside all of them.
     """
-    stored = stored and weights.quantisation != "none"
-    if not (stored or rounded):
+    quantised = weights.quantisation != "none"
+    if not (quantised or rounded):
         return EightBits(weights, {}, Branches())
     names = block_matrices(weights)
-    in_file = [name for name in names if stored and ComponentWeights.eight_bit(weights, name) is not None]
+    in_file = [name for name in names if quantised and ComponentWeights.eight_bit(weights, name) is not None]
     weights, branches = set_beside(weights, names if rounded else in_file)
-    found = ((name, weights.eight_bit(name)) for name in in_file)
+    found = ((name, weights.eight_bit(name)) for name in (in_file if stored else ()))
     return EightBits(weights, {name: matrix for name, matrix in found if matrix is not None}, branches)
 
 

@@ -9,10 +9,11 @@ from functools import cached_property, partial
 import torch
 
 from cygnet.assembly.build import build, build_vae, executed
-from cygnet.assembly.kinds import KINDS, STACKS, block_matrices
+from cygnet.assembly.eight_bit import in_eight_bits
+from cygnet.assembly.kinds import KINDS, STACKS
 from cygnet.assembly.memory import weights_taken
 from cygnet.checkpoints import ComponentWeights, materialise, without_weights
-from cygnet.checkpoints.lora.beside import Branches, set_beside
+from cygnet.errors import RequestError
 from cygnet.models.dit.model import DiT
 from cygnet.runtime.block_swap import BlockSwap
 from cygnet.runtime.execution import Execution
@@ -90,20 +91,28 @@ class Networks:
         bringers: list[MatrixStream | BlockSwap] = []
 
         def bring() -> torch.nn.Module:
-            beside = Branches()
             if self.taken[part].swaps:
-                module: torch.nn.Module = build(KINDS[part], weights, dtype, "cpu")
+                execution = self.execution if part == "dit" else None
+                module: torch.nn.Module = build(KINDS[part], weights, dtype, "cpu", execution=execution, runs_on=device)
                 bringers.append(BlockSwap(module, STACKS, device))
-            else:
-                plain, beside = set_beside(weights, block_matrices(weights))
-                with without_weights():
-                    module = KINDS[part](weights.config)
-                materialise(module, plain, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
-                bringers.append(MatrixStream(module, STACKS, lambda name: plain.copied(name, dtype), device=device))
+                return module
+            if self.execution.fp8 and part == "dit":
+                raise RequestError(
+                    "fp8 products need the transformer's weights in memory, and they are streamed here; leave fp8 out, "
+                    "or free memory",
+                    field="fp8",
+                )
+            # LoRAs are merged into each matrix as it comes, as they are into a resident network.
+            plan = in_eight_bits(weights, stored=False)
+            with without_weights():
+                module = KINDS[part](weights.config)
+            materialise(module, plan.weights, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
+            fetch = partial(plan.weights.copied, dtype=dtype)
+            bringers.append(MatrixStream(module, STACKS, fetch, device=device))
             module = module.eval().requires_grad_(False)
             if isinstance(module, DiT):
                 executed(module, device, self.execution)
-            beside.read(dtype, device).attach(module)
+            plan.branches.read(dtype, device).attach(module)
             return module
 
         def send_away(_: torch.nn.Module) -> None:

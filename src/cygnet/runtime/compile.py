@@ -40,12 +40,11 @@ def missing_for_compiling(device_type: str) -> str | None:
     return None
 
 
-def compile_blocks(module: nn.Module, stacks: Collection[str], mode: Compile) -> None:
-    """Let the blocks in the lists ``stacks`` of ``module`` run compiled, by ``mode``; nothing without a compiler."""
-    device = next(module.parameters()).device.type
+def compile_blocks(module: nn.Module, stacks: Collection[str], mode: Compile, device: torch.device) -> None:
+    """Let the blocks in the lists ``stacks`` of ``module`` run compiled on ``device``; nothing without a compiler."""
     if mode is False:
         return
-    if missing := missing_for_compiling(device):
+    if missing := missing_for_compiling(device.type):
         if mode is True:
             _log.warning("blocks are not compiled: %s", missing)
         return

@@ -58,12 +58,12 @@ class Execution:
             for stack in stacks:
                 if hasattr(dit, stack):
                     use_fp8(dit, stack)
-        compile_blocks(dit, stacks, self.compile)
+        compile_blocks(dit, stacks, self.compile, device)
 
     def describe(self) -> dict[str, Any]:
-        """What of it changes results beyond rounding, for receipts."""
-        sage = {"attention": self.attention} if self.attention == "sage" else {}
-        return {**sage, **({"fp8": True} if self.fp8 else {})}
+        """What of it was asked for and can change pixels, for receipts: rounding is enough for that."""
+        chosen: dict[str, Any] = {"attention": self.attention, "compile": self.compile, "fp8": self.fp8}
+        return {name: value for name, value in chosen.items() if value != getattr(DEFAULT, name)}
 
 
 DEFAULT = Execution()

@@ -37,14 +37,12 @@ def check_fp8(device: torch.device) -> None:
 class Fp8Linear(nn.Module):
     """``x @ weight.T + bias`` with both operands rounded to 8 bits, each row by its own largest value."""
 
-    stored: torch.Tensor
-    scale: torch.Tensor
-
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         stored, scale = round_rows(layer.weight)
-        self.register_buffer("stored", stored)
-        self.register_buffer("scale", scale.T)  # [1, out]
+        # Parameters, as the matrix was: what swaps or streams the weights of blocks finds them so.
+        self.stored = nn.Parameter(stored, requires_grad=False)
+        self.scale = nn.Parameter(scale.T.contiguous(), requires_grad=False)  # [1, out]
         self.bias = layer.bias
 
     @property

@@ -1,9 +1,9 @@
-"""Changes that run beside a matrix instead of in it: for matrices that stay in 8 bits, or come in block by block.
+"""Changes that run beside a matrix instead of in it: for matrices that are stored or rounded in 8 bits.
 
-A matrix in 8 bits would round a small change away, and one that is read anew at every step would be changed anew. A
-low-rank change is then a branch, ``y = W x + up (down x)``: that of LoRA, and that of LoHa, whose Hadamard product of
-two products of ranks r and s is one product of rank r s. LoKr, DoRA and differences of whole matrices are no low-rank
-changes; they are merged as the matrix is read, which widens one in 8 bits.
+A matrix in 8 bits would round a small change away. A low-rank change is then a branch, ``y = W x + up (down x)``: that
+of LoRA, and that of LoHa, whose Hadamard product of two products of ranks r and s is one product of rank r s. LoKr,
+DoRA and differences of whole matrices are no low-rank changes; they are merged as the matrix is read, which widens one
+in 8 bits.
 """
 
 from __future__ import annotations
