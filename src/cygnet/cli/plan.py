@@ -112,8 +112,8 @@ def plan(
     if not loras:
         try:
             loras = recipe_loras(recipe, model, dit, model_paths)
-        except ModelNotFoundError as error:  # a plan needs no weights; generate does
-            voice.note(f"note: planned without the LoRA of the recipe: {error}")
+        except ModelNotFoundError as absent:  # a plan needs no weights; generate does
+            voice.note(f"note: planned without the LoRA of the recipe: {absent}")
     if seconds is not None:
         if frames is not None:
             raise RequestError("frames and seconds are both given; give one of them", field="seconds")
