@@ -127,9 +127,17 @@ class Cancelled(CygnetError):
     exit_code = 130
 
 
+def text_of(error: BaseException) -> str:
+    """What an error says; its type's name for one that says nothing, or whose own ``__str__`` fails."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # foreign code may raise anything, here too
+        return type(error).__name__
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the machine's or the device's memory did not suffice, whichever library raised it."""
-    text = str(error).lower()
+    text = text_of(error).lower()
     return (
         isinstance(error, MemoryError | OutOfMemory)
         or type(error).__name__ == "OutOfMemoryError"

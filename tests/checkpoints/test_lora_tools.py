@@ -18,7 +18,7 @@ from cygnet.checkpoints.lora.convert import convert_lora
 from cygnet.checkpoints.lora.extract import extract_lora
 from cygnet.checkpoints.lora.inspection import inspect_lora
 from cygnet.checkpoints.lora.svd import truncated
-from cygnet.errors import OutputError, RequestError, StateMismatchError
+from cygnet.errors import OutputError, RequestError, StateMismatchError, WeightFileError
 from random_models import dit_config, state_of
 from support import fill, relative_l2
 
@@ -127,6 +127,22 @@ def test_every_kind_of_change_survives_conversion_to_comfyui(tmp_path: Path, bas
     assert inspect_lora(path).dialects == {"ComfyUI": 16}
 
 
+@pytest.mark.parametrize("kind", ["LoKr", "LoHa", "LoRA", "DoRA"])
+def test_scales_of_the_header_and_biases_survive_conversion(tmp_path: Path, base: ComponentWeights, kind: str) -> None:
+    factors = pair(f"transformer.{Q}", Q, alpha=None) | {f"transformer.{Q}.lora_B.bias": fill("b", [128])}
+    tensors = {
+        "LoKr": {f"transformer.{Q}.lokr_w1": fill("w1", [8, 8]), f"transformer.{Q}.lokr_w2": fill("w2", [16, 16])},
+        "LoHa": {f"transformer.{Q}.hada_w{part}": fill(part, [128, 2] if part.endswith("a") else [2, 128])
+                 for part in ("1_a", "1_b", "2_a", "2_b")},
+        "LoRA": factors,
+        "DoRA": factors | {f"transformer.{Q}.lora_magnitude_vector": 1 + fill("m", [128]).abs()},
+    }[kind]  # fmt: skip
+    header = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 3, "transformer.r": 4})}
+    source = write(tmp_path / "x.safetensors", tensors, header)
+    path = convert_lora(source, tmp_path / "y.safetensors", "comfyui")
+    assert_same(changes(base, (path, 0.7)), changes(base, (source, 0.7)))
+
+
 def test_conversion_to_diffusers_folds_alphas_into_the_factors(tmp_path: Path, base: ComponentWeights) -> None:
     tensors = pair(f"diffusion_model.{Q}", Q, alpha=3) | {f"diffusion_model.{Q}.diff_b": fill("b", [128])}
     source = write(tmp_path / "x.safetensors", tensors)
@@ -184,6 +200,36 @@ def test_a_sum_may_be_cut_to_a_rank(tmp_path: Path, base: ComponentWeights) -> N
         merge_loras(loras, tmp_path / "no.safetensors", rank=0)
     with pytest.raises(RequestError, match="strength"):
         merge_loras([(loras[0][0], float("nan"))], tmp_path / "no.safetensors")
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"lora_A.weight": torch.ones(4, 8), "lora_B.weight": torch.ones(8, 3)}, "product is no matrix"),
+        ({"lora_A.weight": torch.ones(4), "lora_B.weight": torch.ones(8, 4)}, "product is no matrix"),
+        ({"lora_A.weight": torch.ones(4, 0), "lora_B.weight": torch.ones(8, 4)}, "product is no matrix"),
+        ({"lora_A.weight": torch.full((4, 8), torch.inf), "lora_B.weight": torch.ones(8, 4)}, "NaN or infinity"),
+        ({"diff_b": torch.ones(8), "lora_A.weight": torch.ones(4, 8), "lora_B.weight": torch.ones(8, 4),
+          "lora_B.bias": torch.ones(1)}, "different models"),
+    ],
+)  # fmt: skip
+def test_damaged_loras_are_not_merged(
+    tmp_path: Path, parts: dict[str, torch.Tensor], words: str, rank: int | None
+) -> None:
+    damaged = write(tmp_path / "x.safetensors", {f"{Q}.{name}": value for name, value in parts.items()})
+    with pytest.raises(RequestError, match=words):
+        merge_loras([(damaged, 1.0)], tmp_path / "no.safetensors", rank=rank)
+    assert not (tmp_path / "no.safetensors").exists()
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400)], ids=["large", "negative"])
+def test_a_scale_of_hundreds_of_digits_is_refused(tmp_path: Path, number: int) -> None:
+    for noted in ({"lora_alpha": number}, {"r": number}, {"alpha_pattern": {Q: number}}):
+        header = {"lora_adapter_metadata": json.dumps(noted)}
+        path = write(tmp_path / "x.safetensors", pair(Q, Q, alpha=None), header)
+        with pytest.raises(WeightFileError, match="are numbers above 0"):
+            inspect_lora(path)
 
 
 def test_a_model_is_written_with_loras_in_it_and_says_so(tmp_path: Path, base: ComponentWeights) -> None:

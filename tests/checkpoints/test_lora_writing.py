@@ -67,6 +67,13 @@ def test_what_would_make_no_lora_is_refused_and_nothing_is_left(tmp_path: Path) 
     ):
         with pytest.raises(RequestError, match=words):
             save_lora(path, modules)
+    with pytest.raises(RequestError, match="would hold NaN or infinity in float16"):
+        save_lora(path, {Q: LowRankChange(DOWN * 1e6, UP)}, dtype=torch.float16)
+    with pytest.raises(RequestError, match="would hold NaN or infinity in float32"):
+        save_lora(path, {}, rest={Q: {"diff_b": torch.full((128,), float("nan"))}})
+    for part in ("unheard_of", "up_bias", "magnitude"):
+        with pytest.raises(RequestError, match="one that cygnet refuses"):
+            save_lora(path, {}, rest={Q: {part: torch.zeros(128)}})
     rest = {"blocks.0.norm3": {"diff": torch.zeros(128)}}
     with pytest.raises(RequestError, match="for which diffusers has no name"):
         save_lora(path, {}, rest=rest, form="diffusers")

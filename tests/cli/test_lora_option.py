@@ -12,8 +12,11 @@ from safetensors.torch import save_file
 import cygnet as library
 from cli_process import Command
 from cygnet.api import Wan
+from cygnet.checkpoints.digest import digest
 from cygnet.checkpoints.lora.distilled import DISTILLED
+from cygnet.cli.replay import recorded_loras
 from cygnet.cli.wish import parse_loras, recipe_loras
+from cygnet.errors import RequestError
 from cygnet.media.receipt import read_receipt
 from cygnet.pipelines.recipes import RECIPES
 from random_models import write_model
@@ -49,6 +52,37 @@ def test_a_lora_changes_the_video_and_stands_in_the_receipt(
     missing = cygnet("replay", "x.mp4", "--check", *small[:2])
     assert missing.code == 2
     assert "--lora FILE:STRENGTH" in missing.err
+
+
+def test_replay_finds_the_very_lora_in_a_loras_folder(
+    cygnet: Command, small: list[str], place: Path, style: Path
+) -> None:
+    loras = place / "store" / "loras"
+    (loras / "a").mkdir(parents=True)
+    style.rename(loras / "style.safetensors")
+    where = ("--model-paths", "store")
+    done = cygnet("generate", PROMPT, *small, "--seed", "1", "--out", "x.mp4", "--lora", "style", *where)
+    assert done.code == 0, done.err
+    for other in (style, loras / "a" / style.name):  # of that name, but nearer or listed first
+        save_file({"diffusion_model.blocks.0.self_attn.v.diff": torch.ones(128, 128)}, other)
+    again = cygnet("replay", "x.mp4", "--check", *small[:2], *where)
+    assert again.code == 0, again.err
+    assert "the LoRAs" not in again.err
+    style.write_bytes(b"no LoRA")
+    assert cygnet("replay", "x.mp4", "--check", *small[:2], *where).code == 0
+
+
+def test_replay_finds_a_lora_that_is_a_folder(place: Path) -> None:
+    folder = place / "peft"
+    folder.mkdir()
+    factors = {"base_model.model.blocks.0.self_attn.v.lora_A.weight": torch.ones(2, 128),
+               "base_model.model.blocks.0.self_attn.v.lora_B.weight": torch.ones(128, 2)}  # fmt: skip
+    save_file(factors, folder / "adapter_model.safetensors")
+    told = {"file": "peft", "strength": 0.5, "digest": digest([folder / "adapter_model.safetensors"])}
+    assert recorded_loras({"model": {"loras": [told]}}, place / "out" / "x.mp4") == [(Path("peft"), 0.5)]
+    for name in ("", "..", "other"):
+        with pytest.raises(RequestError, match="nor in a loras folder"):
+            recorded_loras({"model": {"loras": [told | {"file": name}]}}, place / "x.mp4")
 
 
 @pytest.mark.parametrize("given", ["none.safetensors", "{}:nan", "{}:1e9", "{}:-101"])

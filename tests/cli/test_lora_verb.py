@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cli_process import Command
 from cygnet.checkpoints import read_component
@@ -69,6 +69,16 @@ def test_loras_are_converted_merged_and_extracted(cygnet: Command, place: Path, 
     assert (told["modules"], told["rank"], round(told["kept"], 6)) == (1, 4, 1.0)
     back = with_loras(read_component(model), [(place / "d.safetensors", 1.0)]).tensor(f"{Q}.weight")
     assert relative_l2(back, merged) < 1e-5
+
+
+def test_modules_that_a_merge_leaves_out_are_told(cygnet: Command, place: Path) -> None:
+    path = lora_file(place / "te.safetensors")
+    more = {f"lora_te_layer_{number}.lora_down.weight": torch.ones(2, 8) for number in range(2)}
+    save_file(load_file(path) | more, path)
+    done = cygnet("lora", "merge", "te.safetensors", "--out", "b.safetensors", "--json")
+    assert done.code == 0, done.err
+    assert "te.safetensors: 2 modules left out, part of no Wan transformer" in done.err
+    assert json.loads(done.out)["left_out"] == [{"file": "te.safetensors", "modules": 2}]
 
 
 def test_what_cannot_be_is_refused_and_nothing_is_left(cygnet: Command, place: Path, model: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cli_process import Command
+from cygnet.api import load
 from cygnet.cli.wish import recipe_loras
 from cygnet.media.receipt import read_receipt
 
@@ -24,6 +26,15 @@ def test_a_cached_video_says_what_was_skipped_and_is_made_again(cygnet: Command,
     assert receipt["request"]["cache"] == "easy:9"
     again = cygnet("replay", "x.mp4", "--check", *small[:2])
     assert again.code == 0, again.err
+
+
+def test_a_cache_that_skipped_nothing_changed_nothing_and_says_so(t2v: Path) -> None:
+    wan = load(t2v, device="cpu")
+    plain, cached = (
+        wan.generate(PROMPT, size=(32, 32), num_frames=5, num_steps=2, seed=1, cache=cache) for cache in (None, "easy")
+    )
+    assert "cache easy skipped none of 2 steps; the video is the one without it" in cached.receipt["notices"]
+    assert np.array_equal(plain.frames, cached.frames)
 
 
 def test_a_calibration_makes_the_exact_video_and_the_table_for_the_next(
@@ -56,6 +67,10 @@ def test_a_calibration_makes_the_exact_video_and_the_table_for_the_next(
         (["--cache", "mag", "--cache-table", "text.json"], "cannot be read as JSON"),
         (["--cache", "mag", "--cache-table", "object.json"], "holds no table for cache 'mag'"),
         (["--cache", "mag", "--cache-table", "words.json"], "is no list of numbers"),
+        (["--cache", "mag", "--cache-table", "large.json"], "holds a number too large"),
+        (["--cache", "mag", "--cache-table", "listed.json"], "holds no table for cache 'mag'"),
+        (["--cache", "mag", "--cache-table", "counted.json"], "holds no table for cache 'mag'"),
+        (["--cache", "mag", "--cache-table", "deep.json"], "cannot be read as JSON"),
         (["--cache-table", "numbers.json"], "without cache"),
         (["--guidance-until", "2"], "--guidance-until is 2.0"),
         (["--guidance-rest", "less"], "--guidance-rest is 'less'"),
@@ -69,6 +84,10 @@ def test_what_cannot_be_is_refused_before_anything_is_made(
     (place / "object.json").write_text("{}")
     (place / "words.json").write_text('["1"]')
     (place / "numbers.json").write_text("[1.0]")
+    (place / "large.json").write_text(f"[{'9' * 400}]")
+    (place / "listed.json").write_text('{"cached": [1]}')
+    (place / "counted.json").write_text('{"cached": {"tables": 5}}')
+    (place / "deep.json").write_text("[" * 200_000 + "]" * 200_000)
     before = sorted(place.iterdir())
     done = cygnet("generate", PROMPT, *small, *given)
     assert (done.code, done.out) == (2, "")

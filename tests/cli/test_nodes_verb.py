@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 
 from cli_process import Command
 from cygnet.errors import CygnetError
+from cygnet.graph.folders import Folders
+from cygnet.nodes import packs
+from cygnet.nodes.workshop import Workshop
 from cygnet.server.installer import Installer
 from cygnet.server.routes_manager import perform
 from stand_in_registry import INIT, Registry, stand_in_registry, zipped
@@ -44,7 +48,7 @@ def test_a_registry_pack_is_installed_listed_updated_and_removed(
     assert not (root / "nice-pack" / "data").exists()
     (row,) = cygnet("nodes", "--json").json()["packs"]
     expected = {"name": "nice-pack", "origin": "registry", "address": "nice-pack", "version": "2.0.0", "enabled": True}
-    assert row == expected
+    assert row == {**expected, "loaded": None, "error": ""}
     cygnet("nodes", "disable", "nice-pack")
     assert not (root / "nice-pack").exists()
     assert cygnet("nodes", "list", "--json").json()["packs"][0]["enabled"] is False
@@ -54,6 +58,34 @@ def test_a_registry_pack_is_installed_listed_updated_and_removed(
     assert cygnet("nodes", "remove", "nice-pack").code == 0
     assert list(root.iterdir()) == []
     assert cygnet("nodes").out == "No packs are installed.\n"
+
+
+def test_the_list_says_which_packs_the_last_start_loaded(cygnet: Command, root: Path, tmp_path: Path) -> None:
+    for name, text in (("good", INIT), ("bad", "import no_such_module"), ("off.disabled", INIT), ("single", None)):
+        (root / name).mkdir(parents=True)
+        (root / name / "__init__.py").write_text(text or "NODE_CLASS_MAPPINGS = {}")
+    before = dict(sys.modules)
+    packs.load(Workshop(Folders.below(tmp_path)), [root], set(), root.parent / "user" / "importing-catalogue.json")
+    for name in set(sys.modules) - set(before):
+        if name.split(".")[0] in ("custom_nodes", "folder_paths", "comfy", "nodes", "server", "execution"):
+            del sys.modules[name]
+    (root / "new.py").write_text("")
+    done = cygnet("nodes", "list")
+    said = {line.split()[0]: " ".join(line.split()[1:]) for line in done.out.splitlines()}
+    assert said["good"].startswith("yes")
+    assert said["single"].startswith("yes")
+    assert said["bad"].startswith("no, it failed")
+    assert said["bad:"] == "ModuleNotFoundError: No module named 'no_such_module'"
+    assert said["off"].startswith("no, disabled")
+    assert said["new.py"].startswith("not tried yet")
+    found = {it["name"]: (it["loaded"], bool(it["error"])) for it in cygnet("nodes", "--json").json()["packs"]}
+    assert found == {
+        "bad": (False, True),
+        "good": (True, False),
+        "new.py": (None, False),
+        "off": (None, False),
+        "single": (True, False),
+    }
 
 
 def test_a_failed_update_leaves_the_old_pack(

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cli_process import Command
 
@@ -37,7 +39,7 @@ def test_the_same_for_machines(cygnet: Command, small: list[str]) -> None:
 
 
 def test_what_does_not_fit_is_an_error_that_names_what_does(cygnet: Command) -> None:
-    words = ["plan", "--model", "t2v-1.3b", "--size", "720p", "--device-memory", "3200MiB", "--host-memory", "32GiB"]
+    words = ["plan", "--model", "t2v-1.3b", "--size", "720p", "--device-memory", "3712MiB", "--host-memory", "32GiB"]
     done = cygnet(*words)
     assert done.code == 1
     assert "error: this does not fit: 81 frames of 1280x720 need " in done.err
@@ -81,6 +83,39 @@ def test_the_compiler_of_torch_is_not_loaded_for_a_plan() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "True False\n"), done.stderr
+
+
+def test_what_generate_refuses_of_this_device_a_plan_refuses_too(cygnet: Command, small: list[str]) -> None:
+    for verb in ("plan", "generate"):
+        done = cygnet(verb, "a red ball", *small, "--device", "cpu", "--fp8")
+        assert (done.code, "fp8 products need a CUDA device" in done.err) == (2, True)
+
+
+def test_the_lora_of_a_recipe_is_planned_with_or_said_to_be_absent(
+    cygnet: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import cygnet as package
+
+    words = ["plan", "--model", "t2v-14b", "--recipe", "lightx2v", "--size", "480p", "--frames", "5"]
+    words += ["--device-memory", "80GiB", "--host-memory", "64GiB"]
+    monkeypatch.setenv("CYGNET_MODEL_PATHS", str(tmp_path))
+    done = cygnet(*words)
+    assert done.code == 0, done.err
+    assert "note: planned without the LoRA of the recipe: the LoRA for t2v-14b by recipe lightx2v is not" in done.err
+    file = tmp_path / "loras" / "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16.safetensors"
+    file.parent.mkdir()
+    save_file({"diffusion_model.blocks.0.ffn.0.diff_b": torch.zeros(8)}, file)
+    asked: list[object] = []
+    real = package.plan
+
+    def planned(*args: object, **named: object) -> object:
+        asked.append(named["loras"])
+        return real(*args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(package, "plan", planned)
+    done = cygnet(*words)
+    assert (done.code, "without the LoRA" in done.err) == (0, False), done.err
+    assert asked == [[(file, 1.0)]]
 
 
 def test_a_plan_takes_every_option_of_generate() -> None:

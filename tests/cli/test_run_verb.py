@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
+import cygnet as package
 from cli_process import Command
 from cygnet.cli.studio import holder_of
 from cygnet.media.receipt import read_receipt
 from cygnet.media.video_read import read_metadata
+from cygnet.nodes.lacking import of_comfyui
 from cygnet.server.store import sole_owner
 
+STAR = Path(package.__file__).parent / "starters" / "cygnet_first_frame.png"
 run_verb = importlib.import_module("cygnet.cli.run")
 
 PROMPT: dict[str, Any] = {
@@ -56,12 +59,39 @@ def test_inputs_can_be_changed_and_the_prompt_looked_at(cygnet: Command, place: 
 
 
 @pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        *(
+            (text, text)
+            for text in ("null", "true", "NaN", "12", "1.50", '{"a": 1}', "[1, 2]", '["9", 0]', "", "[" * 9999)
+        ),
+        ('"a red ball"', "a red ball"),
+        ('["3", 0]', ["3", 0]),
+    ],
+)
+def test_an_input_of_text_takes_the_text_as_given(
+    cygnet: Command, place: Path, prompt: Path, given: str, value: Any
+) -> None:
+    more = {"3": {"class_type": "PrimitiveInt", "inputs": {"value": 1}}}
+    prompt.write_text(json.dumps({**PROMPT, **more}))
+    changes = ("--set", f"1.value={given}", "--set", "3.value=7")
+    done = cygnet("run", prompt, "--base-directory", place, *changes, "--print-prompt")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["1"]["inputs"]["value"] == value
+    assert json.loads(done.out)["3"]["inputs"]["value"] == 7
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--set", "9.value=1"], "there is no node '9'"),
         (["--set", "1.valve=1"], "has no input 'valve'; it has: value"),
         (["--set", "value"], "it must be like"),
         (["--image", "1=none.png"], "a file that exists"),
+        (
+            ["--image", f"1={STAR}"],
+            "has no field for a picture's name; in this workflow there is no node",
+        ),
     ],
 )
 def test_a_change_that_cannot_be_is_refused(
@@ -70,6 +100,19 @@ def test_a_change_that_cannot_be_is_refused(
     done = cygnet("run", prompt, "--base-directory", place, *options)
     assert (done.code, done.out) == (2, "")
     assert words in done.err
+
+
+def test_a_picture_is_given_to_a_node_that_takes_one(cygnet: Command, place: Path, prompt: Path) -> None:
+    more = {
+        "7": {"class_type": "LoadImage", "inputs": {"image": "none.png"}},
+        "8": {"class_type": "ImageScale", "inputs": {"image": ["7", 0]}},
+    }
+    prompt.write_text(json.dumps({**PROMPT, **more}))
+    done = cygnet("run", prompt, "--base-directory", place, "--print-prompt", "--image", f"7={STAR}")
+    assert json.loads(done.out)["7"]["inputs"]["image"] == STAR.name
+    done = cygnet("run", prompt, "--base-directory", place, "--print-prompt", "--image", f"8={STAR}")
+    assert done.code == 2
+    assert "in this workflow there are: 7 (LoadImage)" in done.err
 
 
 def test_a_run_beside_a_studio_says_so_and_keeps_out_of_its_previews(
@@ -120,6 +163,17 @@ def test_every_missing_node_type_is_named(cygnet: Command, place: Path, prompt: 
     done = cygnet("run", prompt, "--base-directory", place)
     assert done.code == 2
     assert "not installed: Ant, Zebra;" in done.err
+
+
+def test_a_missing_node_of_comfyuis_own_sends_nobody_to_look_for_a_pack(
+    cygnet: Command, place: Path, prompt: Path
+) -> None:
+    prompt.write_text(json.dumps({**PROMPT, "1": {"class_type": "LoadAudio", "inputs": {}}}))
+    done = cygnet("run", prompt, "--base-directory", place)
+    assert (done.code, "nodes install" in done.err) == (2, False)
+    assert "no pack brings: LoadAudio" in done.err
+    said = {"type": "Quux", "properties": {"cnr_id": "comfy-core"}}
+    assert of_comfyui(["Quux", "Zebra", "EmptyImage"], {"nodes": [said], "x": 1}) == ["EmptyImage", "Quux"]
 
 
 @pytest.mark.parametrize("kind", ["SaveImage", "SaveAnimatedWEBP", "SaveWEBM", "SaveVideo"])

@@ -73,11 +73,40 @@ class OutOfMemoryError(RuntimeError):
     """As torch names its own."""
 
 
-ERRORS: list[Exception] = []
+ERRORS: list[BaseException] = []
 
 
 def raise_it(**_: Any) -> Any:
     raise ERRORS.pop()
+
+
+async def raise_later(**_: Any) -> Any:
+    await asyncio.sleep(0)
+    raise ERRORS.pop()
+
+
+class SpeechlessError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Odd:
+    """An object as libraries of shapes have them."""
+
+    def shape(self) -> int:
+        return 3
+
+    @property
+    def dtype(self) -> Any:
+        raise RuntimeError("none")
+
+
+class Torn:
+    """An object that cannot be looked at."""
+
+    @property
+    def shape(self) -> Any:
+        raise RuntimeError("closed")
 
 
 async def slowly(value: str) -> tuple[str]:
@@ -141,6 +170,8 @@ KINDS: dict[str, type] = {
     ),
     "Fail": classic({"text": STRING}, ("STRING",), fail),
     "Raise": classic({"text": STRING}, ("STRING",), raise_it),
+    "RaiseLater": classic({"text": STRING}, ("STRING",), raise_later),
+    "Odd": classic({"value": STRING}, ("STRING",), lambda value: (ODD[value],)),
     "Work": classic({"steps": INT}, ("INT",), work),
     "Slow": classic({"value": STRING}, ("STRING",), slowly),
     "Pair": classic({"a": STRING, "b": STRING}, ("STRING",), lambda a, b: logged("Pair", (f"{a}{b}",))),
@@ -167,6 +198,13 @@ KINDS: dict[str, type] = {
         lambda me, everything, page: logged("Who", (f"{me} {len(everything)} {page}",)),
         hidden={"me": "UNIQUE_ID", "everything": "PROMPT", "page": "EXTRA_PNGINFO"},
     ),
+    "Marked": classic(
+        {"text": STRING},
+        ("STRING",),
+        lambda text, me, all: logged("Marked", (text,)),
+        hidden={"me": "UNIQUE_ID", "all": "PROMPT"},
+        IS_CHANGED=classmethod(lambda cls, text, me, all: FINGERPRINTED.append((text, me, all))),
+    ),
     "Method": classic({}, ("STRING",), lambda: (current().preview_method,)),
     "Echo": classic({"value": ("*", {})}, ("*",), lambda value: (value,)),
     "Coil": classic({"to": STRING}, ("STRING",), coil),
@@ -190,6 +228,9 @@ KINDS: dict[str, type] = {
     "Bare": classic({}, ("*",), bare),
     "Mute": classic({}, (), lambda: {"ui": {"text": [{1, 2}]}}, OUTPUT_NODE=True),
     "Moody": classic({}, ("STRING",), lambda: ("well",), INPUT_TYPES=classmethod(lambda cls: MOOD.pop())),
+    "Further": classic({}, ("STRING",), lambda: {"result": ("well",), "ui": {"text": ["u"]}, "outputs": {1, 2}, 3: 4}),
+    "Astray": classic({}, ("STRING",), lambda: {"images": []}),
+    "Silent": classic({}, (), lambda: logged("Silent", {"images": []}), OUTPUT_NODE=True),
     "Wrong": classic({}, ("STRING", "STRING"), lambda: ("one",)),
     "Grown": classic(
         {
@@ -201,6 +242,7 @@ KINDS: dict[str, type] = {
     ),
 }
 FILE = {"digest": "one"}
+ODD: dict[str, Any] = {"method": Odd(), "raises": Torn(), "digits": 10**5000}
 FINGERPRINTED: list[Any] = []
 MOOD: list[dict[str, Any]] = []
 CLASSES: dict[str, NodeClass] = {name: Classic(name, it) for name, it in KINDS.items()}
@@ -411,6 +453,45 @@ def test_a_failure_ends_the_job_and_says_where() -> None:
     assert run({"1": node("Show", text="next")}, executor=executor)[1].state == "success"
 
 
+@pytest.mark.parametrize("kind", ["Raise", "RaiseLater"])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (asyncio.CancelledError(), "CancelledError"),
+        (SystemExit(3), "SystemExit: 3"),
+        (SystemExit(), "whole program"),
+        (SpeechlessError(), "SpeechlessError"),
+        (RecursionError("deep"), "deep"),
+    ],
+)
+def test_whatever_a_node_raises_is_its_failure(kind: str, error: BaseException, said: str) -> None:
+    executor = Executor(CLASSES)
+    ERRORS[:] = [error]
+    events, ended = run({"1": node(kind, text="a"), "2": node("Show", text=["1", 0])}, executor=executor)
+    (failed,) = [it for it in events if isinstance(it, NodeFailed)]
+    assert (failed.place.node, ended.state) == ("1", "error")
+    assert said in failed.message
+    assert type(error).__name__ in failed.exception_type
+    assert "Traceback" in failed.traceback[0]
+    assert run({"1": node("Show", text="next")}, executor=executor)[1].state == "success"
+
+
+def test_what_signals_raise_is_no_failure_of_a_node() -> None:
+    ERRORS[:] = [KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        run({"1": node("Raise", text="a"), "2": node("Show", text=["1", 0])})
+
+
+@pytest.mark.parametrize(("value", "type_name"), [("method", "Odd"), ("raises", "Torn"), ("digits", "int")])
+def test_a_failure_is_told_whatever_the_node_was_given(value: str, type_name: str) -> None:
+    events, ended = run(
+        {"1": node("Odd", value=value), "2": node("Fail", text=["1", 0]), "3": node("Show", text=["2", 0])}
+    )
+    failed = next(it for it in events if isinstance(it, NodeFailed))
+    assert (failed.place.node, failed.message, ended.state) == ("2", "it broke", "error")
+    assert failed.inputs["text"] == [type_name]
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory"), OutOfMemoryError("2 GiB")])
 def test_when_memory_runs_out_everything_is_let_go_and_the_next_job_runs(error: Exception) -> None:
     relieved: list[int] = []
@@ -438,6 +519,16 @@ def test_a_wrong_number_of_results_is_a_failure_in_words() -> None:
     assert ended.state == "error"
     failed = next(it for it in events if isinstance(it, NodeFailed))
     assert "1 values; it declares 2 outputs" in failed.message
+
+
+def test_further_keys_of_what_a_node_returns_are_not_looked_at() -> None:
+    events, ended = run({"1": node("Further"), "2": node("Show", text=["1", 0])})
+    assert (ended.state, shown(events)) == ("success", ["u", "well"])
+    assert run({"1": node("Silent")}, "1")[1].state == "success"
+    events, _ = run({"1": node("Astray"), "2": node("Show", text=["1", 0])})
+    assert (
+        "['images']; its 1 outputs must be in result" in next(it for it in events if isinstance(it, NodeFailed)).message
+    )
 
 
 def test_a_stop_is_honoured_inside_a_node() -> None:
@@ -572,6 +663,16 @@ def test_a_fingerprint_is_given_none_for_a_link() -> None:
     assert RUNS.count("Linked") == 1
 
 
+def test_a_fingerprint_is_given_the_nodes_own_id_and_nothing_that_changes_with_each_job() -> None:
+    FINGERPRINTED.clear()
+    executor = Executor(CLASSES)
+    prompt = {"1": node("Marked", text="a"), "2": node("Show", text=["1", 0])}
+    run(prompt, executor=executor)
+    run({**prompt, "3": node("Show", text="b")}, executor=executor)
+    assert FINGERPRINTED == [("a", "1", None)] * 2
+    assert RUNS.count("Marked") == 1
+
+
 def test_a_fingerprint_may_be_async() -> None:
     executor = Executor(CLASSES)
     prompt = {"1": node("Later"), "2": node("Show", text=["1", 0])}
@@ -627,3 +728,11 @@ def test_a_stop_is_honoured_inside_an_async_node() -> None:
 def test_an_expansion_may_give_its_nodes_lists() -> None:
     events, _ = run({"1": node("Bare"), "2": node("Show", text=["1", 0])})
     assert shown(events) == [[1, 2, 3]]
+
+
+def test_a_job_whose_pack_was_removed_meanwhile_says_so() -> None:
+    events, ended = run({"1": node("Show", text=["2", 0]), "2": node("Gone")}, "1")
+    assert ended.state == "error"
+    (failed,) = [it for it in events if isinstance(it, NodeFailed)]
+    assert (failed.place.node, failed.exception_type) == ("2", "ValueError")
+    assert failed.message.startswith("Node 2 is of a type that is not installed: Gone; install the pack")

@@ -191,6 +191,23 @@ class Spread(Node):
         return tuple(text)
 
 
+class Hiding(Node):
+    """Hidden arguments of kinds that nobody fills in, and of one that is filled in."""
+
+    REQUIRED: ClassVar[dict[str, Any]] = {"a": ("*",)}
+    HIDDEN: ClassVar[dict[str, Any]] = {
+        "b": ("*",),
+        "c": ("INT", {"default": 9, "max": 1}),
+        "d": "FLOW",
+        "raw": ("*", {"rawLink": True}),
+        "id": "UNIQUE_ID",
+        "token": "AUTH_TOKEN_COMFY_ORG",
+    }
+
+    def run(self, **given: Any) -> tuple[str]:
+        return (str(sorted(given.items())),)
+
+
 class LoopOpen(Node):
     """The beginning of a loop: a number, and how often still to go round."""
 
@@ -292,7 +309,7 @@ CLASSES = {
     it.__name__: Classic(it.__name__, it)
     for it in (
         Text, Add, Show, Raw, HandOn, Chosen, Flexible, HalfFlexible, ManyLinks, Closed, Tell, Within, LoopOpen,
-        LoopClose, Spread, Nest, Both, BothLater, Numbers,
+        Hiding, LoopClose, Spread, Nest, Both, BothLater, Numbers,
     )
 }  # fmt: skip
 
@@ -319,6 +336,25 @@ def failure(prompt: dict[str, Any]) -> NodeFailed:
     events, ended = run(prompt)
     assert ended.state == "error"
     return next(it for it in events if isinstance(it, NodeFailed))
+
+
+def test_hidden_arguments_that_nobody_fills_in_are_taken_from_the_prompt_or_left_out() -> None:
+    given = {"1": node("Text", value=3), "3": node("Show", value=["2", 0])}
+    filled = "('id', '2'), ('token', None)"
+    assert shown({**given, "2": node("Hiding", a=["1", 0])}) == [f"[('a', 3), {filled}]"]
+    hiding = node("Hiding", a=1, b=["1", 0], c=5, d="x", raw=["1", 0], id="9", token="of-nobody")
+    assert shown({**given, "2": hiding}) == [
+        "[('a', 1), ('b', 3), ('c', 5), ('d', 'x'), ('id', '2'), ('raw', ['1', 0]), ('token', None)]"
+    ]
+
+
+def test_a_hidden_link_brings_its_source_and_counts_for_the_cache() -> None:
+    executor = Executor(CLASSES)
+    for value in (1, 2):
+        inner = node("Nest", inner={"x": node("Hiding", a=1, b=["1", 0])})
+        prompt = {"1": node("Text", value=value), "2": inner, "3": node("Show", value=["2", 0])}
+        assert f"('b', {value})" in shown(prompt, executor)[0]
+        assert f"('b', {value})" in shown({**prompt, "2": node("Hiding", a=1, b=["1", 0])}, executor)[0]
 
 
 def test_a_raw_link_is_given_as_it_is_and_nothing_behind_it_runs() -> None:
@@ -480,3 +516,21 @@ def test_a_small_prompt_can_be_changed_before_it_is_run() -> None:
         {"a": node("Text", value=["b", 0]), "b": node("Text", value=1)}, [["a", 0], 7], "q."
     )
     assert moved == ({"q.a": node("Text", value=["q.b", 0]), "q.b": node("Text", value=1)}, (["q.a", 0], 7))
+
+
+def test_names_that_answer_for_one_place_at_a_time_are_read() -> None:
+    class Open(tuple[str, ...]):
+        def __getitem__(self, index: Any) -> Any:
+            return "*" if index > len(self) - 1 else super().__getitem__(index)
+
+    class Puter:
+        INPUT_TYPES = staticmethod(lambda: {"required": {}})
+        RETURN_TYPES, RETURN_NAMES, OUTPUT_IS_LIST = Open(["INT", "STRING"]), Open(["a"]), Open([True])  # type: ignore[list-item]
+        FUNCTION = "go"
+
+    described = Classic("Puter", Puter).describe()
+    assert [(it.name, it.type, it.is_list) for it in described.outputs] == [
+        ("a", "INT", True),
+        ("STRING", "STRING", False),
+    ]
+    assert described.output(7) is not None

@@ -16,7 +16,7 @@ from cygnet.checkpoints.catalogue import EMBEDDED
 from cygnet.errors import RequestError, StateMismatchError
 from cygnet.graph.folders import Folders
 from cygnet.models.dit.config import Variant
-from cygnet.nodes import camera, control, loaders, sampling
+from cygnet.nodes import camera, control, grids, loaders, sampling
 from cygnet.nodes.conditioning import Conditioning
 from cygnet.nodes.workshop import FileHandle, ModelHandle, Workshop
 from cygnet.pipelines.denoise import Guidance, SkippedLayers, guided_from_fitted, respread
@@ -171,6 +171,52 @@ def test_the_sampler_hands_on_what_the_nodes_attach(shop: Workshop, tmp_path: Pa
         )
     model = saved(tmp_path, variant)
     assert not torch.equal(sample(shop, model, steered, latent), sample(shop, model, prompt, latent))
+
+
+@pytest.mark.parametrize("variant", ["vace", "control", "camera", "i2v"])
+def test_sizes_off_the_grids_are_taken_by_every_kind_of_steering(
+    shop: Workshop, tmp_path: Path, variant: Variant
+) -> None:
+    prompt, size = text(), {"width": 76, "height": 44, "length": 5, "batch_size": 1}
+    if takes_pictures(variant):
+        prompt[0][1]["clip_vision_output"] = torch.rand(1, CLIP.num_tokens, CLIP.dim)
+    picture = torch.rand(1, 50, 90, 3)
+    given = {"positive": prompt, "negative": prompt, "vae": VAE, **size}
+    it: Any
+    if variant == "vace":
+        it = control.WanVaceToVideo.bind(shop)()
+        found = it.run(**given, strength=1.0, control_video=picture, control_masks=torch.ones(1, 50, 90))
+    elif variant == "control":
+        it = control.WanFunControlToVideo.bind(shop)()
+        found = it.run(**given, control_video=picture)
+    elif variant == "camera":
+        seen: Any = camera.WanCameraEmbedding.bind(shop)()
+        rays = seen.run("Pan Up", 76, 44, 5)[0]
+        it = camera.WanCameraImageToVideo.bind(shop)()
+        found = it.run(**given, start_image=picture, camera_conditions=rays)
+    else:
+        it = control.WanFunInpaintToVideo.bind(shop)()
+        found = it.run(**given, start_image=picture, end_image=picture)
+    made = sample(shop, saved(tmp_path, variant), found[0], found[2])
+    assert made.shape == (1, 16, 2, 5, 9)
+    assert bool(made.isfinite().all())
+
+
+def test_latents_of_odd_sides_are_continued_around_their_edges() -> None:
+    rows = torch.arange(2 * 3 * 5.0).view(1, 1, 2, 3, 5)
+    whole = grids.whole_patches(rows, (1, 2, 2))
+    assert whole.shape == (1, 1, 2, 4, 6)
+    assert torch.equal(whole[..., :3, :5], rows)
+    assert torch.equal(whole[..., 3, :5], rows[..., 0, :])
+    assert torch.equal(whole[..., :3, 5], rows[..., 0])
+    assert grids.whole_patches(rows[..., :2, :4], (1, 2, 2)).shape == (1, 1, 2, 2, 4)
+
+
+def test_what_fills_no_cell_is_cut_off_evenly_and_a_picture_without_any_is_refused() -> None:
+    picture = torch.arange(20 * 27.0).view(1, 20, 27, 1)
+    assert torch.equal(grids.whole_cells(picture), picture[:, 2:18, 1:25])
+    with pytest.raises(RequestError, match="7x20 pixels; the VAE takes 8x8"):
+        grids.whole_cells(torch.zeros(1, 20, 7, 3))
 
 
 def test_conditioning_of_another_size_or_model_is_refused(shop: Workshop, tmp_path: Path) -> None:

@@ -126,7 +126,12 @@ class Demo(ComfyExtension):
         Demo.loaded = True
     async def get_node_list(self):
         assert Demo.loaded
-        return [Paint, Keep, Look, Same, Count]
+        return [Paint, Keep, Look, Same, Broken, Count]
+
+class Broken(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="DemoBroken", inputs=[io.NoSuchType.Input("image")])
 
 async def comfy_entrypoint():
     return Demo()

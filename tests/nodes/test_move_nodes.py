@@ -89,6 +89,13 @@ def test_a_feature_follows_its_track_with_its_strength() -> None:
     assert torch.equal(out, changed)
 
 
+def test_a_track_leads_to_the_cells_that_are_left_of_a_size_off_the_grid() -> None:
+    points = [[(1.0, 2.0)], [(2.0, 2.0)], [(73.9, 41.9)], [(74.0, 10.0)]]  # 76 x 44 without two pixels on each side
+    path = torch.tensor(points).repeat_interleave(4, dim=0)
+    tracks: Any = {"track_path": path, "track_visibility": torch.ones(16, 1, dtype=torch.bool)}
+    assert move.track_cells(tracks, 76, 44, 16)[:, 0].tolist() == [[-1, -1], [0, 0], [4, 8], [-1, -1]]
+
+
 def test_the_positive_side_alone_is_moved(tmp_path: Path) -> None:
     shop = Workshop(Folders.below(tmp_path), device="cpu")
     node: Any = move.WanMoveTrackToVideo.bind(shop)()

@@ -265,6 +265,24 @@ def test_a_prompt_becomes_files_that_carry_their_workflow(shop: Workshop) -> Non
     assert [it for it in events if isinstance(it, NodePreviewed)]
 
 
+@pytest.mark.parametrize(("width", "height"), [(72, 40), (100, 75)])
+def test_sizes_off_the_grids_are_made_as_far_as_they_fill_cells(shop: Workshop, width: int, height: int) -> None:
+    whole = (height // 8 * 8, width // 8 * 8)
+    shop.folders.input.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), "red").save(shop.folders.input / "p.png")
+    prompt = text_to_video(
+        d=node("SaveImage", images=["9", 0], filename_prefix="x"),
+        e=node("VAEEncode", pixels=["f", 0], vae=["8", 0]),
+        f=node("LoadImage", image="p.png"),
+        g=node("VAEDecode", samples=["e", 0], vae=["8", 0]),
+        h=node("SaveImage", images=["g", 0], filename_prefix="y"),
+    )
+    prompt["6"]["inputs"] |= {"width": width, "height": height}
+    run(shop, prompt)
+    assert {Image.open(it).size[::-1] for it in shop.folders.output.glob("*.png")} == {whole}
+    assert len([*shop.folders.output.glob("x*.png")]) == 5
+
+
 def test_the_first_and_the_last_step_are_shown_however_fast_the_others_are(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

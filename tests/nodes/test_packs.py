@@ -44,7 +44,7 @@ def clean_modules() -> Iterator[None]:
     before = dict(sys.modules)
     yield
     for name in set(sys.modules) - set(before):
-        if name.split(".")[0] in ("custom_nodes", "folder_paths", "comfy", "nodes", "server"):
+        if name.split(".")[0] in ("custom_nodes", "folder_paths", "comfy", "nodes", "server", "execution"):
             del sys.modules[name]
 
 
@@ -87,6 +87,61 @@ def test_a_pack_runs_among_ours_and_cannot_replace_them(shop: Workshop, root: Pa
     assert f"42 {shop.folders.output}" in str(events)
 
 
+FORMS = """
+import importlib, sys
+import custom_nodes
+from . import one, sub
+from .one import WHO as a
+from .one import *
+from .sub import two
+from .sub.two import WHO as b
+from .sub.deep import three
+from .sub.deep.three import WHO as c
+d = importlib.import_module(".one", __name__).WHO
+e = importlib.import_module("custom_nodes.NAME.sub.two").WHO
+class It:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES = ("STRING",); FUNCTION = "run"; OUTPUT_NODE = True
+    def run(self):
+        from . import late
+        from .sub.deep.later import WHO
+        import custom_nodes.PLAIN.one as again
+        return ("|".join([a, b, c, d, e, one.WHO, two.WHO, three.WHO, late.WHO, WHO, again.WHO]),)
+NODE_CLASS_MAPPINGS = {"NODE": It}
+"""
+PARTS = ("one", "late", "sub/two", "sub/deep/three", "sub/deep/later")
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_modules_of_packs_are_found_in_every_form_and_kept_apart(
+    shop: Workshop, tmp_path: Path, failing: bool
+) -> None:
+    first, second = tmp_path / "custom_nodes", tmp_path / "elsewhere"
+    where = {"a-b": first, "a_b": first, "v1.2": second, "plain": second}
+    for name, root in where.items():
+        short = name.replace(".", "_x_")
+        plain = short if short.isidentifier() else "plain"
+        text = FORMS.replace("NAME", short, 1).replace("PLAIN", plain).replace('{"NODE"', f'{{"{name}"')
+        folder = pack(root, name, __init__=text)
+        (folder / "sub" / "deep").mkdir(parents=True)
+        (folder / "sub" / "__init__.py").write_text("from .. import one; from ..one import WHO; from . import deep")
+        (folder / "sub" / "deep" / "__init__.py").write_text("from ...one import WHO")
+        for part in PARTS:
+            (folder / f"{part}.py").write_text(f"WHO = {f'{name}/{part}'!r}\n")
+    if failing:
+        pack(first, "a", __init__="from . import one; from .sub import two; raise ValueError", one="WHO = 'a'")
+    (first / "plain.py").write_text("import custom_nodes.plain; NODE_CLASS_MAPPINGS = {}")
+    found = {it.name: it for it in packs.load(shop, [first, second], set()) if it.nodes or it.error}
+    assert {name: it.error for name, it in found.items() if name != "a"} == dict.fromkeys(where, "")
+    for name in where:
+        it: Any = found[name].nodes[name]
+        said = it.call(it.instance(), {})[0].split("|")
+        again = name if name in ("a_b", "v1.2") else "plain"
+        parts = ("one", "sub/two", "sub/deep/three", "one", "sub/two", *("one", "sub/two", "sub/deep/three"))
+        assert said == [*(f"{name}/{part}" for part in (*parts, "late", "sub/deep/later")), f"{again}/one"]
+    assert not [it for it in sys.modules if it == "custom_nodes.a" or it.startswith("custom_nodes.a.")]
+
+
 def test_packs_that_fail_hide_nothing_and_are_remembered(shop: Workshop, root: Path) -> None:
     pack(root, "a_broken", __init__="import no_such_module_at_all")
     pack(root, "b_leaves", __init__="raise SystemExit(3)")
@@ -95,7 +150,7 @@ def test_packs_that_fail_hide_nothing_and_are_remembered(shop: Workshop, root: P
     pack(root, "e_off.disabled", __init__="raise ValueError")
     pack(root, "f_no_package", other="raise ValueError")
     pack(root, "g_early", __init__=GOOD, helper="TITLE = 1", prestartup_script="raise OSError('early')")
-    (root / "single.py").write_text("NODE_CLASS_MAPPINGS = {}")
+    (root / "single.py").write_text("NODE_CLASS_MAPPINGS = {'One': object, 2: object, None: object}")
     (root / ".hidden.py").write_text("raise ValueError")
     found = {it.name: it for it in packs.load(shop, [root, root / "none"], set())}
     assert set(found) == {"a_broken", "b_leaves", "c_v3", "d_syntax", "g_early", "good-pack", "single"}
@@ -105,6 +160,7 @@ def test_packs_that_fail_hide_nothing_and_are_remembered(shop: Workshop, root: P
     assert "must return a ComfyExtension" in found["c_v3"].error
     assert "SyntaxError" in found["d_syntax"].error
     assert not found["good-pack"].error
+    assert found["single"].json()["nodes"] == ["One"], "a name that is no text is left out alone"
     assert set(found["g_early"].nodes) == {"Double", "KSampler"}
     assert set(found["good-pack"].nodes) == set(), "the first that has a name keeps it"
     json.dumps([it.json() for it in found.values()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import sys
@@ -31,7 +32,10 @@ from cygnet.types import CancelToken
 IMPORTS = """
 import comfy.sd, comfy.samplers, comfy.sample, comfy.model_patcher, comfy.controlnet, comfy.clip_vision, comfy.lora
 import comfy.utils, comfy.model_management as mm, comfy.latent_formats, comfy.ops, comfy.model_base, latent_preview
-import folder_paths, node_helpers, nodes, server, comfyui_version
+import folder_paths, node_helpers, nodes, server, comfyui_version, execution, comfy_extras, comfy.patcher_extension
+import comfy.k_diffusion.sampling, comfy.hooks, comfy.conds, comfy.float, comfy.lora_convert, comfy.sampler_helpers
+from comfy.ldm.modules.attention import optimized_attention
+from comfy_extras.nodes_mask import MaskComposite
 from comfy.cli_args import args, LatentPreviewMethod
 from comfy.comfy_types import IO, ComfyNodeABC, InputTypeDict, FileLocator, CheckLazyMixin
 from comfy.comfy_types.node_typing import IO as SameIO
@@ -458,3 +462,50 @@ def test_folders_and_the_files_in_them(classes: dict[str, Any], shop: Workshop, 
     assert paths.get_input_subfolders() == ["sub", "sub/back", "sub/skip"]
     with pytest.raises(AbsentNameError, match="chosen when the studio is started"):
         paths.set_output_directory("x")
+
+
+def test_modules_say_that_they_lie_in_the_base_folder(classes: dict[str, Any], shop: Workshop) -> None:
+    base = shop.folders.output.parent
+    for name in ("folder_paths", "nodes", "server", "execution", "node_helpers"):
+        assert Path(str(sys.modules[name].__file__)) == base / f"{name}.py"
+    assert Path(str(sys.modules["comfy"].__file__)) == base / "comfy" / "__init__.py"
+    assert Path(inspect.getfile(seen("PromptServer"))).parent == base
+
+
+def test_the_server_is_a_class_that_packs_may_derive_from_and_change(
+    classes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = seen("PromptServer")
+    assert isinstance(server.instance, server)
+    assert isinstance(server.instance, Host)
+    assert type("More", (server,), {})().instance is server.instance
+    told: list[Any] = []
+    monkeypatch.setattr(server, "send_sync", lambda self, *message: told.append(message))
+    server.instance.send_sync("a", 1)
+    assert told == [("a", 1)]
+    assert "custom_nodes_from_web" in server.instance.supports
+    queue = server.instance.prompt_queue
+    with pytest.raises(AbsentNameError, match=r"prompt_queue.currently_running is not there.*over HTTP"):
+        queue.currently_running  # noqa: B018
+    with running(Context(Place(node="1", display="1", real="1"), told.append, CancelToken())):
+        server.instance.send_progress_text("half", "1")
+    assert told[-1].text == "half"
+
+
+def test_a_message_that_is_no_json_is_not_sent_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    def tell(event: str, data: Any, client: str | None) -> None:
+        json.dumps(data)
+
+    Host(tell).send_sync("mine", {"a": object()})
+    assert "message mine is not sent" in caplog.text
+
+
+def test_nodes_that_are_not_there_can_be_derived_from_and_say_so(classes: dict[str, Any]) -> None:
+    base: Any = sys.modules["nodes"].CheckpointLoaderSimple  # type: ignore[attr-defined]
+    more = type("More", (base,), {"RETURN_TYPES": (*base.RETURN_TYPES, "STRING")})
+    assert more.RETURN_TYPES == ("MODEL", "CLIP", "VAE", "STRING")
+    assert ".png" in sys.modules["comfy.k_diffusion.utils"].FolderOfImages.IMG_EXTENSIONS  # type: ignore[attr-defined]
+    assert "bicubic" in sys.modules["nodes"].ImageScale.upscale_methods  # type: ignore[attr-defined]
+    for use in (more, lambda: more.INPUT_TYPES(), lambda: seen("optimized_attention")(1), seen("MaskComposite")):
+        with pytest.raises(AbsentNameError, match="is not there in cygnet"):
+            use()

@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from cygnet.graph.context import current
 from cygnet.graph.contract import Classic
 from cygnet.server.child import Channel
@@ -49,6 +51,7 @@ def _terminated() -> list[int]:
 
 
 FREED: list[bool] = []
+NUMBERS: dict[str, Any] = {"nan": {"number": [float("nan")]}, "numpy": {"number": [np.float32(0.5), np.array(3)]}}
 
 
 class Text:
@@ -79,6 +82,8 @@ class Text:
             for i in range(steps):
                 current().progress(i, steps)
                 time.sleep(0.005)
+        if text == "numpy":
+            current().progress(np.float32(1), np.int64(2))
         if text == "hang":
             time.sleep(1000)
         if text == "preview":
@@ -98,7 +103,40 @@ class Show:
     OUTPUT_NODE = True
 
     def run(self, text: str) -> dict[str, Any]:
-        return {"ui": {"text": [text], **({"number": [float("nan")]} if text == "nan" else {})}}
+        return {"ui": {"text": [text], **NUMBERS.get(text, {})}}
+
+
+class Odd(Show):
+    """Declares what is no JSON."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": (["a"], {"default": object()})}}
+
+
+class Single(Show):
+    """Declares a number of numpy."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": ("FLOAT", {"default": np.float32(1.5), "max": np.int64(2)})}}
+
+
+class Leaving(Show):
+    """Ends the process that asks."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        sys.exit(3)
+
+
+class Dying(Show):
+    """Takes the process down that asks."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
 
 
 PACKS: list[dict[str, Any]] = []
@@ -107,6 +145,15 @@ CLASSES = {"Text": Classic("Text", Text), "Show": Classic("Show", Show)}
 
 def worker(channel: Channel, options: Mapping[str, Any]) -> None:
     serve_jobs(channel, CLASSES, free=lambda: FREED.append(True))
+
+
+def odd_catalogue(channel: Channel, options: Mapping[str, Any]) -> None:
+    odd = {it.__name__: Classic(it.__name__, it) for it in (Odd, Single, Leaving)}
+    serve_catalogue(channel, {**odd, **CLASSES})
+
+
+def dying_catalogue(channel: Channel, options: Mapping[str, Any]) -> None:
+    serve_catalogue(channel, {**CLASSES, "Dying": Classic("Dying", Dying)})
 
 
 def catalogue(channel: Channel, options: Mapping[str, Any]) -> None:

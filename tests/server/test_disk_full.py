@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,51 @@ def test_a_full_disk_is_told_and_the_queue_stays_readable(tmp_path: Path, monkey
         assert int(refused.headers["retry-after"]) > 0
         assert client.get("/health").json()["problems"] == ["the disk is full"]
     store.close()
+
+
+def test_a_job_file_that_takes_nothing_is_told(tmp_path: Path) -> None:
+    settings = Settings(folders=Folders.below(tmp_path), user=tmp_path / "user")
+    store = JobStore(tmp_path / "jobs.sqlite")
+    engine = Engine(store, Sockets(features(settings)), f"{HERE}:worker", f"{HERE}:catalogue")
+    with TestClient(create_app(engine, settings), base_url="http://127.0.0.1:8188") as client:
+        fill(store, full=True)
+        told = {"status": "degraded", "queue": 0, "problems": ["the job file cannot be written"]}
+        assert client.get("/health").json() == told
+        fill(store, full=False)
+        assert client.get("/health").json()["status"] == "ok"
+        fill(store, full=True)
+        assert client.post("/prompt", json={"prompt": LARGE}).status_code == 507
+        assert client.get("/health").json() == told  # at once, although it was well a moment ago
+        fill(store, full=False)
+        assert client.get("/health").json()["status"] == "ok"
+        assert client.post("/prompt", json={"prompt": LARGE}).status_code == 200
+    store.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no file-size limit there")
+def test_a_limit_under_which_only_little_fits_is_told_too(path: Path) -> None:
+    script = """
+        import resource, sys
+        from pathlib import Path
+        from cygnet.errors import OutputError
+        from cygnet.server.store import JobStore, Submission
+        store = JobStore(Path(sys.argv[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+        print(store.can_write())
+        for number in range(12):
+            try:
+                store.submit(Submission(id=str(number), prompt={"1": {"text": "x" * 90_000}}, outputs=["1"]))
+            except OutputError:
+                print(number, store.can_write(), store.remaining())
+                break
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(path)], capture_output=True, text=True, check=False
+    )
+    first, last = done.stdout.splitlines()
+    number, can, remaining = last.split()
+    assert (first, can) == ("True", "False"), done.stderr
+    assert 0 < int(number) == int(remaining) < 12
 
 
 def test_no_job_is_begun_without_room_and_all_run_when_there_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,13 +57,12 @@ class Wire:
 class Studio:
     """An engine with a client."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, catalogue: str = "catalogue") -> None:
         self.store = JobStore(path)
         self.wire = Wire()
         self.sockets = Sockets({})
-        self.engine = Engine(
-            self.store, self.sockets, "tests.server.children:worker", "tests.server.children:catalogue"
-        )
+        here = "tests.server.children"
+        self.engine = Engine(self.store, self.sockets, f"{here}:worker", f"{here}:{catalogue}")
 
     async def submit(self, text: str, **more: Any) -> str:
         prompt = {
@@ -85,9 +84,9 @@ class Studio:
         return state
 
 
-def studio(path: Path, story: Callable[[Studio], Awaitable[None]]) -> None:
+def studio(path: Path, story: Callable[[Studio], Awaitable[None]], catalogue: str = "catalogue") -> None:
     async def whole() -> None:
-        it = Studio(path)
+        it = Studio(path, catalogue)
         await it.engine.start()
         pump = asyncio.create_task(it.sockets.join("me", it.wire, 0).pump())
         try:
@@ -507,5 +506,47 @@ def test_the_catalogue_describes_and_survives_its_own_death(path: Path) -> None:
         assert it.engine._catalogue is not None
         it.engine._catalogue.kill()
         assert set(await it.engine.know("describe", name="Show")) == {"Show"}
+
+    studio(path, story)
+
+
+def test_a_type_that_cannot_be_told_is_left_out_and_hides_no_other(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        described = await it.engine.know("describe")
+        assert set(described) == {"Single", "Text", "Show"}
+        assert described["Single"]["input"]["required"] == {"value": ["FLOAT", {"default": 1.5, "max": 2}]}
+        assert await it.engine.know("describe", name="Odd") == {}
+        prompt = {"1": {"class_type": "Odd", "inputs": {"value": "b"}}}
+        verdict = await it.engine.know("validate", prompt=prompt, targets=None)
+        (problem,) = verdict["node_errors"]["1"]["errors"]
+        assert problem["type"] == "value_not_in_list"
+        assert "object object" in str(problem["extra_info"]["input_config"])
+        assert it.engine.problems() == []
+
+    studio(path, story, "odd_catalogue")
+
+
+def test_a_lost_catalogue_is_told(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        with pytest.raises(Refused, match="knows the nodes died"):
+            await it.engine.know("describe")
+        assert it.engine.problems() == ["the process that knows the nodes died and is being started again"]
+        while it.engine._catalogue_gone:
+            await asyncio.sleep(0.01)
+        assert it.engine.problems() == ["the process that knows the nodes died when it was asked last (describe)"]
+        assert set(await it.engine.know("describe", name="Show")) == {"Show"}
+        assert it.engine.problems() == []
+
+    studio(path, story, "dying_catalogue")
+
+
+def test_numbers_of_numpy_reach_clients_as_numbers(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        job = await it.submit("numpy")
+        assert await it.ended(job) == "completed"
+        steps = [message["data"] for message in it.wire.got if message["type"] == "progress"]
+        assert [(step["value"], step["max"]) for step in steps] == [(1, 2)]
+        (shown,) = [message["data"] for message in it.wire.got if message["type"] == "executed"]
+        assert shown["output"] == {"text": ["numpy"], "number": [0.5, 3]}
 
     studio(path, story)

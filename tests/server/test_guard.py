@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import MutableMapping
+from http.cookies import SimpleCookie
 from typing import Any
 
 import pytest
@@ -129,6 +130,30 @@ def test_a_token_is_taken_from_header_cookie_or_a_sockets_query() -> None:
     assert status(scope(f"/api/queue?token={TOKEN}", "GET")) == 401  # it would end up in logs and histories
     assert status(scope("/login", "GET")) == 200
     assert status(scope("/health", "GET")) == 200
+
+
+@pytest.mark.parametrize(
+    "other",
+    ['prefs={"a":"b c"}', "a=b c", "foo[0]=1", "bare", "\xe9=1", 'open="a', "=", "", "cygnet_token=of-yesterday"],
+)
+@pytest.mark.parametrize("name", ["cygnet_token", "cygnet_token_framed"])
+def test_cookies_of_other_services_do_not_hide_the_token(other: str, name: str) -> None:
+    for cookie in (f"{other}; {name}={TOKEN}", f"{name}={TOKEN};{other}", f'{other}; {name}="{TOKEN}"'):
+        assert judge(scope(cookie=cookie), token=TOKEN) == 200
+    assert judge(scope(cookie=f"{other}; x{name}={TOKEN}"), token=TOKEN) == 401
+
+
+def test_a_token_of_marks_is_read_as_the_login_page_writes_it() -> None:
+    token = 'a;b,c "d" \\ 1234567890'
+    written: SimpleCookie = SimpleCookie({"cygnet_token": token})
+    header = written["cygnet_token"].OutputString()
+    assert judge(scope(cookie=f"a=b c; {header}; d=e"), token=token) == 200
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "http://]", "http://[zz]", "//", "\xff"])
+def test_an_origin_that_cannot_be_read_is_refused(origin: str, kind: str) -> None:
+    assert judge(scope("/ws", "GET", kind, origin=origin)) == 403
 
 
 def test_guessing_is_slowed_down_and_the_right_token_never(caplog: pytest.LogCaptureFixture) -> None:

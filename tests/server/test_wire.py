@@ -6,6 +6,8 @@ import json
 import struct
 from typing import Any
 
+import pytest
+
 from cygnet.graph.contract import Classic
 from cygnet.graph.events import (
     JobEnded,
@@ -15,6 +17,8 @@ from cygnet.graph.events import (
     NodesCached,
     NodeStarted,
     Place,
+    from_json,
+    to_json,
 )
 from cygnet.graph.execute import Executor, Job
 from cygnet.server.wire import JobMessages, Line, Message, Preview, over, status
@@ -74,6 +78,34 @@ def test_a_failure_is_told_once_with_everything_the_page_needs() -> None:
     assert all(isinstance(line, str) for line in ending.error["traceback"])
 
 
+class Grow:
+    """An expansion within an expansion, whose inmost node fails."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"deep": ("INT", {})}}
+
+    RETURN_TYPES = ()
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+
+    def run(self, deep: int) -> dict[str, Any]:
+        inner = ("Grow", {"deep": deep - 1}) if deep else ("Show", {"text": "fail"})
+        return {"expand": {f"9.0.{deep}": {"class_type": inner[0], "inputs": inner[1]}}, "result": ()}
+
+
+@pytest.mark.parametrize("deep", [0, 1, 2])
+def test_a_failure_inside_an_expansion_is_told_of_the_node_that_the_page_has(deep: int) -> None:
+    sent: list[Any] = []
+    messages = JobMessages("j")
+    executor = Executor({"Show": Classic("Show", Show), "Grow": Classic("Grow", Grow)})
+    job = Job(prompt={"9": {"class_type": "Grow", "inputs": {"deep": deep}}}, outputs=("9",))
+    executor.run(job, lambda event: sent.extend(messages.of(from_json(json.loads(json.dumps(to_json(event)))))))
+    assert (sent[-1].type, sent[-1].data["node_id"], sent[-1].data["node_type"]) == ("execution_error", "9", "Grow")
+    failed = sent[-2].data["nodes"]["9.0.0"]
+    assert (failed["state"], failed["real_node_id"]) == ("error", "9")
+
+
 def test_a_blocked_output_does_not_fail_the_job() -> None:
     messages = JobMessages("j")
     messages.of(NodeFailed(PLACE, "nothing came", "ExecutionBlocked", blocked=True))
@@ -85,7 +117,7 @@ def test_an_interruption_is_told_to_all() -> None:
     messages = JobMessages("j")
     (message,) = messages.of(JobEnded("interrupted", PLACE, ("3",)))
     assert isinstance(message, Message)
-    assert (message.type, message.to_all, message.data["node_id"]) == ("execution_interrupted", True, "1:2")
+    assert (message.type, message.to_all, message.data["node_id"]) == ("execution_interrupted", True, "1")
     assert messages.ending().state == "cancelled"
 
 

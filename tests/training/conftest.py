@@ -85,6 +85,10 @@ def configure(tmp_path: Path, clips: Path, models: dict[str, dict[str, str]], sh
         for name, value in changes.items():
             old = fields.get(name)
             fields[name] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        if fields["method"] != "lora":
+            del fields["lora"]
+        if fields["method"] == "vae":
+            del fields["data"]["cache"]
         return config_from(fields, tmp_path)
 
     return make

@@ -212,3 +212,14 @@ def test_check_says_what_is_wrong_with_each_clip(clips: Path, capsys: pytest.Cap
     fine = command(capsys, "data", "check", clips, "--size", "32x32", "--frames", "5")
     assert (fine.code, "2 of 2 clips" in fine.out) == (0, True)
     assert command(capsys, "data", "check", clips, "--size", "33x32").code == 2
+
+
+def test_a_caption_of_half_a_character_is_refused_and_a_link_to_nothing_is_seen(clips: Path) -> None:
+    listed = clips / "list.jsonl"
+    listed.write_text('{"path": "0.mp4", "caption": "a \\ud800 swan"}\n')
+    with pytest.raises(RequestError, match=r"line 1 of 'list\.jsonl' has a caption with half a character"):
+        read_items(listed)
+    (clips / "gone.mp4").symlink_to(clips / "nowhere.mp4")
+    (clips / "gone.txt").write_text("a clip that is gone")
+    report = check_items(read_items(clips), DataConfig(path=str(clips), sizes=["32x32"], frames=[5]))
+    assert [it.weight for it in report.findings if it.name == "gone.mp4"] == ["refused"]

@@ -41,7 +41,7 @@ def together(configs: list[TrainConfig], folder: Path, processes: int = 2) -> No
     words: list[str] = []
     for number, config in enumerate(configs):
         place = folder / f"{number}.json"
-        place.write_text(config.model_dump_json(by_alias=True))
+        place.write_text(config.model_dump_json(by_alias=True, exclude_unset=True))
         words += [str(place), free_port()]
     common = {**os.environ, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
     started = [
@@ -104,6 +104,7 @@ def test_what_cannot_be_shared_out_is_refused(configure: Configure, monkeypatch:
         ({"parallel": {"context": 3}}, "parallel.context"),
         ({"optimizer": {"name": "muon"}}, "optimizer.name"),
         ({"memory": {"block_swap": 1}}, "memory.block_swap"),
+        ({"method": "vae"}, "method"),
     ):
         with pytest.raises(RequestError) as raised, many_processes(configure(**changes)):
             pass

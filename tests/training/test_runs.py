@@ -19,11 +19,13 @@ from safetensors.torch import load_file
 import cygnet
 from conftest import Configure  # type: ignore[attr-defined]
 from cygnet.checkpoints.lora import read_lora
-from cygnet.errors import NumericalError, OutputError, RequestError
+from cygnet.errors import MediaError, NumericalError, OutOfMemory, OutputError, RequestError
 from cygnet.training import state as state_module
 from cygnet.training.config import TrainConfig
+from cygnet.training.flow_run import FlowRun
 from cygnet.training.start import Outcome, train
 from cygnet.training.state import newest_state
+from cygnet.training.taught import Taught
 from cygnet.types import CancelToken
 
 
@@ -92,7 +94,7 @@ def test_a_killed_run_goes_on_bit_for_bit(configure: Configure, tmp_path: Path, 
 
 def test_a_process_that_is_killed_anywhere_leaves_a_run_that_goes_on(configure: Configure, tmp_path: Path) -> None:
     config = configure(output="killed", steps=400, every={"save": 1, "log": 1})
-    (tmp_path / "config.json").write_text(config.model_dump_json(by_alias=True))
+    (tmp_path / "config.json").write_text(config.model_dump_json(by_alias=True, exclude_unset=True))
     program = (
         "import json, sys, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\nfrom cygnet.training.config import config_from\n"
@@ -181,6 +183,88 @@ def test_a_run_of_other_settings_is_refused(configure: Configure) -> None:
     with pytest.raises(RequestError, match="other settings") as raised:
         quiet(configure(steps=2, optimizer={"rate": 0.5}))
     assert raised.value.field == "output"
+
+
+@pytest.mark.parametrize("method", ["lora", "vae"])
+def test_a_run_does_not_go_on_with_other_clips(configure: Configure, clips: Path, method: str) -> None:
+    (clips / "still.png").unlink()
+    changes: dict[str, Any] = {"vae": {"crop": 16, "frames": 5}} if method == "vae" else {}
+    cancel = CancelToken()
+    config = configure(method=method, steps=3, **changes)
+    quiet(config, cancel=cancel, on_step=lambda report: cancel.cancel())
+    kept = (clips / "2.mp4").read_bytes()
+    (clips / "2.mp4").unlink()
+    with pytest.raises(RequestError, match="clips gone: 1, new: 0") as raised:
+        quiet(config)
+    assert raised.value.field == "data.path"
+    (clips / "2.mp4").write_bytes(kept)
+    (clips / "3.mp4").write_bytes((clips / "0.mp4").read_bytes())
+    (clips / "3.txt").write_text("another")
+    with pytest.raises(RequestError, match="the data set is not the one"):
+        quiet(config)
+    (clips / "3.mp4").unlink()
+    assert quiet(config).finished
+
+
+def test_the_order_of_clips_counts_and_a_checkpoint_without_clips_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = Taught([("ab" * 20, "cd" * 20), ("ef" * 20, "cd" * 20)]), Taught([("ef" * 20, "cd" * 20)] * 2)
+    other.load_state_dict(other.state_dict())
+    with pytest.raises(RequestError, match="gone: 1, new: 1"):
+        other.load_state_dict(one.state_dict())
+    turned = Taught([("ef" * 20, "cd" * 20), ("ab" * 20, "cd" * 20)])
+    with pytest.raises(RequestError, match="another order"):
+        turned.load_state_dict(one.state_dict())
+    state_module.Run(tmp_path / "old", step=3).save({})
+    assert state_module.Run(tmp_path / "old").resume({"clips": one})
+    assert "names no clips" in caplog.text
+
+
+def test_a_note_of_a_checkpoint_that_is_no_object_is_damaged(configure: Configure) -> None:
+    config = configure()
+    quiet(config)
+    max(Path(config.output).glob("checkpoints/*.json")).write_text("[]")
+    found = newest_state(Path(config.output))
+    assert found is not None
+    assert found["step"] == 2
+
+
+def test_samples_that_cannot_be_made_are_refused_before_anything_is_trained(configure: Configure) -> None:
+    sampled: dict[str, Any] = {"every": {"sample": 2}, "sample": {"prompts": ["a red ball"]}}
+    with pytest.raises(RequestError, match="needs a picture"):
+        quiet(configure("i2v", **sampled))
+    sampled["sample"]["image"] = "none.png"
+    config = configure("i2v", **sampled)
+    with pytest.raises(MediaError, match=r"none\.png"):
+        quiet(config)
+    assert not list(Path(config.output).iterdir())
+
+
+def test_a_sample_that_fails_costs_no_step(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: Any, **options: Any) -> Any:
+        raise OutOfMemory("out of memory")
+
+    monkeypatch.setattr(cygnet.Wan, "generate", fails)
+    config = configure(every={"sample": 1, "save": 100}, sample={"prompts": ["a red ball"]}, steps=2)
+    said: list[str] = []
+    assert train(config, say=said.append).finished
+    assert [line for line in said if "sample 0 of step 1 failed" in line and "out of memory" in line]
+
+
+def test_what_fails_beside_the_training_leaves_the_step_saved(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Any) -> float:
+        raise ValueError("no loss")
+
+    monkeypatch.setattr(FlowRun, "validate", fails)
+    config = configure(every={"validate": 1, "save": 100})
+    with pytest.raises(ValueError, match="no loss"):
+        quiet(config)
+    found = newest_state(Path(config.output))
+    assert found is not None
+    assert found["step"] == 1
 
 
 def test_parts_of_a_step_give_the_loss_of_the_whole(configure: Configure) -> None:

@@ -34,6 +34,11 @@ GOOD: dict[str, Any] = {"method": "lora", "model": "tiny-t2v", "output": "run", 
         ({"optimizer": {"rate": float("nan")}}, "optimizer.rate", "finite"),
         ({"model": {"dit": "a"}}, None, "model.vae is missing"),
         ({"method": "vae", "preserve": {"captions": ["x"]}}, None, "preserve.captions"),
+        ({"method": "vae", "every": {"validate": 1}}, None, "does not use every.validate"),
+        ({"method": "vae", "data": {"path": "x", "validation": "y"}}, None, "does not use data.validation"),
+        ({"method": "vae", "memory": {"checkpointing": "full"}}, None, "does not use memory.checkpointing"),
+        ({"method": "full", "lora": {"rank": 32}}, None, "does not use [lora]"),
+        ({"scratch": {"dim": 64}, "vae": {"crop": 64}}, None, "does not use [scratch], [vae]"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(
@@ -56,6 +61,29 @@ def test_paths_begin_at_the_folder_of_the_file(tmp_path: Path) -> None:
     for name, words in (("bad.toml", "not valid TOML"), ("none.toml", "cannot be read")):
         with pytest.raises(RequestError, match=words):
             read_config(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("steps = " + "9" * 5000, "digits"),
+        ('output = "a\\u0000b"', "output is .* no usable path"),
+        ('output = ""', "output is empty"),
+        (f'output = "{"a" * 5000}"', "output is .* too long"),
+        ('output = "~nobody-of-this-name/run"', "output is .* no usable path"),
+    ],
+    ids=["deep", "long-integer", "nul", "empty", "long-path", "nobody"],
+)
+def test_a_file_that_no_one_means_is_refused_in_words(tmp_path: Path, text: str, words: str) -> None:
+    place = tmp_path / "train.toml"
+    rest = "" if text.startswith("output") else 'output = "run"\n'
+    place.write_text(
+        f'{text}\n{rest}method = "lora"\nmodel = "tiny-t2v"\n' + "steps = 1\n" * (text[0] != "s") + "[data]\n"
+        'path = "clips"\n'
+    )
+    with pytest.raises(RequestError, match=words):
+        read_config(place)
 
 
 def test_every_field_is_documented(capsys: pytest.CaptureFixture[str]) -> None:

@@ -186,7 +186,9 @@ class Wan:
             record=record,
             decode_chunk=self._placed(request),
         )
-        return VideoStream(self.model, self._identity, request, given.described, self._told(chunks, request), record)
+        return VideoStream(
+            self.model, self._identity, request, given.described, self._told(chunks, request, record), record
+        )
 
     def _placed(self, request: GenerateRequest) -> int:
         """Put the weights where the plan of ``request`` has them; returns how many latent frames to decode at a time.
@@ -197,7 +199,7 @@ class Wan:
         self.model.residency.move(decision.placement)
         return decision.decode_chunk
 
-    def _told(self, chunks: Iterator[torch.Tensor], request: GenerateRequest) -> Iterator[torch.Tensor]:
+    def _told(self, chunks: Iterator[torch.Tensor], request: GenerateRequest, record: Record) -> Iterator[torch.Tensor]:
         """The chunks; where memory runs out for good, the error names the request that fits."""
         try:
             yield from chunks
@@ -207,15 +209,20 @@ class Wan:
                 raise
             message = str(error) if isinstance(error, OutOfMemory) else f"out of memory ({str(error)[:200]})"
         # Only now is free what the failed run held.
-        raise OutOfMemory(f"{message}; {after_failure(self._subject, request, self._machine(), self.model.offload)}")
+        placement = self.model.residency.placement
+        raise OutOfMemory(
+            f"{message}; "
+            + after_failure(
+                self._subject, request, self._machine(), self.model.offload, placement=placement, part=record.at_work
+            )
+        )
 
     def _machine(self) -> Machine:
         """This machine; memory that weights take already is counted as free."""
-        held = 0
-        if self.model.residency.placement.resident:
-            there = self.model.taken if self.model.device.type == "cuda" else self._subject.converted
-            held = sum(self.model.taken[part].whole for part in there)
-        return Machine.of(self.model.device).with_more(held)
+        # On other devices weights of their file's own type stay mapped from it, and take nothing that is not free.
+        there = self.model.taken if self.model.device.type == "cuda" else self._subject.converted
+        held = self.model.residency.held
+        return Machine.of(self.model.device).with_more(sum(size for part, size in held.items() if part in there))
 
     @cached_property
     def _subject(self) -> Subject:
@@ -248,6 +255,8 @@ def plan(
     ``plan.stages``. Raises as :func:`load` and :meth:`Wan.generate` do for what can be no request.
     """
     machine = Machine.of(device, device_memory=device_memory, host_memory=host_memory)
+    if machine.here:
+        execution.check(machine.device)
     subject = subject_of(source, machine.device, dtype, loras, execution, allow_partial_loras=allow_partial_loras)
     request = request_of(prompt, Given.read(image, last_image, video).inputs, options, subject.defaults)
     return plan_request(subject, request, machine, offload)

@@ -145,9 +145,12 @@ def merge(
         made = merge_loras(
             loras, target, rank=rank, form=to, dtype=kind, overwrite=overwrite, on_progress=display.report
         )
+    for name, count in made.left_out:
+        voice.note(f"{name}: {count} module{'' if count == 1 else 's'} left out, part of no Wan transformer")
     if made.kept is not None:
         voice.note(f"rank {rank} holds {made.kept:.2%} of the energy of what it was cut from")
-    return _done(voice, made.path, {"modules": made.modules, "kept": made.kept})
+    left_out = [{"file": name, "modules": count} for name, count in made.left_out]
+    return _done(voice, made.path, {"modules": made.modules, "kept": made.kept, "left_out": left_out})
 
 
 @lora.command

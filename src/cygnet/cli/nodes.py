@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_module
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -58,7 +59,7 @@ def nodes(
     if action == "list":
         if what:
             raise RequestError("cygnet nodes list takes no names", field="what")
-        _list(installer.installed(), voice)
+        _list(installer.installed(), _became(base_folder(base_directory)), voice)
         return 0
     names = list(what)
     if action == "update" and not names:
@@ -84,7 +85,24 @@ def _do(installer: Installer, action: Action, name: str, version: str | None) ->
             return installer.switch(name, on=action == "enable")
 
 
-def _list(packs: list[Installed], voice: Voice) -> None:
+def _became(base: Path) -> dict[str, str]:
+    """What the studio noted at its last start: name of a pack's folder or file → its error, empty if it was loaded."""
+    try:
+        told = json_module.loads((base / "user" / "importing-catalogue.json").read_text())["became"]
+        return {str(name): str(error) for name, error in told.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # it was not started yet, or keeps its notes elsewhere
+
+
+def _list(packs: list[Installed], became: dict[str, str], voice: Voice) -> None:
     rows: list[tuple[str, ...]] = [("NAME", "VERSION", "LOADED", "FROM")]
-    rows += [(it.name, it.version, "yes" if it.enabled else "no", it.address or it.origin) for it in packs]
-    voice.result({"packs": [asdict(it) for it in packs]}, table(rows) if packs else ["No packs are installed."])
+    found = []
+    for it in packs:
+        error = became.get(it.name) if it.enabled else None
+        loaded = None if error is None else not error
+        said = {None: "not tried yet", True: "yes", False: "no, it failed"}[loaded]
+        said = said if it.enabled else "no, disabled"
+        rows.append((it.name, it.version, said, it.address or it.origin))
+        found.append({**asdict(it), "loaded": loaded, "error": error or ""})
+    lines = table(rows) if packs else ["No packs are installed."]
+    voice.result({"packs": found}, [*lines, *(f"{it['name']}: {it['error']}" for it in found if it["error"])])

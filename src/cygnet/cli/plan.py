@@ -16,9 +16,10 @@ from cygnet.cli.wish import (
     parse_loras,
     read_cache_table,
     read_prompt,
+    recipe_loras,
     seeds_of,
 )
-from cygnet.errors import OutOfMemory, RequestError
+from cygnet.errors import ModelNotFoundError, OutOfMemory, RequestError
 
 if TYPE_CHECKING:
     from cygnet.planning import Plan
@@ -108,6 +109,11 @@ def plan(
     }  # fmt: skip
     source = model_source(model, parts, model_paths, with_image=image is not None)
     loras = find_loras(parse_loras(lora), model_paths)
+    if not loras:
+        try:
+            loras = recipe_loras(recipe, model, dit, model_paths)
+        except ModelNotFoundError as absent:  # a plan needs no weights; generate does
+            voice.note(f"note: planned without the LoRA of the recipe: {absent}")
     if seconds is not None:
         if frames is not None:
             raise RequestError("frames and seconds are both given; give one of them", field="seconds")

@@ -18,7 +18,7 @@ from cygnet.cli.output import Voice, error_line
 from cygnet.cli.progress import open_display
 from cygnet.cli.targets import DEFAULT_SUFFIX, Target, check_target
 from cygnet.cli.wish import find_loras, model_source, parse_loras
-from cygnet.errors import MediaError, ModelNotFoundError, RequestError
+from cygnet.errors import CygnetError, MediaError, ModelNotFoundError, RequestError
 
 if TYPE_CHECKING:
     from cygnet.assembly import Execution
@@ -108,7 +108,7 @@ def replay(
             device=place,
             dtype=_recorded_dtype(receipt, place),
             offload=True,
-            loras=find_loras(parse_loras(lora), model_paths) if lora else recorded_loras(receipt, file),
+            loras=find_loras(parse_loras(lora), model_paths) if lora else recorded_loras(receipt, file, model_paths),
             allow_partial_loras=any(it.get("partial") is True for it in _loras(receipt)),
             execution=_recorded_execution(receipt),
             on_progress=display.report,
@@ -162,23 +162,52 @@ def _find_input(name: str, described: object, given: Mapping[str, Path | None], 
     )
 
 
-def recorded_loras(receipt: Mapping[str, Any], file: Path) -> list[tuple[Path, float]]:
-    """The LoRAs that the receipt names, found beside the video or in the current folder."""
+def recorded_loras(receipt: Mapping[str, Any], file: Path, places: Sequence[Path] = ()) -> list[tuple[Path, float]]:
+    """The LoRAs that the receipt names, found beside the video, in the current folder or in a loras folder."""
     recorded = _part(receipt, "model").get("loras", [])
     found = []
     for told in recorded if isinstance(recorded, list) else [recorded]:
         name, strength = (told.get("file"), told.get("strength")) if isinstance(told, dict) else (None, None)
         if not isinstance(name, str) or Path(name).name != name or not isinstance(strength, int | float):
             raise MediaError("the receipt's list of LoRAs cannot be read; it is damaged or from a later version")
-        place = next((it / name for it in (file.absolute().parent, Path()) if (it / name).is_file()), None)
-        if place is None:
-            raise RequestError(
-                f"the video was made with the LoRA {error_line(repr(name))}, which is neither beside it nor in the "
-                "current folder; give it with --lora FILE:STRENGTH",
-                field="lora",
-            )
-        found.append((place, float(strength)))
+        found.append((_find_lora(name, told.get("digest"), file, places), float(strength)))
     return found
+
+
+def _find_lora(name: str, recorded: object, file: Path, places: Sequence[Path]) -> Path:
+    """The file or folder of that name with the recorded digest; if none has it, the nearest of that name."""
+    nearest = None
+    for place in _places_of_lora(name, file, places):
+        nearest = nearest or place
+        if not isinstance(recorded, str) or _has_digest(place, recorded):
+            return place
+    if nearest is None:
+        raise RequestError(
+            f"the video was made with the LoRA {error_line(repr(name))}, which is neither beside it, nor in the "
+            "current folder, nor in a loras folder; give it with --lora FILE:STRENGTH, or name the folder that holds "
+            "loras with --model-paths",
+            field="lora",
+        )
+    return nearest
+
+
+def _places_of_lora(name: str, file: Path, places: Sequence[Path]) -> Iterator[Path]:
+    from cygnet.checkpoints.lora.finding import loras_called
+
+    if name in ("", ".."):  # a folder, but not by its name
+        return
+    yield from (folder / name for folder in (file.absolute().parent, Path()) if (folder / name).exists())
+    yield from loras_called(name, places)  # last: it walks through folders
+
+
+def _has_digest(lora: Path, recorded: str) -> bool:
+    from cygnet.checkpoints.digest import digest
+    from cygnet.checkpoints.open import open_weights
+
+    try:
+        return digest(open_weights(lora).files) == recorded
+    except CygnetError:  # another thing of that name
+        return False
 
 
 def _source(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -31,6 +31,9 @@ from cygnet.cli.studio import (
 )
 from cygnet.errors import Cancelled, CygnetError, RequestError
 from cygnet.types import Estimate, time_left
+
+if TYPE_CHECKING:
+    from cygnet.graph.schema import Input
 
 _MEDIA = (".mp4", ".webm", ".webp", ".png")
 
@@ -65,7 +68,8 @@ def run(
     workflow
         A .json file, or a picture or video that a workflow made.
     set
-        Change an input of a node, as in 6.text="a red ball"; the value is JSON, or text. May be given again.
+        Change an input of a node, as in 6.text="a red ball"; the value is JSON, or text, and text alone for
+        inputs of text. May be given again.
     image
         Give a LoadImage node a picture, as in 52=dog.png; it is copied to the input folder. May be given again.
     print_prompt
@@ -119,7 +123,7 @@ def run(
         if is_workflow(document):
             _choose_words(prompt, classes)
         for given in image:
-            _give_picture(prompt, given, folders.input)
+            _give_picture(prompt, given, folders.input, classes)
         if print_prompt:
             sys.stdout.write(json_module.dumps(prompt, indent=1, ensure_ascii=True) + "\n")
             return 0
@@ -196,21 +200,30 @@ def _change(prompt: dict[str, Any], text: str, classes: Mapping[str, Any]) -> No
     if not equals or not dot:
         raise RequestError(f'--set is {text[:80]!r}; it must be like 6.text="a red ball"', field="set")
     changed = _node(prompt, node, "set")
+    declared_input: Input | None = None
     if changed["class_type"] in classes:
-        declared = [it.name for it in classes[changed["class_type"]].describe().inputs]
+        kind = classes[changed["class_type"]].describe()
+        declared = [it.name for it in kind.inputs]
+        declared_input = kind.input(name)
         if name.partition(".")[0] not in declared:
             raise RequestError(
                 f"{changed['class_type']} ({node}) has no input {name[:80]!r}; it has: {', '.join(declared)}",
                 field="set",
             )
-    changed["inputs"][name] = _value(value)
+    changed["inputs"][name] = _value(value, declared_input, prompt)
 
 
-def _value(text: str) -> Any:
+def _value(text: str, declared: Input | None, prompt: Mapping[str, Any]) -> Any:
+    """JSON, or text. What an input of text is given stays text, unless it is quoted as JSON or a link to a node."""
     try:
-        return json_module.loads(text)
-    except ValueError:
+        value = json_module.loads(text)
+    except (ValueError, RecursionError):
         return text
+    if declared is None or isinstance(value, str):
+        return value
+    linked = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and value[0] in prompt
+    wants_text = declared.type == "STRING" or text in declared.choices
+    return text if wants_text and not linked else value
 
 
 def _node(prompt: dict[str, Any], key: str, field: str) -> dict[str, Any]:
@@ -221,14 +234,29 @@ def _node(prompt: dict[str, Any], key: str, field: str) -> dict[str, Any]:
     return node
 
 
-def _give_picture(prompt: dict[str, Any], text: str, folder: Path) -> None:
+def _give_picture(prompt: dict[str, Any], text: str, folder: Path, classes: Mapping[str, Any]) -> None:
     key, equals, name = text.partition("=")
     source = Path(name)
     if not equals or not source.is_file():
         raise RequestError(
             f"--image is {text[:80]!r}; it must be like 52=dog.png, with a file that exists", field="image"
         )
-    _node(prompt, key, "image")["inputs"]["image"] = _copied(source, folder).name
+    node = _node(prompt, key, "image")
+    kinds = {it: str(other["class_type"]) for it, other in prompt.items()}
+    if kinds[key] in classes and not _takes_file(classes[kinds[key]]):
+        takers = [f"{it} ({kind})" for it, kind in kinds.items() if kind in classes and _takes_file(classes[kind])]
+        raise RequestError(
+            f"node {key} ({kinds[key]}) has no field for a picture's name; in this workflow there "
+            + (f"are: {', '.join(takers[:30])}" if takers else "is no node that has one, such as LoadImage"),
+            field="image",
+        )
+    node["inputs"]["image"] = _copied(source, folder).name
+
+
+def _takes_file(node_class: Any) -> bool:
+    """Whether its input ``image`` is the name of a file."""
+    declared = node_class.describe().input("image")
+    return declared is not None and declared.has_widget
 
 
 def _copied(source: Path, folder: Path) -> Path:
@@ -264,14 +292,16 @@ def _execute(
     from cygnet.graph.events import Event, NodeFailed, NodeFinished, NodeProgressed, NodeStarted
     from cygnet.graph.execute import Executor, Job
     from cygnet.graph.validate import validate
+    from cygnet.nodes.lacking import of_comfyui
 
     missing = sorted({str(it["class_type"]) for it in prompt.values() if it["class_type"] not in classes})
     if missing:
-        raise RequestError(
-            f"the workflow cannot run: it has nodes that are not installed: {', '.join(missing)}; see cygnet nodes "
-            "install",
-            field="workflow",
-        )
+        ours_not = of_comfyui(missing, (extra.get("extra_pnginfo") or {}).get("workflow"))
+        told = [f"nodes of ComfyUI's own that cygnet does not have, and no pack brings: {', '.join(ours_not)}"]
+        others = [it for it in missing if it not in ours_not]
+        install = f"nodes that are not installed: {', '.join(others)}; see cygnet nodes install"
+        told = [*(told if ours_not else ()), *([install] if others else ())]
+        raise RequestError(f"the workflow cannot run: it has {', and '.join(told)}", field="workflow")
     verdict = validate(prompt, classes)
     problems = [
         f"node {key} ({node.class_type}): {it.message}: {it.details}"

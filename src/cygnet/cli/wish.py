@@ -75,13 +75,14 @@ def read_cache_table(path: Path | None, cache: str | None) -> list[float] | None
     name = error_line(repr(path.name))
     try:
         given: Any = json.loads(path.read_bytes()) if path.suffix == ".json" else read_receipt(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: nested too deep
         raise RequestError(
             f"cache_table {name} cannot be read as JSON: {error_line(str(error))[:200]}", field="cache_table"
         ) from None
     if isinstance(given, dict):
-        tables = (given.get("cached") or {}).get("tables") or {}
-        if policy not in tables:
+        cached = given.get("cached")
+        tables = cached.get("tables") if isinstance(cached, dict) else None
+        if not isinstance(tables, dict) or policy not in tables:
             raise RequestError(
                 f"cache_table {name} holds no table for cache {policy!r}; make one with --cache calibrate and enough "
                 "steps, or give a JSON list of numbers",
@@ -90,7 +91,13 @@ def read_cache_table(path: Path | None, cache: str | None) -> list[float] | None
         given = tables[policy]
     if not isinstance(given, list) or not all(type(value) in (int, float) for value in given):
         raise RequestError(f"cache_table {name} is no list of numbers", field="cache_table")
-    return [float(value) for value in given]
+    try:
+        return [float(value) for value in given]
+    except OverflowError:  # a whole number of hundreds of digits
+        raise RequestError(
+            f"cache_table {name} holds a number too large for any use; give a JSON list of ratios or coefficients",
+            field="cache_table",
+        ) from None
 
 
 def find_loras(given: Sequence[tuple[Path, float]], places: Sequence[Path]) -> list[tuple[Path, float]]:

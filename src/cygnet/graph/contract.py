@@ -213,13 +213,15 @@ def _type_behind(declared: Any) -> str | None:
         return None
 
 
-def describe_all(classes: Mapping[str, NodeClass], failed: Callable[[str, Exception], None]) -> dict[str, NodeType]:
+def describe_all(classes: Mapping[str, NodeClass], failed: Callable[[str, BaseException], None]) -> dict[str, NodeType]:
     """What every class declares now; one whose declaration fails is reported and left out."""
     described = {}
     for name, it in classes.items():
         try:
             described[name] = it.describe()
-        except Exception as error:  # a foreign class may raise anything, and must not hide the others
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a foreign class may raise anything, and must not hide the others
             failed(name, error)
     return described
 

@@ -18,6 +18,13 @@ class Place:
     """The node of the submitted prompt that it stems from."""
     parent: str | None = None
     class_type: str = ""
+    real_type: str = ""
+    """The type of ``real``; empty: it is the node itself."""
+
+    @property
+    def marked(self) -> tuple[str, str]:
+        """Id and type of the node at which clients mark a failure: they know only those of the prompt."""
+        return self.real, self.real_type or self.class_type
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from cygnet.errors import Cancelled, out_of_memory
+from cygnet.errors import Cancelled, out_of_memory, text_of
 from cygnet.graph.cache import Cache, Kept, key_of
 from cygnet.graph.context import Context, running
 from cygnet.graph.contract import NodeClass
@@ -37,6 +37,8 @@ from cygnet.types import CancelToken
 
 Values = list[list[Any]]
 """Per output of a node the list of its values."""
+_Task = asyncio.Task[list[Result] | SystemExit]
+"""What comes of an async node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ _OUT_OF_MEMORY = (
     "load a model with fewer parameters or a smaller weight_dtype."
 )
 
-
+_EXIT = "the node asked for the whole program to end; it was stopped alone"
 _CYCLE = "nodes of an expansion need one another's results"
 
 
@@ -117,7 +119,7 @@ class _Run:
     keys: dict[str, str | None] = field(default_factory=dict)
     values: dict[str, Values] = field(default_factory=dict)
     waiting: dict[str, Scheduled] = field(default_factory=dict)
-    tasks: dict[asyncio.Task[list[Result]], Scheduled] = field(default_factory=dict)
+    tasks: dict[_Task, Scheduled] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
     now: Place | None = None
     """The node that was last set to work or heard of."""
@@ -162,7 +164,12 @@ class _Run:
 
     def _add(self, key: str, node: Mapping[str, Any], place: Place) -> None:
         with self._blaming(place):
-            node_class = self.classes[node["class_type"]]
+            node_class = self.classes.get(kind := node["class_type"])
+            if node_class is None:  # a job may wait while the pack of a node is removed
+                raise ValueError(
+                    f"Node {key} is of a type that is not installed: {kind}; install the pack that has it, and "
+                    "run the job again"
+                )
             self.nodes[key] = Scheduled(key, node_class.describe(), node_class, node, place)
 
     def _needed(self) -> list[str]:
@@ -226,7 +233,9 @@ class _Run:
 
     def _own_key(self, node: Scheduled) -> str | None:
         try:
-            fingerprint = node.node_class.fingerprint({**node.constants, **dict.fromkeys(node.all_links)})
+            # Of what the executor fills in only the node's own id: the whole prompt changes with every job.
+            own = {name: node.key if kind == "UNIQUE_ID" else None for name, kind in hidden(node.kind).items()}
+            fingerprint = node.node_class.fingerprint({**node.constants, **dict.fromkeys(node.all_links), **own})
         except Exception:  # a foreign hook may raise anything; then its results are not kept
             return None
         personal = not node.node_class.idempotent or "UNIQUE_ID" in hidden(node.kind).values()
@@ -327,9 +336,7 @@ class _Run:
 
     # Calls
 
-    def _call(
-        self, node: Scheduled, arguments: dict[str, list[Any]]
-    ) -> tuple[list[Result], asyncio.Task[list[Result]] | None]:
+    def _call(self, node: Scheduled, arguments: dict[str, list[Any]]) -> tuple[list[Result], _Task | None]:
         """Results, or what to wait for, in the same context. A call that is given a blocker gives blockers."""
         instance = self._instance(node)
         calls: list[Mapping[str, Any]]
@@ -360,7 +367,10 @@ class _Run:
             node = self.tasks.pop(task)
             self.now = node.place
             with self._blaming(node.place, self._arguments(node)):
-                self._results(node, task.result())
+                outcome = task.result()
+                if isinstance(outcome, SystemExit):
+                    raise outcome
+                self._results(node, outcome)
 
     @contextmanager
     def _blaming(self, place: Place, arguments: Mapping[str, list[Any]] | None = None) -> Iterator[None]:
@@ -369,16 +379,18 @@ class _Run:
             yield
         except (Cancelled, _Stop):
             raise
-        except Exception as error:  # foreign code may raise anything
+        # Foreign code may raise anything. What signals raise in this thread is no business of the node's and passes.
+        except (Exception, asyncio.CancelledError, SystemExit) as error:
             self._fail(place, error, arguments or {})
 
-    def _fail(self, place: Place, error: Exception, arguments: Mapping[str, list[Any]]) -> None:
+    def _fail(self, place: Place, error: BaseException, arguments: Mapping[str, list[Any]]) -> None:
         name = type(error).__name__
         module = type(error).__module__
         self.exhausted = out_of_memory(error)
+        told = f"{_EXIT} (SystemExit: {text_of(error)})" if isinstance(error, SystemExit) else text_of(error)
         failed = NodeFailed(
             place,
-            f"{str(error) or name}{_OUT_OF_MEMORY if self.exhausted else ''}",
+            f"{told}{_OUT_OF_MEMORY if self.exhausted else ''}",
             name if module == "builtins" else f"{module}.{name}",
             tuple(trace_of(error)),
             {key: [_shortened(value) for value in column] for key, column in arguments.items()},
@@ -407,6 +419,7 @@ class _Run:
                 real=node.place.real,
                 parent=node.key,
                 class_type=it["class_type"],
+                real_type=node.place.marked[1],
             )
             self._add(key, it, place)
         for key in inner:
@@ -477,11 +490,14 @@ class _Run:
             self.cache.put(self._key(node.key), Kept(columns, ui))
 
 
-async def _gather(returned: list[tuple[Context, Any]], kind: NodeType) -> list[Result]:
+async def _gather(returned: list[tuple[Context, Any]], kind: NodeType) -> list[Result] | SystemExit:
     found = []
     for context, answer in returned:
         with running(context):
-            found.append(_parsed(await answer if inspect.isawaitable(answer) else answer, kind))
+            try:
+                found.append(_parsed(await answer if inspect.isawaitable(answer) else answer, kind))
+            except SystemExit as error:  # raised out of a task it would end the loop, and with it the executor
+                return error
     return found
 
 
@@ -508,8 +524,12 @@ def _merged(results: list[Result]) -> Mapping[str, Sequence[Any]] | None:
 
 def _shortened(value: Any) -> str:
     """Text of a value for an error report: tensors by their shape, long texts cut."""
-    shape = getattr(value, "shape", None)
-    if shape is not None:
-        return f"{type(value).__name__} {list(shape)} {getattr(value, 'dtype', '')}".strip()
-    text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
+    try:
+        shape = getattr(value, "shape", None)
+        if isinstance(shape, Sequence):
+            text = f"{type(value).__name__} {list(shape)} {getattr(value, 'dtype', '')}".strip()
+        else:
+            text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
+    except Exception:  # a foreign object, and a number with more digits than Python writes, may raise anything
+        text = type(value).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."

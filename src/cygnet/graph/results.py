@@ -2,7 +2,7 @@
 
 Allowed: a tuple with a value per output; ``None`` for no outputs; a mapping with ``result`` and, optionally, ``ui``
 (what clients show: names to lists) and ``expand`` (a small prompt to run in its place, whose nodes ``result`` may
-link to); an :class:`ExecutionBlocker`, or one in place of a value.
+link to; other keys are not looked at); an :class:`ExecutionBlocker`, or one in place of a value.
 """
 
 from __future__ import annotations
@@ -37,10 +37,9 @@ def parse_result(returned: Any, outputs: int, name: str, *, more: bool = False) 
     ui: Any = {}
     expand: Any = None
     if isinstance(returned, Mapping):
-        unknown = set(returned) - {"ui", "result", "expand"}
-        if unknown:
+        if returned and outputs and not returned.keys() & {"ui", "result", "expand"}:
             raise TypeError(
-                f"{name} returned a mapping with {sorted(map(str, unknown))}; only ui, result and expand may be there"
+                f"{name} returned a mapping with {sorted(map(str, returned))}; its {outputs} outputs must be in result"
             )
         ui, expand = returned.get("ui") or {}, returned.get("expand")
         returned = returned.get("result")

@@ -14,7 +14,7 @@ from typing import Any
 from cygnet.graph.contract import NodeClass
 from cygnet.graph.events import Place
 from cygnet.graph.results import Result
-from cygnet.graph.schema import AUTOGROW, DYNAMIC_COMBO, Input, NodeType
+from cygnet.graph.schema import AUTOGROW, DYNAMIC_COMBO, HIDDEN_KINDS, Input, NodeType, hidden_kind
 from cygnet.graph.validate import is_link, unwrapped, well_formed
 
 
@@ -84,8 +84,9 @@ class Scheduled:
 
 
 def hidden(kind: NodeType) -> dict[str, str]:
-    """Names of the hidden arguments and their kinds; both contracts' ways of writing them."""
-    return {name: it if isinstance(it, str) else str(it[0]) for name, it in kind.hidden.items()}
+    """Names and kinds of the hidden arguments that the executor fills in."""
+    kinds = {name: hidden_kind(it) for name, it in kind.hidden.items()}
+    return {name: it for name, it in kinds.items() if it in HIDDEN_KINDS}
 
 
 def nested(kind: NodeType, values: Mapping[str, Any]) -> dict[str, Any]:

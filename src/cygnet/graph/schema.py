@@ -18,6 +18,10 @@ DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 AUTOGROW = "COMFY_AUTOGROW_V3"
 MATCH = "COMFY_MATCHTYPE_V3"
 
+HIDDEN_KINDS = frozenset(
+    ("PROMPT", "DYNPROMPT", "EXTRA_PNGINFO", "UNIQUE_ID", "AUTH_TOKEN_COMFY_ORG", "API_KEY_COMFY_ORG")
+)
+"""Kinds of hidden arguments that the executor fills in."""
 _WIDGET_TYPES = frozenset(
     ("INT", "FLOAT", "STRING", "BOOLEAN", COMBO, "COLOR", "MARKDOWN", "CURVE", "BOUNDING_BOX", DYNAMIC_COMBO)
 )
@@ -30,6 +34,11 @@ def fits(given: str, wanted: str) -> bool:
     if left == right or any(name in ("", "*") for name in (left, right)):
         return True
     return bool({part.strip() for part in left.split(",")} & {part.strip() for part in right.split(",")})
+
+
+def hidden_kind(declared: Any) -> str:
+    """The kind of a hidden argument; both contracts' ways of writing it."""
+    return declared if isinstance(declared, str) else str(declared[0])
 
 
 def type_name(declared: object) -> str:
@@ -129,8 +138,8 @@ class Output:
     def several(cls, kinds: Sequence[Any], names: Sequence[Any], lists: Sequence[Any]) -> tuple[Output, ...]:
         """From what a class declares side by side: an output without a name has its type's, one unmarked is no list."""
         types = [type_name(kind) for kind in kinds]
-        labels = [*names[: len(types)], *types[len(names) :]]
-        marks = [*lists[: len(types)], *[False] * (len(types) - len(lists))]
+        labels = [*[*names][: len(types)], *types[len(names) :]]
+        marks = [*[*lists][: len(types)], *[False] * (len(types) - len(lists))]
         return tuple(
             cls(name=str(label), type=kind, is_list=bool(many))
             for label, kind, many in zip(labels, types, marks, strict=True)
@@ -154,7 +163,8 @@ class NodeType:
     display_name: str = ""
     category: str = ""
     hidden: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments filled in by the executor: name to kind (``PROMPT``, ``EXTRA_PNGINFO``, ``UNIQUE_ID``)."""
+    """Arguments that the page does not show: name to kind. The executor fills in those of :data:`HIDDEN_KINDS`; others
+    are taken from the prompt where it has them, as the expansions of loops give them to their copies."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else a client is told: description, flags, ``python_module``."""
     further_outputs: str | None = None
@@ -219,7 +229,16 @@ class NodeType:
         names = {it.name for it in self.inputs}
         # A dotted name belongs to the dynamic input before its dot.
         others = [name for name in given if name not in names and name.partition(".")[0] not in names]
-        return [it for it in map(self.further, others) if it is not None]
+        return [it for it in (self._unfilled(name) or self.further(name) for name in others) if it is not None]
+
+    def _unfilled(self, name: str) -> Input | None:
+        """The hidden argument of that name as an input, if its kind is one that the executor does not fill in."""
+        declared = self.hidden.get(name, "PROMPT")
+        if hidden_kind(declared) in HIDDEN_KINDS:
+            return None
+        options = {} if isinstance(declared, str) else Input.parse(name, declared, "optional").options
+        kept = {key: options[key] for key in ("rawLink", "lazy") if key in options}
+        return Input(name=name, type="*", section="optional", options=kept)  # nobody judges what it is given
 
 
 Registry = Mapping[str, NodeType]

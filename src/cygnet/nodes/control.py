@@ -21,12 +21,10 @@ from cygnet.nodes.conditioning import (
     attached,
     resized,
 )
+from cygnet.nodes.grids import CELL, whole_cells
 from cygnet.nodes.latents import Latent, empty, encode
 from cygnet.nodes.sampling import denormalised
 from cygnet.nodes.workshop import FileHandle, Node
-
-_CELL = 8
-"""Pixels per latent cell and side."""
 
 
 class WanVaceToVideo(Node):
@@ -148,7 +146,7 @@ def padded(
 
 def mask_cells(mask: torch.Tensor, latent_frames: int) -> torch.Tensor:
     """``[F, H, W, 1]`` -> ``[1, 64, t, h, w]``: the pixels of a cell as channels, the nearest frames."""
-    cells = F.pixel_unshuffle(mask[..., 0][:, None], _CELL)  # [F, 64, h, w]
+    cells = F.pixel_unshuffle(whole_cells(mask)[..., 0][:, None], CELL)  # [F, 64, h, w]
     size = (latent_frames, *cells.shape[-2:])
     return F.interpolate(cells.transpose(0, 1)[None], size=size, mode="nearest-exact")
 

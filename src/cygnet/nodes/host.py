@@ -14,6 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cygnet.graph.context import current
+from cygnet.nodes.stand_ins.absent import absent
+
 _log = logging.getLogger(__name__)
 LARGEST_BODY = 2**30
 """Bytes; the server's own limit on uploads is what holds."""
@@ -40,6 +43,11 @@ class Host:
 
     client_id: str | None = None
     last_node_id: str | None = None
+    supports = ("custom_nodes_from_web",)
+    """What packs ask before they copy their scripts into the page themselves."""
+    prompt_queue: Any = absent(
+        "server.PromptServer.instance", "prompt_queue", "jobs are submitted and listed over HTTP (/prompt, /queue)"
+    )["prompt_queue"]
 
     def __init__(
         self,
@@ -80,17 +88,24 @@ class Host:
         return self._address
 
     def send_sync(self, event: object, data: object, sid: str | None = None) -> None:
-        """Send a message to one client of the page, or to all."""
-        if isinstance(event, str):
-            self._tell(event, data, sid)
-        else:
+        """Send a message to one client of the page, or to all; what is no JSON is not sent, which the log says."""
+        if not isinstance(event, str):
             _log.warning("a pack sends a binary message of kind %s, which cygnet does not hand on", event)
+            return
+        try:
+            self._tell(event, data, sid)
+        except (TypeError, ValueError, RecursionError) as error:  # no reason for the node to fail
+            _log.warning("a pack's message %s is not sent: %s", event, error)
 
     async def send(self, event: object, data: object, sid: str | None = None) -> None:
         """The same from a coroutine."""
         self.send_sync(event, data, sid)
 
     send_json = send
+
+    def send_progress_text(self, text: str | bytes, node_id: str, sid: str | None = None) -> None:
+        """A line of text on the running node."""
+        current().say(text.decode(errors="replace") if isinstance(text, bytes) else text)
 
     def add_on_prompt_handler(self, handler: object) -> None:
         """Packs ask to rewrite submissions; that is not done here, and said."""

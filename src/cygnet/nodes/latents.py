@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cygnet.graph.context import current
+from cygnet.nodes.grids import CELL, whole_cells
 from cygnet.nodes.workshop import FileHandle, Node
 from cygnet.pipelines.sizes import latent_frames_at_once
 
@@ -109,14 +110,16 @@ class TrimVideoLatent(Node):
 
 def empty(width: int, height: int, length: int, batch_size: int = 1) -> torch.Tensor:
     """Zeros ``[B, 16, t, h, w]``."""
-    return torch.zeros(batch_size, 16, (length - 1) // 4 + 1, height // 8, width // 8)
+    return torch.zeros(batch_size, 16, (length - 1) // 4 + 1, height // CELL, width // CELL)
 
 
 @torch.no_grad()
 def encode(network: Any, images: torch.Tensor) -> torch.Tensor:
-    """Raw latents ``[1, 16, t, h, w]`` of frames ``[T, H, W, C]`` in 0..1; as many as make whole latent frames."""
+    """Raw latents ``[1, 16, t, h, w]`` of frames ``[T, H, W, C]`` in 0..1; as many as make whole latent frames, and of
+    each as many pixels as make whole cells.
+    """
     count = (images.shape[0] - 1) // 4 * 4 + 1
-    video = (images[:count, :, :, :3].permute(3, 0, 1, 2)[None] * 2 - 1).to(network.device, network.dtype)
+    video = (whole_cells(images[:count, :, :, :3]).permute(3, 0, 1, 2)[None] * 2 - 1).to(network.device, network.dtype)
     pieces = [video[:, :, :1], *(video[:, :, 1:].split(4, dim=2) if count > 1 else ())]  # [1, 3, 1 or 4, H, W]
     latents = []
     for piece in network.encode_chunks(pieces):

@@ -50,6 +50,7 @@ _TYPES = {
     "Photomaker": "PHOTOMAKER", "Point": "POINT", "FaceAnalysis": "FACE_ANALYSIS", "BBOX": "BBOX", "SEGS": "SEGS",
     "Voxel": "VOXEL", "Mesh": "MESH", "SVG": "SVG", "FlowControl": "FLOW_CONTROL", "Accumulation": "ACCUMULATION",
     "Load3D": "LOAD_3D", "Load3DCamera": "LOAD3D_CAMERA", "Load3DAnimation": "LOAD_3D_ANIMATION", "Color": "COLOR",
+    "BoundingBox": "BOUNDING_BOX", "Curve": "CURVE", "Tracks": "TRACKS",
     "AnyType": "*", "Boolean": "BOOLEAN", "Int": "INT", "Float": "FLOAT", "String": "STRING", "Combo": COMBO,
 }  # fmt: skip
 """Name in ``io`` → type name in graphs."""
@@ -360,8 +361,8 @@ class ComfyExtension:
         return []
 
 
-def nodes_of(entrypoint: Callable[[], Any]) -> dict[str, type]:
-    """The nodes of a pack as classes of the classic contract, by their names."""
+def nodes_of(entrypoint: Callable[[], Any]) -> list[type[ComfyNode]]:
+    """The nodes of a pack."""
 
     async def ask() -> list[type[ComfyNode]]:
         extension = entrypoint()
@@ -373,8 +374,7 @@ def nodes_of(entrypoint: Callable[[], Any]) -> dict[str, type]:
         found = await extension.get_node_list()
         return list(found)
 
-    found = asyncio.run(ask())
-    return {node.define_schema().node_id: as_classic(node) for node in found}
+    return asyncio.run(ask())
 
 
 def as_classic(node: type[ComfyNode]) -> type:

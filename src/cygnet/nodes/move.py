@@ -225,7 +225,9 @@ def track_cells(tracks: Tracks, width: int, height: int, length: int) -> torch.T
     frames, rows, columns = STRIDES
     path = tracks["track_path"][:length:frames]
     visible = tracks["track_visibility"][:length:frames]
-    inside = ((path >= 0) & (path < torch.tensor([width, height]))).all(-1)
+    over = torch.tensor([width % columns, height % rows])  # the pixels that fill no cell are cut off evenly
+    path = path - over // 2
+    inside = ((path >= 0) & (path < torch.tensor([width, height]) - over)).all(-1)
     cells = torch.stack((path[..., 1] // rows, path[..., 0] // columns), dim=-1).long()
     cells[~(visible & inside)] = -1
     return cells

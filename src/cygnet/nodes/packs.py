@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cygnet.graph.contract import Classic, NodeClass
@@ -29,6 +30,7 @@ from cygnet.nodes.workshop import Workshop
 
 ENTRY_POINTS = "cygnet.nodes"
 """Group in which an installed distribution names a module with ``NODE_CLASS_MAPPINGS``."""
+_PARENT = "custom_nodes"
 _EXAMPLES = ("example_workflows", "workflow", "workflows", "example", "examples")
 _log = logging.getLogger(__name__)
 
@@ -95,6 +97,7 @@ def load(
         return []
     host = host or Host()
     install(shop, host)
+    _parent(roots)
     notes = _Notes(notebook)
     for path in paths:
         if (script := path / "prestartup_script.py").is_file():
@@ -108,6 +111,7 @@ def load(
         packs.append(_made(entry.name, None, names, entry.load))
         names |= _announced(packs[-1])
     host.close_table()
+    notes.tell(packs)
     return packs
 
 
@@ -141,11 +145,13 @@ def _made(name: str, path: Path | None, taken: Collection[str], load: Callable[[
     started = time.monotonic()
     try:
         module = load()
-        mapping = _classes(module)
+        mapping = _classes(name, module)
         titles = getattr(module, "NODE_DISPLAY_NAME_MAPPINGS", None) or {}
         nodes: dict[str, NodeClass] = {}
         for kind, implementation in mapping.items():
-            if kind in taken:
+            if not isinstance(kind, str):
+                _log.error("pack %s: the node type %r is left out: its name is no text", name, kind)
+            elif kind in taken:
                 _log.warning("pack %s: node type %s is there already; the earlier one stays", name, kind)
             else:
                 nodes[kind] = Classic(
@@ -164,26 +170,45 @@ def _made(name: str, path: Path | None, taken: Collection[str], load: Callable[[
     return Pack(name=name, path=path, nodes=nodes, web=web, examples=examples)
 
 
-def _classes(module: Any) -> dict[str, type]:
-    """The node types of a pack of either contract, as classes of the classic one."""
+def _classes(name: str, module: Any) -> dict[str, type]:
+    """The node types of a pack of either contract, as classes of the classic one; what fails to be one is left out."""
     mapping = getattr(module, "NODE_CLASS_MAPPINGS", None)
     if isinstance(mapping, Mapping):
-        return {
-            kind: modern.as_classic(it) if isinstance(it, type) and issubclass(it, modern.ComfyNode) else it
-            for kind, it in mapping.items()
-        }
-    if callable(entrypoint := getattr(module, "comfy_entrypoint", None)):
-        return modern.nodes_of(entrypoint)
-    raise ImportError("it has neither NODE_CLASS_MAPPINGS nor comfy_entrypoint, so it is no pack of nodes")
+        given = list(mapping.items())
+    elif callable(entrypoint := getattr(module, "comfy_entrypoint", None)):
+        given = [(None, it) for it in modern.nodes_of(entrypoint)]
+    else:
+        raise ImportError("it has neither NODE_CLASS_MAPPINGS nor comfy_entrypoint, so it is no pack of nodes")
+    found = {}
+    for kind, it in given:
+        if not isinstance(it, type) or not issubclass(it, modern.ComfyNode):
+            found[kind] = it
+            continue
+        try:
+            found[it.define_schema().node_id if kind is None else kind] = modern.as_classic(it)
+        except Exception as error:
+            title = it.__name__ if kind is None else kind
+            _log.error("pack %s: the node type %s is left out: %s: %s", name, title, type(error).__name__, error)
+    return found
 
 
 def _title(kind: str, implementation: type, titles: Mapping[str, Any]) -> str:
     return str(titles.get(kind) or getattr(implementation, "DISPLAY_NAME", None) or kind)
 
 
+def _parent(roots: Sequence[Path]) -> None:
+    """Make ``custom_nodes`` a package of all the folders: Python imports it for every module within a pack."""
+    module = sys.modules.setdefault(_PARENT, ModuleType(_PARENT))
+    there = vars(module).setdefault("__path__", [])
+    there.extend(str(root) for root in roots if str(root) not in there)
+
+
 def _import(name: str, path: Path) -> Any:
-    full = "custom_nodes." + "".join(letter if letter.isalnum() else "_" for letter in name)
     init = path / "__init__.py" if path.is_dir() else path
+    short = name.replace(".", "_x_")  # a dot would be read as a package and its module
+    if getattr(sys.modules.get(f"{_PARENT}.{short}"), "__file__", str(init)) != str(init):
+        short += "_x_py"  # a file beside a folder of its name
+    full = f"{_PARENT}.{short}"
     where = [str(path)] if path.is_dir() else None
     spec = importlib.util.spec_from_file_location(full, init, submodule_search_locations=where)
     assert spec is not None
@@ -193,8 +218,10 @@ def _import(name: str, path: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        sys.modules.pop(full, None)
+        for known in [it for it in sys.modules if it == full or it.startswith(f"{full}.")]:
+            del sys.modules[known]
         raise
+    setattr(sys.modules[_PARENT], short, module)
     return module
 
 
@@ -231,6 +258,7 @@ class _Notes:
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self._stamps: dict[str, float] = {}
+        self._became: dict[str, str] = {}
         told: dict[str, Any] = {}
         if file is not None and file.exists():
             try:
@@ -253,11 +281,18 @@ class _Notes:
         finally:  # what raises did not end the process
             self._write(None)
 
+    def tell(self, packs: Sequence[Pack]) -> None:
+        """Note what became of each pack, for ``cygnet nodes list``: its error, empty for one that was loaded."""
+        self._became = {it.path.name: it.error for it in packs if it.path is not None}
+        self._write(None)
+
     def _write(self, path: Path | None) -> None:
-        if self._file is None or (path is None and not self._stamps and not self._file.exists()):
+        if self._file is None or (path is None and not (self._stamps or self._became or self._file.exists())):
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(json.dumps({"importing": None if path is None else str(path), "crashed": self._stamps}))
+        importing = None if path is None else str(path)
+        told = {"importing": importing, "crashed": self._stamps, "became": self._became}
+        self._file.write_text(json.dumps(told))
 
 
 def _stamp(path: Path) -> float:

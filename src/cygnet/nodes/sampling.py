@@ -18,6 +18,7 @@ from cygnet.models.dit.control import VaceContext
 from cygnet.models.dit.model import DiT
 from cygnet.models.vae.config import WAN_LATENTS_MEAN, WAN_LATENTS_STD
 from cygnet.nodes.conditioning import Conditioning
+from cygnet.nodes.grids import steering_of_whole_patches, whole_patches
 from cygnet.nodes.latents import Latent
 from cygnet.nodes.previews import Show, previews
 from cygnet.nodes.workshop import ModelHandle, Node, Workshop
@@ -274,7 +275,9 @@ def latents_along(
         cache = None if wish is None else make_step_cache(dit.config, wish, num_steps=len(sigmas) - 1, pixels=pixels)
         velocity = GuidedVelocity(
             dit,
-            steering(dit, guider.positive, guider.negative, start[i : i + 1]),
+            steering_of_whole_patches(
+                steering(dit, guider.positive, guider.negative, start[i : i + 1]), start, dit.config.patch_size
+            ),
             len(sigmas) - 1,
             guider.model.guidance(guider.scale),
             current().cancel,
@@ -307,7 +310,8 @@ def sampled(
 
     def estimate(x: torch.Tensor, sigma: float) -> torch.Tensor:
         timestep = torch.tensor(1000 * sigma, dtype=torch.float32, device=x.device)
-        return x - sigma * velocity(x, timestep)
+        answer = velocity(whole_patches(x, velocity.dit.config.patch_size), timestep)
+        return x - sigma * answer[..., : x.shape[-3], : x.shape[-2], : x.shape[-1]]
 
     def on_step(step: int, x: torch.Tensor, x_0: torch.Tensor) -> None:
         nonlocal latest, shown

@@ -18,6 +18,7 @@ def attempt(components: Components, name: ComponentName, doing: str, record: Rec
 
     Raises :class:`~cygnet.errors.OutOfMemory` when there is no smaller way, or none is left.
     """
+    record.at_work = name
     try:
         return work()
     except Exception as error:

@@ -26,6 +26,7 @@ def decode(
     """The frames; where memory runs out, those that were not given yet are decoded fewer at a time."""
     chunk = chunk or latent_frames_at_once(*latents.shape[3:])
     given = 0
+    record.at_work = "vae"
     try:
         for frames in _decoded(components, latents, chunk, on_progress, cancel, record):
             given += frames.shape[2]

@@ -127,10 +127,11 @@ def _tell_of_cache(cache: StepCache, request: GenerateRequest, record: Record) -
     if tables := cache.tables():
         record.cached["tables"] = tables
         return
-    record.notices.append(
-        f"cache {request.cache} skipped {cache.skipped} of {cache.evaluations} steps; the video is not exactly the one "
-        "without it"
-    )
+    if cache.skipped:
+        told = f"{cache.skipped} of {cache.evaluations} steps; the video is not exactly the one without it"
+    else:
+        told = f"none of {cache.evaluations} steps; the video is the one without it"
+    record.notices.append(f"cache {request.cache} skipped {told}")
 
 
 def _expectations(components: Components, request: GenerateRequest) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from cygnet.types import Phase
+from cygnet.types import ComponentName, Phase
 
 _M = TypeVar("_M", bound=torch.nn.Module)
 
@@ -26,6 +26,8 @@ class Record:
     """What a step cache did: ``skipped`` of ``steps``, and ``tables`` if it measured any; empty without one."""
     seconds: dict[Phase, float] = field(default_factory=dict)
     """Time spent per phase, without the caller's own between chunks."""
+    at_work: ComponentName | None = None
+    """The network whose stage is under way, or failed."""
     stepped_down: bool = False
     """Whether memory ran out and a stage was done again in less."""
 

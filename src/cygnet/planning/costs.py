@@ -10,8 +10,8 @@ import torch
 from cygnet.pipelines.request import GenerateRequest
 from cygnet.planning import stages
 from cygnet.planning.decision import Decision
-from cygnet.planning.machine import Machine
-from cygnet.planning.needs import SLACK, Needs
+from cygnet.planning.machine import DEVICE_BASE, Machine
+from cygnet.planning.needs import SLACK, Needs, frame_bytes
 from cygnet.planning.stages import Demand
 from cygnet.planning.subject import Subject
 from cygnet.runtime import flops
@@ -19,18 +19,6 @@ from cygnet.runtime.calibration import Rates
 from cygnet.runtime.plan import Placement
 from cygnet.runtime.streaming import AHEAD_BYTES
 from cygnet.types import ComponentName, Phase
-
-HOST_BASE = 375 * 2**20
-"""What a process takes with torch, cygnet and the video encoder, and pieces of memory that its allocator keeps.
-
-Measured on Linux with torch for CPUs: 320 MiB, and 0 to 110 of the latter.
-"""
-HOST_BASE_CUDA = 1536 * 2**20
-"""The same with CUDA's libraries; an estimate."""
-DEVICE_BASE = 512 * 2**20
-"""What CUDA itself takes on a device; an estimate."""
-ENCODER_FRAMES = 60
-"""Frames that the video encoder looks ahead over and holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +41,7 @@ def stage_costs(
     """Loading, then the stages that ``needs`` holds, then writing."""
     placement, rates = decision.placement, machine.rates
     held = {part: _resident_bytes(placement, part, subject, machine) for part in subject.weights}
-    base = HOST_BASE if machine.shares else HOST_BASE_CUDA
+    base = machine.host_base
     yield Stage(
         phase="load",
         device_peak=base + max(held.values()) if machine.shares else DEVICE_BASE + max(held.values()),
@@ -73,7 +61,7 @@ def stage_costs(
                 seconds += _seconds(subject, placement, part, demand, rates, dtype, shares=machine.shares)
             if part == "vae" and not placement.resident:
                 stays = held["vae"]
-        frames = _frame_bytes(request) if phase == "decode" else 0
+        frames = frame_bytes(request) if phase == "decode" else 0
         yield Stage(
             phase=phase,
             device_peak=base + peak + frames if machine.shares else DEVICE_BASE + peak,
@@ -84,8 +72,8 @@ def stage_costs(
     pixels = request.width * request.height * request.num_frames
     yield Stage(
         phase="write",
-        device_peak=0 if not machine.shares else base + _frame_bytes(request),
-        host_peak=base + _frame_bytes(request),
+        device_peak=0 if not machine.shares else base + frame_bytes(request),
+        host_peak=base + frame_bytes(request),
         flops=0.0,
         seconds=None if rates is None else pixels / rates.video,
     )
@@ -108,11 +96,6 @@ def _host_share(subject: Subject, placement: Placement, several: tuple[tuple[Com
     return AHEAD_BYTES + max(
         (subject.weights[part].largest for part, _ in several if part in placement.streamed), default=0
     )
-
-
-def _frame_bytes(request: GenerateRequest) -> int:
-    """What the encoder holds: frames of one and a half bytes a pixel, twice."""
-    return round(3 * request.width * request.height * min(request.num_frames, ENCODER_FRAMES))
 
 
 def _load_seconds(subject: Subject, placement: Placement, part: ComponentName, rates: Rates) -> float:

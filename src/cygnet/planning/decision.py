@@ -9,7 +9,7 @@ from cygnet.pipelines.request import GenerateRequest
 from cygnet.pipelines.sizes import fewer_at_once, latent_frames_at_once, latent_grid
 from cygnet.planning import stages
 from cygnet.planning.machine import Machine
-from cygnet.planning.needs import Needs, bounds_of, needs_of
+from cygnet.planning.needs import Needs, bounds_of, frame_bytes, needs_of
 from cygnet.planning.subject import Subject
 from cygnet.planning.words import gib
 from cygnet.runtime.plan import MARGIN, WORDS, Offload, Placement, choose
@@ -33,7 +33,8 @@ def decide(
     subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload = True, *, exact: bool = False
 ) -> Decision:
     """The placement of a request. Unless ``exact``, nothing is traced where the request plainly fits."""
-    free, weights = machine.device_free, subject.weights
+    free, weights = machine.device_room, subject.weights
+    frames = frame_bytes(request)
     grid = latent_grid(request.num_frames, request.width, request.height)
     usual = latent_frames_at_once(*grid[1:])
     if not exact:
@@ -41,7 +42,7 @@ def decide(
         placement = choose(weights, free, offload, bounds)
         # What is whole even by these bounds, and resident unless that was ruled out, is so by any measure.
         best = not placement.eight_bit and not placement.streamed and placement.resident == (not offload)
-        if best and room_left(placement, subject, bounds, free) >= 0:
+        if best and _fits(placement, subject, bounds, machine, frames):
             return Decision(placement=placement, decode_chunk=usual, why="it fits", fits=True)
     needs = needs_of(subject, request, usual)
     while needs.work()["vae"] + weights["vae"].whole > MARGIN * free and needs.chunk > 1:
@@ -54,7 +55,7 @@ def decide(
         placement=placement,
         decode_chunk=needs.chunk,
         why=_why(placement, subject, work, machine, usual, needs.chunk),
-        fits=room_left(placement, subject, work, free) >= 0 and _host_fits(placement, subject, machine),
+        fits=_fits(placement, subject, work, machine, frames),
         needs=needs,
     )
 
@@ -67,14 +68,23 @@ def room_left(placement: Placement, subject: Subject, work: Mapping[ComponentNam
     return free - max(taken[part] + work.get(part, 0) for part in taken)
 
 
-def _host_fits(placement: Placement, subject: Subject, machine: Machine) -> bool:
-    """Whether the host holds what passes through it on the way to another device, and what is swapped from it."""
+def _fits(
+    placement: Placement, subject: Subject, work: Mapping[ComponentName, int], machine: Machine, frames: int
+) -> bool:
+    """Whether device and host hold the fullest stage; ``frames`` are the bytes of the host that the encoder holds."""
     if machine.shares:
-        return True
-    return (
-        any(subject.weights[part].swaps for part in placement.streamed)
-        or AHEAD_BYTES + max(each.largest for each in subject.weights.values()) <= machine.host_free
+        work = {**work, "vae": work["vae"] + frames}
+    return room_left(placement, subject, work, machine.device_room) >= 0 and host_fits(
+        placement, subject, machine, frames
     )
+
+
+def host_fits(placement: Placement, subject: Subject, machine: Machine, frames: int) -> bool:
+    """Whether the host holds what passes through it on the way to another device, and what is swapped from it."""
+    if machine.shares or any(subject.weights[part].swaps for part in placement.streamed):
+        return True  # the latter by the rule of Weights.swapped_from, which leaves much more than this
+    largest = max(each.largest for each in subject.weights.values())
+    return AHEAD_BYTES + max(largest, frames) <= machine.host_room
 
 
 def _why(
@@ -85,11 +95,11 @@ def _why(
     usual: int,
     chunk: int,
 ) -> str:
-    free = gib(machine.device_free)
+    free = gib(machine.device_room)
     words: list[str] = []
     for part in sorted(placement.eight_bit | placement.streamed):
         weights, size = subject.weights[part], work.get(part, 0)
-        if weights.whole + size > MARGIN * machine.device_free:
+        if weights.whole + size > MARGIN * machine.device_room:
             words.append(
                 f"the {WORDS[part]}'s {gib(weights.whole)} and {gib(size)} of work do not fit {free} with room to spare"
             )

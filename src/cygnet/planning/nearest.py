@@ -13,12 +13,21 @@ from cygnet.runtime.plan import Offload
 
 
 def nearest(
-    subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload = True
+    subject: Subject,
+    request: GenerateRequest,
+    machine: Machine,
+    offload: Offload = True,
+    *,
+    also: Callable[[GenerateRequest], bool] = lambda _: True,
 ) -> GenerateRequest | None:
-    """The request most like ``request`` that fits: fewer frames, else a smaller picture, else both; None if none is."""
+    """The request most like ``request`` that fits: fewer frames, else a smaller picture, else both; None if none is.
+
+    ``also`` is a second condition; what it takes it must take of all smaller requests.
+    """
 
     def fits(frames: int, width: int, height: int) -> bool:
-        return decide(subject, _changed(request, frames, width, height), machine, offload).fits
+        other = _changed(request, frames, width, height)
+        return decide(subject, other, machine, offload).fits and also(other)
 
     least = 5 if subject.dit.variant == "flf2v" else 1
     width, height = request.width, request.height

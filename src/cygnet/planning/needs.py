@@ -16,6 +16,8 @@ from cygnet.types import ComponentName, Phase
 
 SLACK = 1.1
 """What allocators lose: blocks that are free and too small for what is needed next."""
+ENCODER_FRAMES = 60
+"""Frames that the video encoder looks ahead over and holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,11 @@ def needs_of(subject: Subject, request: GenerateRequest, chunk: int) -> Needs:
     )
     demands["decode"] = (("vae", stages.decode(subject.vae, subject.decode_dtype, grid, chunk)),)
     return Needs(demands=demands, chunk=chunk, held=held)
+
+
+def frame_bytes(request: GenerateRequest) -> int:
+    """What the video encoder holds on the host: frames of one and a half bytes a pixel, twice."""
+    return round(3 * request.width * request.height * min(request.num_frames, ENCODER_FRAMES))
 
 
 def bounds_of(subject: Subject, request: GenerateRequest, chunk: int) -> dict[ComponentName, int]:

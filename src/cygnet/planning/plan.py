@@ -10,18 +10,20 @@ from typing import Any
 
 from cygnet.errors import OutOfMemory
 from cygnet.pipelines.request import GenerateRequest
-from cygnet.planning.costs import HOST_BASE, Stage, stage_costs
-from cygnet.planning.decision import Decision, decide, room_left
-from cygnet.planning.machine import Machine
+from cygnet.planning.costs import Stage, stage_costs
+from cygnet.planning.decision import Decision, decide, host_fits
+from cygnet.planning.machine import DEVICE_BASE, Machine
 from cygnet.planning.nearest import nearest
+from cygnet.planning.needs import frame_bytes, needs_of
 from cygnet.planning.subject import Subject
 from cygnet.planning.words import advice, gib, shape
 from cygnet.runtime.plan import Offload, Placement
+from cygnet.types import ComponentName
 
 BYTES_PER_PIXEL = 0.03
 """Of a finished file, roughly; it depends on what is to be seen."""
 SHARE_AFTER_FAILURE = 0.8
-"""Of what a request takes that failed, what the next one may take."""
+"""Of what the stage of a request takes that failed, what that of the next one may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class Plan:
     present: bool
     """Whether the weights are on this machine."""
     fits: bool
+    host_fits: bool = True
+    """Of a device with memory of its own: whether the host holds what passes through it."""
     nearest: GenerateRequest | None = None
     """Of a request that does not fit: the nearest that does; None if none does."""
 
@@ -70,11 +74,20 @@ class Plan:
 
     def refusal(self) -> str:
         """Why the request is not begun, and what could be."""
-        where = "memory" if self.machine.shares else "the device's memory"
-        take = self.host_peak - HOST_BASE if self.machine.shares else self.device_peak
+        machine = self.machine
+        if not self.host_fits:
+            take = self.host_peak - (0 if machine.host_stated else machine.host_base)
+            return (
+                f"{shape(self.request)} need {gib(take)} of the host's memory, through which the weights pass to the "
+                f"device, and {gib(machine.host_free)} are free; {advice(self.nearest)}"
+            )
+        where = "memory" if machine.shares else "the device's memory"
+        # What is free was measured in a process that has taken its own share, or was stated for one that has not.
+        base = 0 if machine.device_stated else machine.host_base if machine.shares else DEVICE_BASE
+        take = (self.host_peak if machine.shares else self.device_peak) - base
         return (
             f"{shape(self.request)} need {gib(take)} of {where} even with {self.placement.describe()}, and "
-            f"{gib(self.machine.device_free)} are free; {advice(self.nearest)}"
+            f"{gib(machine.device_free)} are free; {advice(self.nearest)}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -132,6 +145,7 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
         output=round(pixels * BYTES_PER_PIXEL) + 20_000,
         present=subject.present,
         fits=decision.fits,
+        host_fits=host_fits(decision.placement, subject, machine, frame_bytes(request)),
         nearest=None if decision.fits else nearest(subject, request, machine, offload),
     )
 
@@ -140,7 +154,7 @@ def on_machine(subject: Subject, machine: Machine) -> Subject:
     """The subject with weights that can be swapped between a device and a machine that holds them."""
     if machine.shares:
         return subject
-    weights = {part: each.swapped_from(machine.host_free) for part, each in subject.weights.items()}
+    weights = {part: each.swapped_from(machine.host_room) for part, each in subject.weights.items()}
     return replace(subject, weights=weights)
 
 
@@ -152,10 +166,29 @@ def refuse_what_cannot_fit(subject: Subject, request: GenerateRequest, machine: 
     return decision
 
 
-def after_failure(subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload) -> str:
-    """What to ask for after memory ran out although the plan did not see it: clearly less than the request takes."""
-    decision = decide(subject, request, machine, offload, exact=True)
-    assert decision.needs is not None
-    taken = machine.device_free - room_left(decision.placement, subject, decision.needs.work(), machine.device_free)
-    less = min(machine.device_free, round(SHARE_AFTER_FAILURE * taken))
-    return advice(nearest(subject, request, machine.with_more(less - machine.device_free), offload))
+def after_failure(
+    subject: Subject,
+    request: GenerateRequest,
+    machine: Machine,
+    offload: Offload,
+    *,
+    placement: Placement,
+    part: ComponentName | None,
+) -> str:
+    """What to ask for after memory ran out although the plan did not see it.
+
+    It fits by plan, and takes clearly less than the request in the stage that failed: that of ``part``, with weights
+    held by ``placement``; the fullest stage if ``part`` is None.
+    """
+    chunk = decide(subject, request, machine, offload, exact=True).decode_chunk
+    taken = {each: placement.bytes(each, weights) for each, weights in subject.weights.items()}
+    work = needs_of(subject, request, chunk).work()
+    failed: ComponentName = part if part is not None else max(taken, key=lambda each: taken[each] + work.get(each, 0))
+    weights = sum(taken.values()) if placement.resident else taken[failed]
+    # Where weights are most of it, less of the request can only mean less of the work.
+    less = max(round(SHARE_AFTER_FAILURE * (weights + work[failed])) - weights, work[failed] // 2)
+
+    def clearly_less(other: GenerateRequest) -> bool:
+        return needs_of(subject, other, chunk).work()[failed] <= less
+
+    return advice(nearest(subject, request, machine, offload, also=clearly_less))

@@ -112,6 +112,13 @@ class Placed:
         return self._placement
 
     @property
+    def held(self) -> Mapping[ComponentName, int]:
+        """Bytes of each network that is there between requests; empty unless all stay resident and are loaded."""
+        if not self._placement.resident or self._now is None:
+            return {}
+        return {part: self._placement.bytes(part, weights) for part, weights in self._weights.items()}
+
+    @property
     def now(self) -> Residency:
         """What holds them; made when it is first asked for."""
         if self._now is None:

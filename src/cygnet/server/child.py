@@ -73,20 +73,37 @@ class Channel:
         return None if message.get("what") == "stop" else message
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Tell the server something; silently nothing when it is gone, which :meth:`receive` will say."""
-        data = json.dumps(message).encode()
+        """Tell the server something; silently nothing when it is gone, which :meth:`receive` will say.
+
+        Raises TypeError, ValueError or RecursionError for what is no JSON.
+        """
+        data = encoded(message)
         with self._lock, contextlib.suppress(OSError):
             self._connection.send_bytes(data)
 
     def answer(self, message: Mapping[str, Any], work: Callable[[], Any]) -> None:
         """Do what was asked and send the result, or in words why there is none."""
         try:
-            value = work()
-        except Exception as error:  # the server must hear of any failure
+            self.send({"answer": message["ask"], "value": work()})
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the server must hear of any failure, also that an answer is no JSON
             _log.exception("failed: %s", message.get("what"))
             self.send({"answer": message["ask"], "error": f"{type(error).__name__}: {error}"})
-        else:
-            self.send({"answer": message["ask"], "value": value})
+
+
+def encoded(value: object) -> bytes:
+    """JSON; foreign code gives numbers of numpy and torch where numbers of Python are meant, and they are taken so.
+
+    Raises TypeError, ValueError or RecursionError for what is no JSON.
+    """
+    return json.dumps(value, default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    if getattr(value, "shape", None) == () and callable(item := getattr(value, "item", None)):
+        return item()
+    raise TypeError(f"a {type(value).__name__} is no JSON")
 
 
 def _run(target: str, options: Mapping[str, Any], connection: Connection, beat: float) -> None:

@@ -97,6 +97,9 @@ class Engine:
     _worker: Child | None = None
     _worker_ready: bool = False
     _catalogue: Child | None = None
+    _catalogue_gone: bool = False
+    _unanswered: set[str] = field(default_factory=set)
+    """What the catalogue died of when it was asked last."""
     _deaths: int = 0
     _drained_by: float | None = None
     """When the running job must have ended, once a stop was asked for."""
@@ -162,7 +165,7 @@ class Engine:
         self._worker.start()
 
     def _start_catalogue(self) -> None:
-        self._catalogue = Child(self.catalogue_target, self.options, lambda message: None, self._catalogue_ended)
+        self._catalogue = Child(self.catalogue_target, self.options, self._hear_catalogue, self._catalogue_ended)
         self._catalogue.start()
 
     def _later(self, seconds: float, work: Callable[[], None]) -> None:
@@ -174,7 +177,12 @@ class Engine:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _hear_catalogue(self, message: Mapping[str, Any]) -> None:
+        if message.get("ready"):
+            self._catalogue_gone = False
+
     def _catalogue_ended(self, how: str) -> None:
+        self._catalogue_gone = True
         if not self.draining:
             _log.error("the catalogue %s; starting it again", how)
             self._later(1.0, self._start_catalogue)
@@ -200,7 +208,7 @@ class Engine:
     def _lost(self, lost: _Running, how: str) -> None:
         """Give the job of a dead worker back to the queue, or set it aside; again as long as that cannot be stored."""
         at = lost.messages.at
-        place = {} if at is None else {"node": at.node, "kind": at.class_type}
+        place = {} if at is None else dict(zip(("node", "kind"), at.marked, strict=True))
         evidence = f"the worker {how} (at {lost.messages.where()})"
         try:
             (record,) = self.store.lose(evidence, only=[lost.record.id], **place) or [lost.record]
@@ -273,9 +281,13 @@ class Engine:
             await asyncio.sleep(patience)
             try:
                 assert self._catalogue is not None
-                return await self._catalogue.ask(what, **more)
+                answer = await self._catalogue.ask(what, **more)
             except ChildLost as error:
                 lost = error
+            else:
+                self._unanswered.discard(what)
+                return answer
+        self._unanswered.add(what)
         raise _refusal("catalogue_lost", "The process that knows the nodes died", str(lost), http_status=503)
 
     # Work
@@ -362,6 +374,11 @@ class Engine:
             found.append("the disk is full")
         if not self._worker_ready and self._deaths:
             found.append("the worker died and is being started again")
+        if self._catalogue_gone:
+            found.append("the process that knows the nodes died and is being started again")
+        elif self._unanswered:
+            asked = ", ".join(sorted(self._unanswered))
+            found.append(f"the process that knows the nodes died when it was asked last ({asked})")
         if self.running is not None and self.running.quiet() >= QUIET:
             minutes, where = self.running.quiet() / 60, self.running.messages.where()
             found.append(f"the running job has said nothing for {minutes:.0f} minutes, at {where}")

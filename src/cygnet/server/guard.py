@@ -184,7 +184,7 @@ class Guard:
             and "origin" not in headers
         )
         for origin in headers.get("origin", []):
-            if origin not in self.access.origins and urlsplit(origin).netloc.lower() != host.lower():
+            if origin not in self.access.origins and _site_of(origin) != host.lower():
                 return f"requests from {origin[:100]!r} are refused"
         sites = headers.get("sec-fetch-site", [])
         if any(site not in ("same-origin", "none") for site in sites) and not visiting:
@@ -272,6 +272,35 @@ def _headers(scope: Scope) -> dict[str, list[str]]:
     return found
 
 
+def _site_of(origin: str) -> str | None:
+    """Host and port of an Origin header, in lower case; None when it has none that can be read."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
+
+
+def _cookies(header: str, name: str) -> list[str]:
+    """The values that a Cookie header gives for ``name``.
+
+    Pair by pair, for the header holds the cookies of every service of this host name, whatever its port, and a parser
+    of the whole gives up at the first that is not well formed.
+    """
+    found = []
+    for pair in header.split(";"):  # a semicolon within a value is escaped, also where the value is quoted
+        key, _, value = pair.partition("=")
+        if key.strip() != name:
+            continue
+        found.append(value.strip())
+        try:
+            read = SimpleCookie(pair.strip())
+        except CookieError:
+            continue
+        if name in read and read[name].value != found[-1]:  # it was quoted
+            found[-1] = read[name].value
+    return found
+
+
 def _host_name(host: str) -> str | None:
     """A Host header without its port; None when it is not of the form ``name[:port]``."""
     try:
@@ -292,11 +321,7 @@ def tokens_in(scope: Scope) -> list[str]:
             return [given.strip()]
     found = []
     for value in headers.get("cookie", []):
-        try:
-            cookies = SimpleCookie(value)
-        except CookieError:
-            continue
-        found += [cookies[name].value for name in (COOKIE, FRAMED_COOKIE) if name in cookies]
+        found += [given for name in (COOKIE, FRAMED_COOKIE) for given in _cookies(value, name)]
     if not found and scope["type"] == "websocket":  # a browser can give a socket no header of its own
         found += parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [])[:1]
     return found

@@ -37,6 +37,10 @@ ENDED: tuple[JobState, ...] = ("completed", "failed", "cancelled", "quarantined"
 MOST_ATTEMPTS = 3
 """How often a job may take its worker down before it is set aside."""
 
+_TRIED, _MOST_TRIED = 16_384, 1_000_000
+"""How much is written, in bytes, to learn whether the file takes anything: at least, and at most."""
+_TRY_AGAIN_AFTER = 10.0
+"""For how many seconds it is believed that it does."""
 _NEXT_END = "(SELECT COALESCE(MAX(ended), 0) + 1 FROM jobs)"
 
 
@@ -114,6 +118,10 @@ class JobStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
+        self._took_at: float | None = None
+        """When the file took what was written to try it; None: not tried yet, or something failed since."""
+        self._refused = 0
+        """How many bytes it did not take last."""
         self._db = self._open()
 
     def _open(self) -> sqlite3.Connection:
@@ -143,8 +151,8 @@ class JobStore:
             self._db.close()
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: everything in it happens, or nothing."""
+    def _writing(self, size: int = 0) -> Iterator[sqlite3.Connection]:
+        """One transaction, of about ``size`` bytes: everything in it happens, or nothing."""
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -152,6 +160,7 @@ class JobStore:
                 self._db.execute("COMMIT")
             except sqlite3.OperationalError as error:
                 self._roll_back()
+                self._took_at, self._refused = None, max(size, self._refused)
                 kind = DiskFullError if error.sqlite_errorcode == sqlite3.SQLITE_FULL else OutputError
                 raise kind(f"the job file could not be written: {error}") from error
             except BaseException:
@@ -163,12 +172,21 @@ class JobStore:
             self._db.execute("ROLLBACK")
 
     def can_write(self) -> bool:
-        """Whether the file takes a change now; nothing is changed."""
-        try:
-            with self._writing():
+        """Whether the file takes a change now, as large as what it refused last; a row beside the jobs is written.
+
+        Only what is committed reaches the disk: a transaction that changes nothing succeeds on a full one too.
+        """
+        with self._lock:
+            if self._took_at is not None and time.monotonic() - self._took_at < _TRY_AGAIN_AFTER:
                 return True
-        except OutputError:
-            return False
+            try:
+                with self._writing() as db:
+                    tried = "x" * max(_TRIED, min(self._refused, _MOST_TRIED))
+                    db.execute("INSERT OR REPLACE INTO facts VALUES ('tried', ?)", (tried,))
+            except OutputError:
+                return False
+            self._took_at, self._refused = time.monotonic(), 0
+            return True
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         with self._lock:
@@ -187,7 +205,7 @@ class JobStore:
             separators=(",", ":"),
         )
         digest = hashlib.sha256(json.dumps([it.prompt, list(it.outputs)], sort_keys=True).encode()).hexdigest()
-        with self._writing() as db:
+        with self._writing(len(body)) as db:
             known = db.execute("SELECT digest FROM jobs WHERE id = ?", (it.id,)).fetchone()
             if known is not None and known["digest"] != digest:
                 raise DuplicateJobError(f"job {it.id} was submitted before with other contents; use a new prompt_id")
@@ -227,11 +245,12 @@ class JobStore:
         """Record the end of a running job; False, and nothing recorded, when the claim is no longer the latest."""
         if ending.state not in ENDED:
             raise ValueError(f"a job does not end as {ending.state}")
-        with self._writing() as db:
+        result = _ending_text(ending)
+        with self._writing(len(result)) as db:
             changed = db.execute(
                 f"UPDATE jobs SET state = ?, result = ?, ended_ms = ?, ended = {_NEXT_END}"
                 " WHERE id = ? AND state = 'running' AND fence = ?",
-                (ending.state, _ending_text(ending), _now(), job_id, fence),
+                (ending.state, result, _now(), job_id, fence),
             ).rowcount
         return changed == 1
 

@@ -195,9 +195,10 @@ class JobMessages:
         return sent
 
     def _failed(self, it: NodeFailed) -> Sequence[Outgoing]:
+        node, kind = it.place.marked
         data = {
-            "node_id": it.place.node,
-            "node_type": it.place.class_type,
+            "node_id": node,
+            "node_type": kind,
             "executed": list(it.executed),
             "exception_message": it.message,
             "exception_type": it.exception_type,
@@ -219,7 +220,8 @@ class JobMessages:
             case "interrupted":
                 self.state = "cancelled"
                 at = it.at or Place(node="", display="", real="")
-                data = {"node_id": at.node, "node_type": at.class_type, "executed": list(it.executed)}
+                node, kind = at.marked
+                data = {"node_id": node, "node_type": kind, "executed": list(it.executed)}
                 return [self._remember("execution_interrupted", data, to_all=True)]
             case "error":
                 self.state = "failed"

@@ -7,6 +7,7 @@ process with the server, so that a node's import or crash cannot stop it.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import queue
 import threading
@@ -18,8 +19,9 @@ from cygnet.graph.contract import NodeClass, describe_all
 from cygnet.graph.convert import to_prompt
 from cygnet.graph.events import Event, to_json
 from cygnet.graph.execute import Executor, Job
+from cygnet.graph.schema import NodeType
 from cygnet.graph.validate import Verdict, validate
-from cygnet.server.child import Channel
+from cygnet.server.child import Channel, encoded
 from cygnet.types import CancelToken
 
 _log = logging.getLogger(__name__)
@@ -112,7 +114,7 @@ def _answer(
         case "describe":
             wanted = order.get("name")
             chosen = classes if wanted is None else {wanted: classes[wanted]} if wanted in classes else {}
-            return {name: it.info() for name, it in describe_all(chosen, _report).items()}
+            return _entries(describe_all(chosen, _report))
         case "validate":
             return verdict_json(validate(order["prompt"], classes, order.get("targets")))
         case "convert":
@@ -121,7 +123,21 @@ def _answer(
             raise ValueError(f"the catalogue does not know {other!r}")
 
 
-def _report(name: str, error: Exception) -> None:
+def _entries(described: Mapping[str, NodeType]) -> dict[str, Any]:
+    """What clients are told of each type; one that cannot be told, such as a default that is no JSON, is left out."""
+    found = {}
+    for name, it in described.items():
+        try:
+            entry = it.info()
+            encoded(entry)
+        except Exception as error:  # a foreign class may declare anything, and must not hide the others
+            _report(name, error)
+        else:
+            found[name] = entry
+    return found
+
+
+def _report(name: str, error: BaseException) -> None:
     _log.error("node type %s cannot be described and is left out: %r", name, error)
 
 
@@ -131,5 +147,6 @@ def verdict_json(it: Verdict) -> dict[str, Any]:
         "prompt": it.prompt,
         "outputs": list(it.outputs),
         "error": None if it.error is None else it.error.json(),
-        "node_errors": {key: node.json() for key, node in it.nodes.items()},
+        # They quote what a class declares, which may be no JSON.
+        "node_errors": json.loads(json.dumps({key: node.json() for key, node in it.nodes.items()}, default=repr)),
     }

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cygnet.errors import RequestError
+from cygnet.media.files import shorten
 
 MAX_CONFIG_BYTES = 2**20
 Method = Literal["lora", "full", "scratch", "vae"]
@@ -299,9 +300,31 @@ class TrainConfig(Section):
             raise ValueError(f"batch is {self.batch}, which accumulate ({self.accumulate}) does not divide")
         if self.preserve.captions and self.method not in ("lora", "full"):
             raise ValueError("preserve.captions is for methods lora and full, which begin at a finished model")
-        if self.method == "vae" and (self.every.sample or self.parallel.context > 1):
-            raise ValueError("every.sample and parallel.context are for the transformer; remove them for vae")
+        ignored = self._ignored()
+        if ignored:
+            raise ValueError(f"method {self.method!r} does not use {', '.join(ignored)}; remove what is not used")
         return self
+
+    def _ignored(self) -> list[str]:
+        """What the file says that the method does not read: a contradiction, not a detail."""
+        tables = {"lora": self.method != "lora", "scratch": self.method != "scratch", "vae": self.method != "vae"}
+        if self.method != "vae":
+            return [f"[{name}]" for name, foreign in tables.items() if foreign and name in self.model_fields_set]
+        tables["objective"] = True
+        found = [f"[{name}]" for name, foreign in tables.items() if foreign and name in self.model_fields_set]
+        # data.sizes and data.frames stay: `cygnet data check` reads them.
+        given = {
+            "every.sample": self.every.sample,
+            "every.validate": self.every.validate_,
+            "sample.prompts": self.sample.prompts,
+            "sample.image": self.sample.image,
+            "parallel.context": self.parallel.context > 1,
+            "data.validation": self.data.validation,
+            "data.cache": self.data.cache,
+            "data.trigger": self.data.trigger,
+            "memory.checkpointing": "checkpointing" in self.memory.model_fields_set,
+        }
+        return found + [name for name, value in given.items() if value]
 
     def identity(self) -> str:
         """Fingerprint of what decides the weights; a checkpoint of another one is refused."""
@@ -331,6 +354,9 @@ def read_config(path: Path) -> TrainConfig:
     except OSError as error:
         reason = (error.strerror or "refused").lower()
         raise RequestError(f"{path.name!r} cannot be read: {reason}; check the path", field="config") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, tables of thousands of levels, NUL
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
+        raise RequestError(f"{path.name!r} cannot be read: {why}; mend it", field="config") from None
     return config_from(fields, path.absolute().parent)
 
 
@@ -343,19 +369,32 @@ def config_from(fields: dict[str, Any], home: Path) -> TrainConfig:
         told = "; also ".join(_in_words(fault, fields) for fault in faults[:3])
         raise RequestError(told, field=_dotted(faults[0]["loc"]) or None) from None
 
-    def placed(text: str | None) -> str | None:
-        return None if text is None else str((home / Path(text).expanduser()).resolve())
+    def placed(field: str, text: str | None) -> str | None:
+        return None if text is None else str(_place(field, text, home))
 
     data = config.data.model_copy(
-        update={name: placed(getattr(config.data, name)) for name in ("path", "validation", "cache")}
+        update={name: placed(f"data.{name}", getattr(config.data, name)) for name in ("path", "validation", "cache")}
     )
     model: str | ModelFiles = config.model
     if isinstance(model, ModelFiles):
-        model = ModelFiles(**{name: str(placed(text)) for name, text in model.paths().items()})
-    elif (home / Path(model).expanduser()).exists():
-        model = str(placed(model))
-    sample = config.sample.model_copy(update={"image": placed(config.sample.image)})
-    return config.model_copy(update={"data": data, "model": model, "sample": sample, "output": placed(config.output)})
+        model = ModelFiles(**{name: str(placed(f"model.{name}", text)) for name, text in model.paths().items()})
+    elif (place := _place("model", model, home)).exists():
+        model = str(place)
+    sample = config.sample.model_copy(update={"image": placed("sample.image", config.sample.image)})
+    output = placed("output", config.output)
+    return config.model_copy(update={"data": data, "model": model, "sample": sample, "output": output})
+
+
+def _place(field: str, text: str, home: Path) -> Path:
+    if not text.strip():
+        raise RequestError(f'{field} is empty; give a path ("." is the folder of the file)', field=field)
+    try:
+        place = (home / Path(text).expanduser()).resolve()
+        place.exists()  # refuses what can be no name, such as one that is too long
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise RequestError(f"{field} is {shorten(text)!r}, which is no usable path: {reason}", field=field) from None
+    return place
 
 
 def documented() -> list[tuple[str, str, str]]:

@@ -103,7 +103,12 @@ def read_items(place: Path) -> list[Item]:
 
 
 def _from_folder(folder: Path) -> list[Item]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    # A link to nothing is a clip that cannot be read, and said as such; to leave it out would be silent.
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and (path.is_file() or (path.is_symlink() and not path.exists()))
+    )
     visible = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     return [Item(path.relative_to(folder).as_posix(), path, _caption_beside(path)) for path in visible]
 
@@ -153,6 +158,11 @@ def _listed(line: str, number: int, path: Path) -> Item:
     if "\0" in row["path"]:
         raise RequestError(f"{where} has a path with a NUL character; correct it", field="data.path")
     caption = row.get("caption")
+    for name, text in (("path", row["path"]), ("caption", caption)):
+        if isinstance(text, str) and not _is_text(text):
+            raise RequestError(
+                f"{where} has a {name} with half a character (a lone surrogate); correct it", field="data.path"
+            )
     target = path.parent / row["path"]
     name = shorten(row["path"])
     return Item(name, target, caption.strip() if isinstance(caption, str) else _caption_beside(target))
@@ -193,4 +203,13 @@ def _caption_in(data: bytes) -> str | None:
     except (ValueError, RecursionError):
         return None
     value = row.get("caption") if isinstance(row, dict) else None
-    return value.strip() if isinstance(value, str) else None
+    return value.strip() if isinstance(value, str) and _is_text(value) else None
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8; JSON's escapes can spell halves of characters, which cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,9 +13,13 @@ import numpy as np
 import torch
 
 from cygnet.api import Wan
+from cygnet.api.given import Given
+from cygnet.api.options import Options, request_of
 from cygnet.assembly import LoadedModel
 from cygnet.checkpoints import save_official
 from cygnet.checkpoints.lora import save_adapters
+from cygnet.errors import CygnetError, RequestError
+from cygnet.pipelines.inputs import check_combination
 from cygnet.solvers import add_noise
 from cygnet.training.batches import Batches, load_batch
 from cygnet.training.cache import Cache
@@ -142,29 +146,32 @@ class FlowRun:
                     total += float(self._loss(batch, replace(drawn, sigma=level[None], noise=noise)))
         return total / (len(measured) * VALIDATION_LEVELS)
 
-    def sample(self, step: int, folder: Path) -> list[Path]:
-        """A video of every prompt with the weights as they are, with its receipt beside it."""
+    def sample(self, step: int, folder: Path, say: Callable[[str], None]) -> list[Path]:
+        """A video of every prompt with the weights as they are, with its receipt beside it.
+
+        ``say`` hears of one that failed: the training goes on.
+        """
         config = self.config
         parts = replace(self.model.components, residency=_Training(self.network.dit, self.model.components.residency))
         wan = Wan(replace(self.model, components=parts))
-        width, height = max(config.data.shapes, key=lambda size: size[0] * size[1])
-        folder.mkdir(parents=True, exist_ok=True)
         made = []
         with self.averaged():
-            for number, prompt in enumerate(config.sample.prompts):
-                video = wan.generate(
-                    f"{config.data.trigger} {prompt}".strip(),
-                    config.sample.image,
-                    size=(width, height),
-                    num_frames=max(config.data.frames),
-                    num_steps=config.sample.steps,
-                    guidance_scale=config.sample.guidance,
-                    seed=config.sample.seed,
-                )
+            for number, prompt in enumerate(_prompts(config)):
+                try:
+                    video = wan.generate(prompt, config.sample.image, **_options(config))
+                except CygnetError as error:
+                    if self.group.world > 1 and not isinstance(error, RequestError):
+                        raise  # the others may be waiting for this process in the midst of a step
+                    say(f"sample {number} of step {step} failed, and training goes on: {error}")
+                    continue
                 if not self.group.first:
                     continue
                 video.receipt["training"] = {"step": step, "method": config.method, "settings": config.identity()}
-                made.append(video.save(folder / f"{step:08d}-{number}.mp4", overwrite=True))
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    made.append(video.save(folder / f"{step:08d}-{number}.mp4", overwrite=True))
+                except (CygnetError, OSError) as error:
+                    say(f"sample {number} of step {step} was not saved, and training goes on: {error}")
         return made
 
     def write(self, step: int, folder: Path) -> Path | None:
@@ -193,6 +200,32 @@ class FlowRun:
                 dtype=torch.bfloat16,
                 overwrite=True,
             )
+
+
+def check_samples(config: TrainConfig, model: LoadedModel) -> None:
+    """Raise :class:`~cygnet.errors.RequestError` or ``MediaError`` where sampling would refuse; computes nothing."""
+    given = Given.read(config.sample.image, None, None)
+    try:
+        for prompt in _prompts(config):
+            request = request_of(prompt, given.inputs, _options(config), Wan(model).defaults)
+            check_combination(model.components, request, given.inputs)
+    except RequestError as error:
+        field = None if error.field is None else f"sample.{error.field}"
+        raise RequestError(f"[sample] asks for what cannot be made: {error}", field=field) from error
+
+
+def _prompts(config: TrainConfig) -> list[str]:
+    return [f"{config.data.trigger} {prompt}".strip() for prompt in config.sample.prompts]
+
+
+def _options(config: TrainConfig) -> Options:
+    return {
+        "size": max(config.data.shapes, key=lambda size: size[0] * size[1]),
+        "num_frames": max(config.data.frames),
+        "num_steps": config.sample.steps,
+        "guidance_scale": config.sample.guidance,
+        "seed": config.sample.seed,
+    }
 
 
 class _Training:

@@ -88,6 +88,8 @@ class Trainer:
     after: Sequence[tuple[int, Callable[[int], None]]] = ()
     on_step: Callable[[StepReport], None] = lambda report: None
     cancel: CancelToken = field(default_factory=CancelToken)
+    alone: bool = True
+    """Whether no other process trains along."""
     reduce_gradients: Callable[[], None] = lambda: None
     reduce_loss: Callable[[float], float] = lambda loss: loss
     agree: Callable[[bool], bool] = lambda answer: answer
@@ -124,7 +126,14 @@ class Trainer:
                 values.clear()
             for every, work in self.after:
                 if every and (run.step % every == 0 or run.step == pace.steps):
-                    work(run.step)
+                    try:
+                        work(run.step)
+                    except Exception:
+                        # What fails beside the training must not cost the steps since the last checkpoint. Of many
+                        # processes the others may be elsewhere, and saving needs them all.
+                        if self.alone:
+                            self._save()
+                        raise
             if run.step % pace.save_every == 0:
                 self._save()
                 saved = run.step

@@ -117,7 +117,8 @@ def _device_of_backend() -> str:
 def many_processes(config: TrainConfig) -> Iterator[Group]:
     """The group that torchrun has started this process in; alone without it.
 
-    Raises :class:`~cygnet.errors.RequestError` if the batch, the heads or the processes cannot be shared out so.
+    Raises :class:`~cygnet.errors.RequestError` if the batch, the heads or the processes cannot be shared out so, or
+    the method is for one process.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     context = config.parallel.context
@@ -130,6 +131,11 @@ def many_processes(config: TrainConfig) -> Iterator[Group]:
     if world == 1:
         yield ALONE
         return
+    if config.method == "vae":
+        raise RequestError(
+            f"method vae trains in one process, but torchrun started {world}; run cygnet train without torchrun",
+            field="method",
+        )
     shares = world // context
     if config.batch % shares:
         raise RequestError(

@@ -19,12 +19,13 @@ from cygnet.training.config import ModelFiles, TrainConfig
 from cygnet.training.dataset import read_items
 from cygnet.training.encode import Example, Tell, prepare, prepare_texts
 from cygnet.training.flow import FlowMatching
-from cygnet.training.flow_run import FlowRun
+from cygnet.training.flow_run import FlowRun, check_samples
 from cygnet.training.loop import Pace, StepReport, Trainer
 from cygnet.training.networks import build_network, build_optimizers
 from cygnet.training.parallel import ALONE, Group, WholeModule, WholeOptimizer
 from cygnet.training.reports import Charts, plot_losses
 from cygnet.training.state import Average, Run
+from cygnet.training.taught import Taught
 from cygnet.types import CancelToken
 
 
@@ -84,6 +85,8 @@ def train(
     folder = Path(config.output)
     run = Run(folder, identity=config.identity(), keep=config.every.keep, writes=group.first, quiet=True)
     model = open_model(config)
+    if config.every.sample:
+        check_samples(config, model)
     cache = Cache(Path(config.data.cache or folder / "cache"), owner=group.rank, say=say)
 
     def prepared(place: str) -> list[Example]:
@@ -114,7 +117,9 @@ def train(
         average=average,
         group=group,
     )
-    parts: dict[str, Any] = {"weights": WholeModule(network.trained)}
+    # First, so that nothing is loaded where the clips are others.
+    parts: dict[str, Any] = {"clips": Taught((one.clip, one.text) for one in examples)}
+    parts["weights"] = WholeModule(network.trained)
     parts |= {f"optimizer {number}": WholeOptimizer(optimizer) for number, optimizer in enumerate(optimizers)}
     if average is not None:
         parts["average"] = average
@@ -127,7 +132,7 @@ def train(
         charts.add(step, validation=last[0])
 
     def sample(step: int) -> None:
-        for path in flow.sample(step, folder / "samples"):
+        for path in flow.sample(step, folder / "samples", say):
             say(f"sample {path}")
 
     every = config.every
@@ -154,6 +159,7 @@ def train(
         after=((every.validate_, validate), (every.sample, sample)),
         on_step=charted,
         cancel=cancel or CancelToken(),
+        alone=group.world == 1,
         reduce_gradients=lambda: group.reduce_gradients(network),
         reduce_loss=group.mean,
         agree=group.any,

@@ -151,11 +151,14 @@ class Run:
         """Load the newest good checkpoint into the parts; False when the run is new.
 
         Log lines past it are removed: they are written again. Raises :class:`~cygnet.errors.RequestError` if it was
-        made by a run with other settings.
+        made by a run with other settings or clips.
         """
         state = newest_state(self.folder, self.identity)
         if state is None:
             return False
+        if "clips" in parts and "clips" not in state:
+            log.warning("the checkpoint is of an earlier version and names no clips; that they are the same is assumed")
+            state["clips"] = parts["clips"].state_dict()
         for name, part in parts.items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["rng"])
@@ -232,14 +235,14 @@ def newest_state(folder: Path, identity: str | None = None) -> dict[str, Any] | 
             facts = json.loads(note.read_text())
             with open(path, "rb") as file:
                 whole = hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # whatever a damaged note may hold
             whole = False
         if not whole:
             log.warning("checkpoint %s is damaged; the one before it is used", path.name)
             continue
         if identity is not None and facts.get("identity") != identity:
             raise RequestError(
-                f"{folder.name!r} holds a run of other settings (step {facts['step']}); choose another output, or go "
+                f"{folder.name!r} holds a run of other settings (step {int(note.stem)}); choose another output, or go "
                 "back to the settings that it was begun with",
                 field="output",
             )

@@ -17,7 +17,7 @@ import torch
 
 from cygnet.assembly import load_vae
 from cygnet.checkpoints import save_official
-from cygnet.errors import RequestError
+from cygnet.errors import MediaError, RequestError
 from cygnet.media.frames import to_signed
 from cygnet.models.vae.model import WanVAE
 from cygnet.runtime.precision import parse_device
@@ -29,6 +29,7 @@ from cygnet.training.networks import DTYPES, build_optimizers
 from cygnet.training.reports import Charts, plot_losses
 from cygnet.training.start import Outcome, open_model
 from cygnet.training.state import Average, Run
+from cygnet.training.taught import Taught
 from cygnet.training.vae import VAELoss
 from cygnet.types import CancelToken
 
@@ -50,7 +51,8 @@ def train_vae(
     run = Run(folder, identity=config.identity(), keep=config.every.keep, quiet=True)
     vae = load_vae(open_model(config).weights["vae"].file.path, torch.float32, device)
     vae.requires_grad_(True)
-    crops = Crops(read_items(Path(config.data.path)), config)
+    items = read_items(Path(config.data.path))
+    crops = Crops(items, config)
     optimizers = build_optimizers(config.optimizer, vae)
     average = Average(vae, config.optimizer.average) if config.optimizer.average else None
     loss_of = VAELoss(l1=config.vae.l1, difference=config.vae.difference, kl=config.vae.kl)
@@ -69,7 +71,7 @@ def train_vae(
         return total
 
     charts = Charts(folder, say)
-    parts: dict[str, Any] = {"weights": vae}
+    parts: dict[str, Any] = {"clips": Taught((_digest(item),) for item in items), "weights": vae}
     parts |= {f"optimizer {number}": optimizer for number, optimizer in enumerate(optimizers)}
     if average is not None:
         parts["average"] = average
@@ -107,6 +109,13 @@ def train_vae(
     plot = plot_losses(run.rows(), folder / "loss.png", say) if finished else None
     now = time.monotonic(), time.process_time()
     return Outcome(finished, run.step, result, plot, now[0] - clocks[0], now[1] - clocks[1], None)
+
+
+def _digest(item: Item) -> str:
+    try:
+        return item.digest()
+    except OSError as error:
+        raise MediaError(f"{item.name!r} cannot be read: {(error.strerror or 'refused').lower()}") from error
 
 
 def _write(vae: WanVAE, average: Average | None, folder: Path) -> Path:

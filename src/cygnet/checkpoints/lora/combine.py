@@ -89,9 +89,10 @@ def merge_loras(
     """Write one LoRA that does at strength 1 what ``(path, strength)`` of ``loras`` do together.
 
     Low-rank changes are laid side by side, which is exact: the ranks add up. ``rank`` keeps the largest singular values
-    of each sum instead, and is needed for LoHa and LoKr. Raises ``RequestError`` for DoRA and ``set_weight``, which
-    depend on the model's own weights (merge those into the model), and as
-    :func:`~cygnet.checkpoints.lora.file.read_lora` and :func:`~cygnet.checkpoints.lora.writing.save_lora`.
+    of each sum instead, and is needed for LoHa and LoKr. What is part of no Wan transformer is left out and told.
+    Raises ``RequestError`` for DoRA and ``set_weight``, which depend on the model's own weights (merge those into the
+    model), and as :func:`~cygnet.checkpoints.lora.file.read_lora` and
+    :func:`~cygnet.checkpoints.lora.writing.save_lora`.
     """
     import torch
 
@@ -122,7 +123,8 @@ def merge_loras(
     path = save_lora(
         target, modules, rest=rest, form=form, dtype=dtype or _widest(opened), note={"from": said}, overwrite=overwrite
     )
-    return MergedLoras(path, len(names), None if rank is None else 1.0 if energy == 0 else 1 - lost / energy)
+    left_out = tuple((lora.name, lora.unknown_modules) for lora, _ in opened if lora.unknown)
+    return MergedLoras(path, len(names), None if rank is None else 1.0 if energy == 0 else 1 - lost / energy, left_out)
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,16 @@ class MergedLoras:
     path: Path
     modules: int
     kept: float | None
+    left_out: tuple[tuple[str, int], ...]
+    """Files with modules that belong to no Wan transformer, such as a text encoder's, and how many each has."""
+
+
+_SUMMED = {"diff": "diff", "diff_b": "diff_b", "diff_m": "diff_m", "up_bias": "diff_b"}
+"""Parts that are added up as they are, and as what they are written."""
 
 
 def _check_mergeable(opened: Sequence[tuple[LoraFile, float]], rank: int | None) -> None:
-    shapes: dict[str, tuple[tuple[int, int] | None, str]] = {}
+    shapes: dict[tuple[str, str], tuple[tuple[int, ...], str]] = {}
     for lora, _ in opened:
         for module, adapter in lora.adapters.items():
             where = f"{lora.name}: {printable(module)}"
@@ -150,17 +158,25 @@ def _check_mergeable(opened: Sequence[tuple[LoraFile, float]], rank: int | None)
                     f"{where} is a {adapter.kind} change, whose rank is not low; say with --rank what to cut it to",
                     field="rank",
                 )
-            if adapter.kind == "difference":
-                continue
             sizes = {part: lora.file.tensors[stored].shape for part, stored in adapter.parts.items()}
-            shape = product_shape(sizes)
-            if module in shapes and shapes[module][0] != shape:
-                raise RequestError(
-                    f"{where} is {list(shape or ())}, but {list(shapes[module][0] or ())} in {shapes[module][1]}; they "
-                    "were made for different models",
-                    field="lora",
-                )
-            shapes.setdefault(module, (shape, lora.name))
+            made: list[tuple[str, tuple[int, ...]]] = [
+                (_SUMMED[part], shape) for part, shape in sizes.items() if part in _SUMMED
+            ]
+            if adapter.kind != "difference":
+                matrix = product_shape(sizes)
+                if matrix is None or 0 in matrix:
+                    factors = ", ".join(f"{part} {list(size)}" for part, size in sizes.items() if part != "alpha")
+                    raise RequestError(
+                        f"{where} has {factors}, whose product is no matrix; the file is damaged", field="lora"
+                    )
+                made.append(("product", matrix))
+            for part, shape in made:
+                other, name = shapes.setdefault((module, part), (shape, lora.name))
+                if other != shape:
+                    raise RequestError(
+                        f"{where} is {list(shape)}, but {list(other)} in {name}; they were made for different models",
+                        field="lora",
+                    )
 
 
 def _pair(lora: LoraFile, adapter: Adapter, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,6 +186,8 @@ def _pair(lora: LoraFile, adapter: Adapter, strength: float) -> tuple[torch.Tens
 
 
 def _nearest(rows: Sequence[tuple[LoraFile, Adapter, float]], rank: int) -> Truncated:
+    import torch
+
     from cygnet.checkpoints.lora.svd import truncated
 
     total: torch.Tensor | None = None
@@ -181,6 +199,13 @@ def _nearest(rows: Sequence[tuple[LoraFile, Adapter, float]], rank: int) -> Trun
         change = strength * adapter.scale * product(adapter.parts, part).flatten(1)
         total = change if total is None else total + change
     assert total is not None
+    if not bool(torch.isfinite(total).all()):
+        names = ", ".join(lora.name for lora, _, _ in rows)
+        raise RequestError(
+            f"the change of {printable(rows[0][1].module)} by {names} holds NaN or infinity; a file is damaged, or a "
+            "strength too large",
+            field="lora",
+        )
     return truncated(total, rank)
 
 
@@ -188,10 +213,10 @@ def _others(rows: Sequence[tuple[LoraFile, Adapter, float]]) -> dict[str, torch.
     """Sums of the differences, with the biases of low-rank changes among them."""
     found: dict[str, torch.Tensor] = {}
     for lora, adapter, strength in rows:
-        for role, factor in (("diff", 1.0), ("diff_b", 1.0), ("diff_m", 1.0), ("up_bias", adapter.scale)):
+        for role, name in _SUMMED.items():
             if role in adapter.parts:
-                name = "diff_b" if role == "up_bias" else role
-                value = strength * factor * lora.file.tensor(adapter.parts[role]).float()
+                factor = strength * (adapter.scale if role == "up_bias" else 1.0)
+                value = factor * lora.file.tensor(adapter.parts[role]).float()
                 found[name] = found[name] + value if name in found else value
     return found
 

@@ -53,6 +53,7 @@ def convert_lora(
 
 
 _OUR_KEYS = frozenset({"format", NOTE_KEY, "lora_adapter_metadata"})
+_BIASES = frozenset({"up_bias", "diff_b"})
 
 
 def origin_of(lora: LoraFile) -> dict[str, Any]:
@@ -67,18 +68,19 @@ def _sorted(lora: LoraFile, adapter: Adapter, form: LoraForm) -> tuple[LowRankCh
     parts = {role: lora.file.tensor(stored) for role, stored in adapter.parts.items()}
     if "magnitude" in parts and parts["magnitude"].ndim == 1:  # PEFT's; ComfyUI wants a column
         parts["magnitude"] = parts["magnitude"][:, None]
-    if adapter.kind not in ("LoRA", "difference") or "mid" in parts:
-        if adapter.alpha is None and adapter.scale != 1 and adapter.rank is not None:
-            parts["alpha"] = torch.tensor(adapter.scale * adapter.rank)
-        return None, parts
-    if "up" in parts:  # a bias of its own, which the product's scale applies to, and one that stands alone
-        biases = [
-            parts.pop(role).float() * factor
-            for role, factor in (("up_bias", adapter.scale), ("diff_b", 1.0))
-            if role in parts
+    # One bias of two: the layer's own, which the product's scale applies to, and a difference that stands alone.
+    if "up" in parts and not parts.keys().isdisjoint(_BIASES):
+        kept = [
+            parts.pop(role).float() * (adapter.scale if role == "up_bias" else 1) for role in _BIASES & parts.keys()
         ]
-        if biases:
-            parts["up_bias" if form == "diffusers" else "diff_b"] = sum(biases[1:], biases[0]).to(parts["up"].dtype)
+        parts["up_bias" if form == "diffusers" else "diff_b"] = sum(kept[1:], kept[0]).to(parts["up"].dtype)
+    if adapter.kind not in ("LoRA", "difference") or "mid" in parts:
+        if adapter.alpha is None and adapter.scale != 1:
+            if adapter.rank is not None:
+                parts["alpha"] = torch.tensor(adapter.scale * adapter.rank)
+            else:  # LoKr of two whole matrices, which have no rank to divide an alpha by
+                parts["lokr_w1"] = (parts["lokr_w1"].float() * adapter.scale).to(parts["lokr_w1"].dtype)
+        return None, parts
     parts.pop("alpha", None)
     if adapter.kind == "difference":
         return None, parts

@@ -32,3 +32,8 @@ def find_lora(name: Path | str, places: Sequence[Path | str] = ()) -> Path:
         f"{printable(wanted)} does not exist, neither here nor in a loras folder; check the path, or name the folder "
         "that holds loras with --model-paths"
     )
+
+
+def loras_called(name: str, places: Sequence[Path | str] = ()) -> list[Path]:
+    """Every file of exactly this name in the ``loras`` folders of :func:`find_lora`, at any depth."""
+    return [it.path for it in find_models(model_folders(places), "loras") if it.path.name == name]

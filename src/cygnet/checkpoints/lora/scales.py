@@ -76,6 +76,10 @@ class NotedScales:
 
 
 def _positive(number: Any, where: str) -> float:
-    if type(number) not in (int, float) or not math.isfinite(number) or number <= 0:
+    try:
+        value = float(number) if type(number) in (int, float) else math.nan
+    except OverflowError:  # a whole number of hundreds of digits
+        value = math.inf
+    if not math.isfinite(value) or value <= 0:
         raise WeightFileError(f"{where} says {printable(str(number))}; ranks and alphas are numbers above 0")
-    return float(number)
+    return value

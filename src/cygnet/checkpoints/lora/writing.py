@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cygnet.checkpoints.lora.file import read_lora
 from cygnet.checkpoints.lora.names import LoraForm, is_official, stored_name
 from cygnet.checkpoints.saving import Entry, staged_file, write_safetensors
 from cygnet.checkpoints.weight_file import TensorInfo, printable
-from cygnet.errors import RequestError
+from cygnet.errors import RequestError, WeightFileError
 
 if TYPE_CHECKING:
     import torch
@@ -62,8 +63,8 @@ def save_lora(
     keeps each tensor's own. ``note`` goes into the header as JSON, with the rank or ranks; ``metadata`` as it is.
 
     The file appears whole or not at all. Raises ``RequestError`` for a name that is no module of the transformer, a
-    rank of 0, shapes that do not go together, a value that is not finite or a part that the form has not, and
-    ``OutputError`` as :func:`cygnet.checkpoints.save_official`.
+    rank of 0, shapes that do not go together, a value that is not finite (in ``dtype``) or a part that the form has
+    not, and ``OutputError`` as :func:`cygnet.checkpoints.save_official`.
     """
     path = Path(path)
     tensors: dict[str, torch.Tensor] = {}
@@ -86,8 +87,11 @@ def save_lora(
     said = {**(note or {}), "modules": len(modules.keys() | (rest or {}).keys()), "ranks": ranks}
     notes = {"format": "pt", **(metadata or {}), NOTE_KEY: noted(said)}
     entries = {name: _entry(value) for name, value in tensors.items()}
+    _check_finite(tensors)
     with staged_file(path, overwrite=overwrite) as file:
         write_safetensors(file, entries, notes)
+        file.flush()
+        _check_readable(Path(file.name))
     return path
 
 
@@ -123,8 +127,30 @@ def _check(module: str, change: LowRankChange) -> None:
         raise RequestError(f"{where} has down {down} and up {up}; they must be [R, in] and [out, R]", field="modules")
     if change.alpha is not None and not math.isfinite(change.alpha):
         raise RequestError(f"{where} has the alpha {change.alpha}; it must be a finite number", field="modules")
-    if not (bool(torch.isfinite(change.down).all()) and bool(torch.isfinite(change.up).all())):
+    if not (bool(torch.isfinite(change.down.float()).all()) and bool(torch.isfinite(change.up.float()).all())):
         raise RequestError(f"{where} holds NaN or infinity; the training that made it diverged", field="modules")
+
+
+def _check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Of what is written, after casts and products: a large number is infinite in a narrow type."""
+    import torch
+
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value.float()).all()):
+            kind = str(value.dtype).removeprefix("torch.")
+            raise RequestError(
+                f"{printable(name)} would hold NaN or infinity in {kind}; choose bfloat16 or float32 for the file, or "
+                "check where it came from",
+                field="dtype",
+            )
+
+
+def _check_readable(written: Path) -> None:
+    """Raise ``RequestError`` unless cygnet itself reads what was written."""
+    try:
+        read_lora(written)
+    except WeightFileError as error:
+        raise RequestError(f"the file would be one that cygnet refuses: {error}", field="modules") from error
 
 
 def _check_name(module: str) -> None:

@@ -18,8 +18,10 @@ from cygnet.errors import RequestError
 from cygnet.graph.contract import Classic, NodeClass
 from cygnet.graph.folders import FOLDER_KINDS
 from cygnet.nodes import files
+from cygnet.nodes.images import METHODS
 from cygnet.nodes.latents import MOST, Latent
 from cygnet.nodes.stand_ins.devices import interrupt_current_processing, throw_exception_if_processing_interrupted
+from cygnet.nodes.stand_ins.models import LACKING_NODES
 from cygnet.nodes.workshop import Workshop
 
 _SAMPLING = "sampler_name scheduler positive negative latent_image"
@@ -76,6 +78,7 @@ def names(shop: Workshop, classes: Mapping[str, NodeClass]) -> dict[str, Any]:
         )  # fmt: skip
 
     return {
+        **LACKING_NODES,
         **own,
         "NODE_CLASS_MAPPINGS": dict(own),
         "NODE_DISPLAY_NAME_MAPPINGS": {name: it.display_name for name, it in known.items()},
@@ -102,7 +105,9 @@ def _known_as(name: str, implementation: Any) -> type:
         return run(self, **dict(zip(inputs, given, strict=False)), **named)
 
     call.__name__ = function
-    return type(name, (implementation,), {"FUNCTION": function, function: call})
+    choices = {"upscale_methods": list(METHODS), "crop_methods": ["disabled", "center"]}  # of which packs make combos
+    more = choices if function == "upscale" else {}
+    return type(name, (implementation,), {"FUNCTION": function, function: call, **more})
 
 
 def _saving(shop: Workshop) -> dict[str, type]:

@@ -31,7 +31,9 @@ def get_executing_context() -> ExecutionContext | None:
 def modules() -> dict[str, Mapping[str, Any]]:
     """The modules by name."""
     scheduling = "cygnet orders nodes by itself"
+    lacking = "PromptExecutor PromptQueue validate_prompt validate_inputs get_input_data IsChangedCache CacheSet"
     return {
+        "execution": {**absent("execution", lacking, scheduling), "ExecutionBlocker": ExecutionBlocker},
         "comfy_execution": {"__path__": []},
         "comfy_execution.graph_utils": {
             "GraphBuilder": GraphBuilder,

@@ -142,6 +142,7 @@ def names(shop: Workshop) -> dict[str, Any]:
         "temp_directory": str(folders.temp),
         "user_directory": str(base / "user"),
         "folder_names_and_paths": kinds,
+        "filename_list_cache": {},  # files are listed anew each time
         "supported_pt_extensions": set(WEIGHT_SUFFIXES),
         "get_input_directory": lambda: str(folders.input),
         "get_output_directory": lambda: str(folders.output),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from enum import IntEnum
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 from cygnet.graph.contract import COMPATIBLE_VERSION
@@ -43,12 +43,27 @@ class BinaryEventTypes(IntEnum):
 
 def install(shop: Workshop, host: Host) -> None:
     """Put the modules where packs import them from; ``host`` is what they take for the server."""
-    for name, contents in _modules(shop, host).items():
+    base = shop.folders.output.parent
+    for name, contents in sorted(_modules(shop, host).items()):  # parents first
         module = sys.modules.setdefault(name, ModuleType(name))
-        vars(module).update(contents)
+        # No such file: packs ask for the folder that it would be in.
+        file = "/__init__.py" if "__path__" in contents else ".py"
+        vars(module).update({"__file__": str(base / (name.replace(".", "/") + file)), **contents})
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
+
+
+def _server(host: Host) -> dict[str, Any]:
+    """``server``; packs take ``PromptServer`` for a class, derive from it, replace its methods and ask for its file."""
+    kind = type("PromptServer", (Host,), {"__module__": "server", "instance": host})
+    host.__class__ = kind
+    found: dict[str, Any] = {"PromptServer": kind, "BinaryEventTypes": BinaryEventTypes}
+    if host.app is not None:
+        from aiohttp import web
+
+        found["web"] = web
+    return found
 
 
 def announce(name: str, classes: Mapping[str, type], titles: Mapping[str, str], web: str | None) -> None:
@@ -73,7 +88,7 @@ def _modules(shop: Workshop, host: Host) -> dict[str, Mapping[str, Any]]:
         "comfy.comfy_types.node_typing": comfy_types.names(),
         **models.modules(),
         "nodes": core.names(shop, node_classes(shop)),
-        "server": {"PromptServer": SimpleNamespace(instance=host), "BinaryEventTypes": BinaryEventTypes},
+        "server": _server(host),
         **execution.modules(),
         **api.modules(shop),
     }
