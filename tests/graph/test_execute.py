@@ -85,6 +85,10 @@ async def raise_later(**_: Any) -> Any:
     raise ERRORS.pop()
 
 
+class Panic(BaseException):
+    """What extensions written in Rust raise is no Exception."""
+
+
 class SpeechlessError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no words")
@@ -462,6 +466,9 @@ def test_a_failure_ends_the_job_and_says_where() -> None:
         (SystemExit(), "whole program"),
         (SpeechlessError(), "SpeechlessError"),
         (RecursionError("deep"), "deep"),
+        (Panic("index out of bounds"), "index out of bounds"),
+        (GeneratorExit(), "GeneratorExit"),
+        (BaseExceptionGroup("several", [Panic("one")]), "several"),
     ],
 )
 def test_whatever_a_node_raises_is_its_failure(kind: str, error: BaseException, said: str) -> None:

@@ -217,7 +217,7 @@ def test_two_objects_do_not_lend_each_other_their_properties() -> None:
     [
         pytest.param(drawn("red", "star"), id="rests"),
         pytest.param(drawn("red", "star", x=(TIME - 0.5) * np.float32(0.12)), id="creeps"),
-        pytest.param(drawn("red", "star", x=(TIME - 0.5) * 0.4, y=(TIME - 0.5) * 0.4), id="diagonal"),
+        pytest.param(drawn("red", "star", x=(TIME - 0.5) * 0.4, y=(0.5 - TIME) * 0.4), id="another diagonal"),
         pytest.param(drawn("red", "star", x=0.25 - np.abs(TIME - 0.5)), id="there and back"),
         pytest.param(drawn("red", "star", y=0.15 - 1.2 * (TIME - 0.5) ** 2), id="one hop"),
         pytest.param(drawn("red", "star", x=0.2 * np.cos(3 * TIME), y=0.2 * np.sin(3 * TIME)), id="half a circle"),

@@ -377,10 +377,9 @@ class _Run:
         """Whatever is raised inside ends the job, not the executor, as a failure of the node at ``place``."""
         try:
             yield
-        except (Cancelled, _Stop):
+        except (Cancelled, _Stop, KeyboardInterrupt):  # the last is how a signal is heard in this thread
             raise
-        # Foreign code may raise anything. What signals raise in this thread is no business of the node's and passes.
-        except (Exception, asyncio.CancelledError, SystemExit) as error:
+        except BaseException as error:  # foreign code may raise anything: panics of Rust extensions are no Exception
             self._fail(place, error, arguments or {})
 
     def _fail(self, place: Place, error: BaseException, arguments: Mapping[str, list[Any]]) -> None:
