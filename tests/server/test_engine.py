@@ -550,3 +550,17 @@ def test_numbers_of_numpy_reach_clients_as_numbers(path: Path) -> None:
         assert shown["output"] == {"text": ["numpy"], "number": [0.5, 3]}
 
     studio(path, story)
+
+
+def test_a_node_that_cannot_be_judged_is_refused_in_words(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        prompt = {
+            "1": {"class_type": "Leaving", "inputs": {"text": "a"}},
+            "2": {"class_type": "Show", "inputs": {"text": ["1", 0]}},
+        }
+        with pytest.raises(Refused, match="cannot be judged") as caught:
+            await it.engine.submit({"prompt": prompt})
+        assert caught.value.http_status == 400
+        assert await it.engine.know("describe", name="Show")
+
+    studio(path, story, "odd_catalogue")

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from cygnet.errors import OutputError
 from cygnet.graph.events import JobEnded, from_json
-from cygnet.server.child import Child, ChildLost
+from cygnet.server.child import Child, ChildFailed, ChildLost
 from cygnet.server.sockets import Socket, Sockets
 from cygnet.server.store import DuplicateJobError, Ending, JobRecord, JobStore, Submission
 from cygnet.server.wire import JobMessages, Message, over, status
@@ -272,7 +272,10 @@ class Engine:
 
     async def _judge(self, prompt: Mapping[str, Any], targets: list[Any] | None) -> dict[str, Any]:
         asked = None if targets is None else [str(it) for it in targets]
-        verdict: dict[str, Any] = await self.know("validate", prompt=prompt, targets=asked)
+        try:
+            verdict: dict[str, Any] = await self.know("validate", prompt=prompt, targets=asked)
+        except ChildFailed as error:  # a pack's own check, or what it declares, cannot be told
+            raise _refusal("invalid_prompt", "A node of this workflow cannot be judged", str(error)) from error
         return verdict
 
     async def know(self, what: str, **more: Any) -> Any:
