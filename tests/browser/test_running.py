@@ -50,7 +50,7 @@ def test_with_the_socket_refused_the_page_works_by_asking(tab: Callable[[Studio]
     page.on("request", lambda it: urlsplit(it.url).path == "/api/prompt" and asked.append(it.method))
     opened(page, studio.url + "?template=tiny_text_to_video", "SaveVideo")
     page.expected.append("econnect")
-    change(page, "KSampler", steps=2, seed=31)
+    change(page, "KSampler", steps=100, seed=31)  # long enough for the page to ask more than once while it runs
     assert ended(page, run(page))["status"] == "completed"
     page.get_by_text("0 active").first.wait_for()
     assert asked.count("GET") > 1
