@@ -7,13 +7,14 @@ to the rounding of their dtype. SageAttention multiplies in 8 bits and is used o
 
 from __future__ import annotations
 
+import abc
 import functools
 import importlib.util
 import logging
 import math
 import warnings
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -61,13 +62,19 @@ class TorchAttention:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
-class FlashAttention3:
-    """The ``flash_attn_interface`` package; what it cannot do (a bias, float32) goes to ``otherwise``."""
+class _Package(abc.ABC):
+    """An installed package's kernel; what it cannot do (a bias, float32) goes to ``otherwise``."""
 
     def __init__(self, otherwise: Attention) -> None:
-        from flash_attn_interface import flash_attn_func
+        self.kernel, self.otherwise = self._load(), otherwise
 
-        self.kernel, self.otherwise = flash_attn_func, otherwise
+    @abc.abstractmethod
+    def _load(self) -> Callable[..., Any]:
+        """The package's function; raises ImportError without it."""
+
+    @abc.abstractmethod
+    def _run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
+        """Attention without a bias; shapes as in :class:`cygnet.types.Attention`."""
 
     def __call__(
         self,
@@ -80,30 +87,32 @@ class FlashAttention3:
         """Shapes as in :class:`cygnet.types.Attention`."""
         if bias is not None or q.dtype == torch.float32:
             return self.otherwise(q, k, v, bias, scale)
+        return self._run(q, k, v, scale)
+
+
+class FlashAttention3(_Package):
+    """The ``flash_attn_interface`` package."""
+
+    def _load(self) -> Callable[..., Any]:
+        from flash_attn_interface import flash_attn_func
+
+        return flash_attn_func  # type: ignore[no-any-return]
+
+    def _run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
         out = self.kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=scale)
         heads: torch.Tensor = out[0] if isinstance(out, tuple) else out  # some versions give the log-sum too
         return heads.transpose(1, 2)
 
 
-class SageAttention:
-    """The ``sageattention`` package: scores in 8 bits. What it cannot do goes to ``otherwise``."""
+class SageAttention(_Package):
+    """The ``sageattention`` package: scores in 8 bits."""
 
-    def __init__(self, otherwise: Attention) -> None:
+    def _load(self) -> Callable[..., Any]:
         from sageattention import sageattn
 
-        self.kernel, self.otherwise = sageattn, otherwise
+        return sageattn  # type: ignore[no-any-return]
 
-    def __call__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        scale: float | None = None,
-    ) -> torch.Tensor:
-        """Shapes as in :class:`cygnet.types.Attention`."""
-        if bias is not None or q.dtype == torch.float32:
-            return self.otherwise(q, k, v, bias, scale)
+    def _run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
         out: torch.Tensor = self.kernel(q, k, v, tensor_layout="HND", sm_scale=scale)
         return out
 
