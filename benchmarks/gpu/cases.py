@@ -133,10 +133,11 @@ def steps(
         elif side == "cygnet, fp8":
             work = our_step(dit, grid, Execution(compile=True, fp8=True))
         elif side == "cygnet, blocks swapped":
+            # As a model is loaded: how it computes first, where its blocks are around that.
+            work = our_step(dit, grid, Execution(compile=True))
             dit = dit.cpu()
             torch.cuda.empty_cache()
             swap = BlockSwap(dit, ("blocks",), DEVICE)
-            work = our_step(dit, grid, Execution(compile=True))
         else:
             peer = peer_of(dit, config, BF16)
             del dit

@@ -178,7 +178,7 @@ class MemoryConfig(Section):
     base: Literal["as_dtype", "fp8", "int8"] = "as_dtype"
     """How a LoRA's frozen matrices are kept: in ``dtype``, or in 8 bits (half the memory)."""
     block_swap: Annotated[int, Field(ge=0)] = 0
-    """How many of the frozen base's blocks stay in host memory and come to the device when they run; LoRA only."""
+    """How many of the frozen base's blocks stay in host memory; two of them are on the device at a time. LoRA only."""
 
 
 class EveryConfig(Section):

@@ -15,8 +15,9 @@ from cygnet.errors import RequestError, UnsupportedError
 from cygnet.models.dit.config import DiTConfig
 from cygnet.models.dit.model import DiT, initialise
 from cygnet.models.lora import Adapters, adaptable, fresh_adapters
+from cygnet.runtime.block_swap import BlockSwap
 from cygnet.runtime.eight_bit import keep_in_eight_bits
-from cygnet.runtime.streaming import MatrixStream, streamed_names
+from cygnet.runtime.streaming import streamed_names
 from cygnet.training.config import OptimizerConfig, TrainConfig
 from cygnet.training.memory import checkpointed
 from cygnet.training.optimizers import optimizers_for
@@ -98,8 +99,8 @@ def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Netwo
     dit.requires_grad_(False)
     if memory.block_swap and memory.checkpointing == "none":
         raise RequestError(
-            'memory.block_swap needs memory.checkpointing "attention" or "full": a block must be able to go between '
-            "its forward and its backward pass",
+            'memory.block_swap needs memory.checkpointing other than "none": a block must be able to go between its '
+            "forward and its backward pass",
             field="memory.block_swap",
         )
     if memory.base != "as_dtype" and memory.checkpointing == "none":
@@ -129,7 +130,10 @@ def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Netwo
     if memory.base != "as_dtype":
         quantise_matrices(dit, torch.float8_e4m3fn if memory.base == "fp8" else torch.int8)
     if memory.block_swap:
-        close = _swap_blocks(dit, memory.block_swap, device)
+        # Matrices alone: the backward pass of the prompt's keys, which comes after all blocks, reads their norms.
+        kept = len(dit.blocks) - memory.block_swap
+        names = [name for name in streamed_names(dit, STACKS) if int(name.split(".")[1]) >= kept]
+        close = BlockSwap(dit, STACKS, device, names=names).close
     else:
         dit.to(device)
     adapters.attach(dit)
@@ -145,25 +149,6 @@ def quantise_matrices(dit: DiT, kind: torch.dtype) -> None:
         scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / most
         stored = (weight / scale).round() if kind == torch.int8 else weight / scale
         keep_in_eight_bits(dit, {name: (stored.to(kind), scale)}, dit.device)
-
-
-def _swap_blocks(dit: DiT, count: int, device: torch.device) -> Callable[[], None]:
-    """The matrices of the last ``count`` blocks stay on the host and come in when their block runs."""
-    first = len(dit.blocks) - count
-    names = [name for name in streamed_names(dit, STACKS) if int(name.split(".")[1]) >= first]
-    held: dict[str, torch.Tensor] = {}
-    for name in names:
-        value = dit.get_parameter(name).data
-        held[name] = value.pin_memory() if device.type == "cuda" else value
-        layer = dit.get_submodule(name.removesuffix(".weight"))
-        layer._parameters["weight"] = nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False)
-    for module in dit.modules():
-        for kind in (module._parameters, module._buffers):
-            for tensor in kind.values():
-                if tensor is not None and tensor.device.type != "meta":
-                    tensor.data = tensor.data.to(device)
-    stream = MatrixStream(dit, STACKS, held.__getitem__, device=device, names=names)
-    return stream.close
 
 
 def patches_as_products(dit: DiT) -> None:
