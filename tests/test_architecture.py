@@ -32,7 +32,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planning": {"assembly", "checkpoints", "runtime", "models", "pipelines", "solvers", "media"},
     "api": {"assembly", "planning", "pipelines", "solvers", "media", "models", "checkpoints"},
     # Sample videos are made as users make them, with the same receipts.
-    "training": {"api", "assembly", "checkpoints", "runtime", "pipelines", "solvers", "models", "media", "ops"},
+    # A plan of a training is made for the same machines, in the same words, as one of a video.
+    "training": {
+        "api",
+        "planning",
+        "assembly",
+        "checkpoints",
+        "runtime",
+        "pipelines",
+        "solvers",
+        "models",
+        "media",
+        "ops",
+    },
     "graph": set(),
     # Nodes handle the networks themselves: they name their types and the scale of their latents.
     "nodes": {"graph", "assembly", "pipelines", "solvers", "media", "models"},

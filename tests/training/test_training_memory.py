@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,9 +14,13 @@ from cygnet.errors import RequestError
 from cygnet.models.dit.config import DiTConfig
 from cygnet.models.dit.model import DiT
 from cygnet.models.lora import adaptable, fresh_adapters
+from cygnet.training.flow import Draw, FlowMatching
+from cygnet.training.loop import Piece
+from cygnet.training.loop import gradients as gradients_of
 from cygnet.training.memory import Checkpointing, checkpointed
-from cygnet.training.networks import patches_as_products
-from cygnet.training.plan import activations, plan_for
+from cygnet.training.networks import build_optimizers, kept_dtype, patches_as_products, trainable
+from cygnet.training.plan import plan_for
+from cygnet.training.rehearsal import rehearse
 from support import filled_weights, parameter_shapes, relative_l2
 
 CONFIG = DiTConfig(variant="t2v", dim=128, ffn_dim=256, num_heads=1, num_layers=2, in_channels=16, text_dim=24)
@@ -64,17 +72,65 @@ def test_the_patch_embedding_as_a_product_is_the_same() -> None:
     assert relative_l2(dit(latents, time, context), plain) < 1e-5
 
 
+WIDE = DiTConfig(variant="t2v", dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, in_channels=16)
+GRID = (21, 60, 104)
+
+
 def test_a_plan_orders_the_ways_as_their_memory_does(configure: Configure) -> None:
-    sizes = {
-        how: activations(
-            configure(memory={"checkpointing": how, "dtype": "bfloat16"}),
-            DiTConfig(variant="t2v", dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, in_channels=16),
-            32_760,
-            1,
-        )
+    seen = {
+        how: rehearse(configure(batch=1, memory={"checkpointing": how, "dtype": "bfloat16"}), WIDE, GRID,
+                      text_rows=30, image_rows=0).demand
         for how in ("none", "products", "attention", "full")
-    }
-    assert sizes["none"] > sizes["products"] > sizes["attention"] > sizes["full"] > 30 * 32_760 * 1536 * 2
+    }  # fmt: skip
+    sizes = [demand.cost.peak for demand in seen.values()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] > 30 * 32_760 * 1536 * 2
+    work = [sum(each.flops for each in demand.work) for demand in seen.values()]
+    assert work == sorted(work)
+    # Forward, backward without the gradients of frozen weights, forward again; attention's backward is 2.5 of its own.
+    linear, attention = (12 * 1536**2 + 4 * 1536 * 8960) * 32_760 * 30, 4 * 32_760**2 * 1536 * 30
+    assert work[-1] == pytest.approx(3 * linear + 4.5 * attention, rel=0.05)
+
+
+@pytest.mark.parametrize(("method", "how"), [("lora", "products"), ("full", "none"), ("full", "full")])
+def test_what_is_rehearsed_is_what_a_processor_allocates(configure: Configure, method: str, how: str) -> None:
+    """Two steps with numbers, by the same code, and every allocation of torch's counted."""
+    config = configure(method=method, batch=6, memory={"checkpointing": how, "dtype": "bfloat16"})
+    grid, shape = (3, 12, 12), replace(CONFIG, num_layers=4)
+    seen = rehearse(config, shape, grid, text_rows=5, image_rows=0)
+    dit = DiT(shape)
+    for name, value in dit.named_parameters():
+        if not any(word in name for word in dit.fp32_parameters):
+            value.data = value.data.to(kept_dtype(config))
+    network = trainable(config, dit, torch.device("cpu"))
+    latents, context = torch.randn(6, 16, *grid), torch.randn(6, 5, 24)
+
+    def loss() -> torch.Tensor:
+        with network.precision():
+            return FlowMatching()(network.dit, latents, context, draw=Draw(torch.rand(6), torch.randn_like(latents)))
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        optimizers = build_optimizers(config.optimizer, network.trained)
+        for _ in range(2):
+            gradients_of(network.trained, optimizers, [Piece(loss)], 1.0)
+            optimizers[0].step()
+    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    weights = 4 * seen.trained
+    rehearsed = seen.learning - weights + seen.demand.cost.peak
+    assert rehearsed == pytest.approx(max(itertools.accumulate(changes)), rel=0.05)
+
+
+def test_swapped_blocks_leave_two_on_the_device(configure: Configure) -> None:
+    def sizes(**memory: Any) -> tuple[int, int]:
+        config = configure(memory={"checkpointing": "full", **memory})
+        seen = rehearse(config, replace(CONFIG, num_layers=6), (1, 4, 4), text_rows=5, image_rows=0)
+        return seen.frozen, seen.swapped
+
+    block = sum(weight.numel() * 4 for weight in DiT(CONFIG).blocks[0].parameters() if weight.ndim == 2)
+    whole, none = sizes()
+    assert none == 0
+    assert sizes(block_swap=5) == (whole - 3 * block, 5 * block)
 
 
 def test_a_plan_counts_what_is_trained(configure: Configure) -> None:
@@ -82,6 +138,16 @@ def test_a_plan_counts_what_is_trained(configure: Configure) -> None:
     assert 0 < lora.trained < full.trained
     assert lora.total < full.total
     assert lora.tokens == 2 * 2 * 2
+    assert lora.step_seconds is not None
     assert lora.step_seconds > 0
     with pytest.raises(RequestError):
         plan_for(configure(method="vae"))
+
+
+def test_a_plan_that_does_not_fit_says_what_to_change(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    roomy = plan_for(configure())
+    assert roomy.fits
+    monkeypatch.setattr("cygnet.planning.machine.free_memory", lambda device: 2**20)
+    plan = plan_for(configure())
+    assert not plan.fits
+    assert "1 MiB are free; raise accumulate, or lower batch" in plan.refusal()

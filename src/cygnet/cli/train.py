@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from cygnet.cli.interrupts import EXIT_INTERRUPTED, cancelled_by_interrupt
 from cygnet.cli.options import Debug, Json, Quiet, Switch
-from cygnet.cli.output import Voice, gigabytes, table
+from cygnet.cli.output import Voice, table
 from cygnet.errors import RequestError
 from cygnet.types import Estimate, time_left
 
@@ -119,20 +119,30 @@ def _list_fields(voice: Voice) -> int:
 
 
 def _show_plan(plan: Plan, voice: Voice) -> int:
+    from cygnet.cli.plan import NOT_MEASURED, duration
+    from cygnet.planning.words import gib
+
+    machine = plan.machine
     rows: list[tuple[str, ...]] = [("MEMORY", "")]
-    rows += [(name, gigabytes(size)) for name, size in plan.memory.items()]
-    rows += [("together", gigabytes(plan.total)), ("free here", gigabytes(plan.free)), ("TIME", "")]
+    rows += [(name, gib(size)) for name, size in plan.memory.items()]
+    rows.append(("together", gib(plan.total)))
+    if machine.shares:
+        rows.append(("free here", f"{gib(machine.host_free)} of {gib(machine.host_limit)}"))
+    else:
+        rows += [("free on the device", gib(machine.device_free)), ("of the host", gib(plan.host))]
+        rows.append(("free here", f"{gib(machine.host_free)} of {gib(machine.host_limit)}"))
     rows += [
+        ("TIME", ""),
         ("trained values", f"{plan.trained:,}"),
         ("tokens per clip", f"{plan.tokens:,}"),
-        ("work per step", f"{plan.tera_operations:.2f} TFLOP"),
-        ("measured rate", f"{plan.rate:.3f} TFLOP/s"),
-        ("per step", f"about {plan.step_seconds:.3g} s"),
-        ("for all steps", f"about {plan.step_seconds * plan.steps / 60:.3g} min, without encoding"),
+        ("work per step", f"{plan.flops / 1e12:.3g} TFLOP"),
+        ("per step", duration(plan.step_seconds)),
     ]
+    if plan.step_seconds is not None:
+        measured = machine.rates is not None and machine.rates.measured
+        how = f"measured {machine.rates.date}" if measured and machine.rates else NOT_MEASURED
+        rows.append(("for all steps", f"{duration(plan.step_seconds * plan.steps)}, without encoding ({how})"))
     voice.result(plan.to_json(), table(rows))
-    if plan.total > plan.free:
-        voice.note(
-            f"this does not fit: {gigabytes(plan.total)} are needed and {gigabytes(plan.free)} are free; {plan.advice}"
-        )
+    if not plan.fits:
+        voice.note(f"this does not fit: {plan.refusal()}")
     return 0

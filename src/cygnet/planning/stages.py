@@ -67,7 +67,7 @@ def encode_text(config: UMT5Config, dtype: torch.dtype, tokens: int) -> Demand:
     """One prompt."""
 
     def laps(blocks: int) -> Laps:
-        model = _on_meta(UMT5Encoder, replace(config, num_layers=blocks), dtype)
+        model = on_meta(UMT5Encoder, replace(config, num_layers=blocks), dtype)
 
         def run(lap: Callable[[], None]) -> None:
             model(torch.empty(1, tokens, dtype=torch.int64, device="meta"))
@@ -75,14 +75,14 @@ def encode_text(config: UMT5Config, dtype: torch.dtype, tokens: int) -> Demand:
 
         return _laps(run)
 
-    return Demand(cost=_total(_over_blocks(laps, config.num_layers), 1), work=tuple(flops.umt5(config, tokens)))
+    return Demand(cost=_total(over_blocks(laps, config.num_layers), 1), work=tuple(flops.umt5(config, tokens)))
 
 
 def look_at_pictures(config: CLIPVisionConfig, dtype: torch.dtype, pictures: int) -> Demand:
     """One picture after the other."""
 
     def laps(blocks: int) -> Laps:
-        model = _on_meta(CLIPVision, replace(config, num_layers=blocks + 1), dtype)
+        model = on_meta(CLIPVision, replace(config, num_layers=blocks + 1), dtype)
         side = config.image_size
 
         def run(lap: Callable[[], None]) -> None:
@@ -91,7 +91,7 @@ def look_at_pictures(config: CLIPVisionConfig, dtype: torch.dtype, pictures: int
 
         return _laps(run)
 
-    one = _over_blocks(laps, config.num_layers - 1)
+    one = over_blocks(laps, config.num_layers - 1)
     return Demand(cost=_total(one, pictures), work=tuple(flops.clip(config, pictures)), passes=pictures)
 
 
@@ -135,7 +135,7 @@ def _denoise_laps(
     plain: bool,
 ) -> Laps:
     def laps(blocks: int) -> Laps:
-        dit = _on_meta(DiT, replace(config, num_layers=blocks), dtype)
+        dit = on_meta(DiT, replace(config, num_layers=blocks), dtype)
 
         def run(lap: Callable[[], None]) -> None:
             def made(*shape: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
@@ -154,7 +154,7 @@ def _denoise_laps(
         return _laps(run)
 
     # Those that follow a control have blocks beside the blocks; no command makes plans for them.
-    return laps(config.num_layers) if config.vace_layers else _over_blocks(laps, config.num_layers)
+    return laps(config.num_layers) if config.vace_layers else over_blocks(laps, config.num_layers)
 
 
 def decode(config: VAEConfig, dtype: torch.dtype, grid: Grid, chunk: int) -> Demand:
@@ -249,7 +249,7 @@ def _fastest(work: Callable[[], object], device: torch.device, clock: Clock) -> 
 
 
 def _random(kind: Callable[[Any], Any], config: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    module = _on_meta(kind, config, dtype).to_empty(device=device)
+    module = on_meta(kind, config, dtype).to_empty(device=device)
     for parameter in module.parameters():
         parameter.data.normal_(std=0.02)
     return module
@@ -271,7 +271,7 @@ def _laps(run: Callable[[Callable[[], None]], object]) -> Laps:
     return tuple(laps)
 
 
-def _over_blocks(laps: Callable[[int], Laps], blocks: int) -> Laps:
+def over_blocks(laps: Callable[[int], Laps], blocks: int) -> Laps:
     """The laps of a network of so many blocks, from those of two and three."""
     if blocks <= _MORE:
         return laps(blocks)
@@ -295,7 +295,7 @@ def _scaled(laps: Laps, area: float) -> Laps:
     return tuple(Cost(round(lap.peak * area), round(lap.moved * area), lap.kernels) for lap in laps)
 
 
-def _on_meta(kind: Callable[[Any], Any], config: Any, dtype: torch.dtype) -> Any:
+def on_meta(kind: Callable[[Any], Any], config: Any, dtype: torch.dtype) -> Any:
     """A network of shapes, its parameters in the dtypes that they would be loaded in."""
     with without_weights():
         module: torch.nn.Module = kind(config)
@@ -307,5 +307,5 @@ def _on_meta(kind: Callable[[Any], Any], config: Any, dtype: torch.dtype) -> Any
 
 
 def _vae(config: VAEConfig, dtype: torch.dtype) -> WanVAE:
-    vae: WanVAE = _on_meta(WanVAE, config, dtype)
+    vae: WanVAE = on_meta(WanVAE, config, dtype)
     return vae.channels_last()

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -66,7 +66,7 @@ class Ledger(TorchDispatchMode):
         """False keeps torch from loading its compiler, which takes longer than all traces of a plan."""
         return False
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> Self:
         self._attention.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -231,7 +231,11 @@ def _all(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
 
 
 def _vector_norm(
-    x: torch.Tensor, order: float, dim: list[int], keepdim: bool = False, dtype: torch.dtype | None = None
+    x: torch.Tensor,
+    order: float = 2,
+    dim: list[int] | None = None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     return x.sum(dim, keepdim=keepdim, dtype=dtype or x.dtype)
 

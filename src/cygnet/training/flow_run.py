@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -100,25 +99,18 @@ class FlowRun:
         ).to(batch.latents.device)
         noisy = add_noise(batch.latents, draw.noise, draw.sigma)
         rest = (1000 * draw.sigma, batch.context, batch.image_context, batch.image_condition)
-        with self._precision():
-            with torch.no_grad(), self.network.as_before() as before:
-                wanted = before(noisy, *rest)
-            drift: torch.Tensor = (self.network.dit(noisy, *rest) - wanted).square().mean()
+        drift = self.network.drift(noisy, *rest)
         self.told["preserve"] = float(drift.detach())
         return drift
 
     def _loss(self, batch: Batch, draw: Draw) -> torch.Tensor:
         network = self.network
         there = batch.to(network.dit.device)
-        with self._precision():
+        with network.precision():
             loss: torch.Tensor = self.objective(
                 network.dit, there.latents, there.context, there.image_context, there.image_condition, draw
             )
         return loss
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        kind = self.network.autocast
-        return nullcontext() if kind is None else torch.autocast(self.network.dit.device.type, dtype=kind)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -147,28 +147,16 @@ class Trainer:
     def _step(self) -> tuple[float, float]:
         step = self.run.step
         torch.manual_seed(step)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        total, wrong = 0.0, []
-        for piece in self.draw(step):
-            loss = piece.loss() * piece.share
-            value = float(loss.detach())
-            if value != value or value in (float("inf"), float("-inf")):
-                wrong.append(piece.name)
-            loss.backward()
-            total += value if piece.counts else 0.0
-        self.reduce_gradients()
-        total = self.reduce_loss(total)
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.pace.clip)
-        size = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        if not (abs(total) < float("inf") and size < float("inf")) or wrong:
+        total, norm, wrong = gradients(
+            self.module, self.optimizers, self.draw(step), self.pace.clip, self.reduce_gradients, self.reduce_loss
+        )
+        if not (abs(total) < float("inf") and norm < float("inf")) or wrong:
             raise NumericalError(self._told(step, total, wrong))
         for optimizer in self.optimizers:
             optimizer.step()
         if self.average is not None:
             self.average.update(self.module)
-        return total, size
+        return total, norm
 
     def _told(self, step: int, total: float, wrong: list[str]) -> str:
         what = "gradient" if abs(total) < float("inf") and not wrong else "loss"
@@ -178,6 +166,36 @@ class Trainer:
             f"the {what} is not finite at step {step}{at}; the last checkpoint is intact: lower optimizer.rate, or "
             "look at these clips, and run the same command again"
         )
+
+
+def gradients(
+    module: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    pieces: Iterable[Piece],
+    clip: float,
+    reduce_gradients: Callable[[], None] = lambda: None,
+    reduce_loss: Callable[[float], float] = lambda loss: loss,
+) -> tuple[float, float, list[str]]:
+    """Put the clipped gradients of a step's ``pieces`` in place of those before.
+
+    Returns the loss, the norm of the gradients before they were clipped, and the names of pieces whose loss is not
+    finite.
+    """
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    total, wrong = 0.0, []
+    for piece in pieces:
+        loss = piece.loss() * piece.share
+        value = float(loss.detach())
+        if value != value or value in (float("inf"), float("-inf")):
+            wrong.append(piece.name)
+        loss.backward()
+        total += value if piece.counts else 0.0
+    reduce_gradients()
+    total = reduce_loss(total)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    norm = torch.nn.utils.clip_grad_norm_(trained, clip)
+    return total, float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm), wrong
 
 
 # The embedded model's trainings --------------------------------------------------------------------------------------

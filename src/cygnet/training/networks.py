@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,19 @@ class Network:
         finally:
             self.adapters.attach(self.dit)
 
+    def precision(self) -> AbstractContextManager[Any]:
+        """In which products are computed, for the length of a ``with`` block."""
+        kind = self.autocast
+        return nullcontext() if kind is None else torch.autocast(self.dit.device.type, dtype=kind)
+
+    def drift(self, *given: torch.Tensor | None) -> torch.Tensor:
+        """How far the transformer's answer to ``given`` has moved from that of before the training."""
+        with self.precision():
+            with torch.no_grad(), self.as_before() as before:
+                wanted = before(*given)
+            moved: torch.Tensor = (self.dit(*given) - wanted).square().mean()
+        return moved
+
 
 def architecture(config: TrainConfig, base: DiTConfig) -> DiTConfig:
     """What is trained: the model's own architecture, or for ``scratch`` the one that its section describes."""
@@ -75,19 +89,29 @@ def build_network(config: TrainConfig, model: LoadedModel, device: torch.device)
         raise RequestError(
             f"model is {base.variant}; text-to-video and image-to-video models can be trained", field="model"
         )
-    dtype = DTYPES[config.memory.dtype]
     place = model.weights["dit"].file.path
-    if config.method == "lora":
-        network = _with_adapters(config, load_dit(place, dtype, "cpu"), device)
+    if config.method == "scratch":
+        torch.manual_seed(config.seed)
+        dit = DiT(architecture(config, base))
+        initialise(dit)
     else:
-        if config.method == "scratch":
-            torch.manual_seed(config.seed)
-            dit = DiT(architecture(config, base))
-            initialise(dit)
-        else:
-            dit = load_dit(place, torch.float32, "cpu")
+        dit = load_dit(place, kept_dtype(config), "cpu")
+    preserves = config.method == "full" and config.preserve.captions
+    return trainable(config, dit, device, load_dit(place, DTYPES[config.memory.dtype], device) if preserves else None)
+
+
+def kept_dtype(config: TrainConfig) -> torch.dtype:
+    """In what the transformer's matrices are kept: those that are trained in float32."""
+    return DTYPES[config.memory.dtype] if config.method == "lora" else torch.float32
+
+
+def trainable(config: TrainConfig, dit: DiT, device: torch.device, before: DiT | None = None) -> Network:
+    """What is to be trained of ``dit``, set up as the configuration says; ``before`` for runs that preserve."""
+    if config.method == "lora":
+        network = _with_adapters(config, dit, device)
+    else:
+        dtype = DTYPES[config.memory.dtype]
         dit = dit.to(device).requires_grad_(True)
-        before = load_dit(place, dtype, device) if config.preserve.captions else None
         network = Network(dit, dit, None, None if dtype == torch.float32 else dtype, before=before)
     patches_as_products(network.dit)
     checkpointed(network.dit.blocks, config.memory.checkpointing)
@@ -131,13 +155,17 @@ def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Netwo
         quantise_matrices(dit, torch.float8_e4m3fn if memory.base == "fp8" else torch.int8)
     if memory.block_swap:
         # Matrices alone: the backward pass of the prompt's keys, which comes after all blocks, reads their norms.
-        kept = len(dit.blocks) - memory.block_swap
-        names = [name for name in streamed_names(dit, STACKS) if int(name.split(".")[1]) >= kept]
-        close = BlockSwap(dit, STACKS, device, names=names).close
+        close = BlockSwap(dit, STACKS, device, names=swapped_names(dit, memory.block_swap)).close
     else:
         dit.to(device)
     adapters.attach(dit)
     return Network(dit, adapters, adapters, None, close)
+
+
+def swapped_names(dit: DiT, count: int) -> list[str]:
+    """The weights that are swapped of the last ``count`` blocks."""
+    first = len(dit.blocks) - count
+    return [name for name in streamed_names(dit, STACKS) if int(name.split(".")[1]) >= first]
 
 
 @torch.no_grad()
