@@ -45,7 +45,7 @@ def write_clips(folder: Path) -> None:
 
 def settings(method: str, keeps: str, batch: int, folder: Path, steps: int = STEPS) -> Any:
     """A training of the embedded model."""
-    from cygnet.training.config import config_from
+    from cygnet.training.config_file import config_from
 
     fields: dict[str, Any] = {
         "method": method, "model": "tiny-t2v", "output": f"{method}-{keeps}-{batch}", "steps": steps, "batch": batch,

@@ -22,7 +22,7 @@ import torch
 from cygnet.assembly import load_dit, load_text_encoder, load_vae
 from cygnet.checkpoints.catalogue import EMBEDDED
 from cygnet.media.video import open_writer
-from cygnet.training.config import read_config
+from cygnet.training.config_file import read_config
 from cygnet.training.loop import StepReport
 from cygnet.training.start import train
 from recipes.tiny.captions import plain_caption

@@ -11,7 +11,7 @@ from recipes.teach.diagonal import CLIPS, SETTINGS, TEMPLATE, combinations, meas
 from recipes.tiny.captions import plain_caption
 from recipes.tiny.world import BACKGROUNDS, COLOURS, DIAGONAL, MOTIONS, SHAPES
 
-from cygnet.training.config import config_from
+from cygnet.training.config_file import config_from
 
 
 def test_the_clips_show_every_colour_shape_and_background_and_none_of_what_is_measured() -> None:

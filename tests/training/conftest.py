@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from cygnet.media.video import open_writer
-from cygnet.training.config import TrainConfig, config_from
+from cygnet.training.config import TrainConfig
+from cygnet.training.config_file import config_from
 from random_models import write_model
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cygnet.training.config import config_from
+from cygnet.training.config_file import config_from
 from cygnet.training.parallel import many_processes
 from cygnet.training.start import train
 

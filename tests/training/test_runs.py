@@ -97,7 +97,7 @@ def test_a_process_that_is_killed_anywhere_leaves_a_run_that_goes_on(configure: 
     (tmp_path / "config.json").write_text(config.model_dump_json(by_alias=True, exclude_unset=True))
     program = (
         "import json, sys, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path\nfrom cygnet.training.config import config_from\n"
+        "from pathlib import Path\nfrom cygnet.training.config_file import config_from\n"
         "from cygnet.training.start import train\n"
         f"place = Path({str(tmp_path)!r})\n"
         "fields = json.loads((place / 'config.json').read_text())\n"

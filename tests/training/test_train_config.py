@@ -10,7 +10,7 @@ import pytest
 
 from cygnet.cli.main import run
 from cygnet.errors import RequestError
-from cygnet.training.config import config_from, documented, read_config
+from cygnet.training.config_file import config_from, documented, read_config
 
 GOOD: dict[str, Any] = {"method": "lora", "model": "tiny-t2v", "output": "run", "steps": 10, "data": {"path": "clips"}}
 

@@ -48,7 +48,7 @@ def data(
         Frames per second at which clips are read.
     """
     from cygnet.training.check import check_items
-    from cygnet.training.config import read_config
+    from cygnet.training.config_file import read_config
     from cygnet.training.dataset import read_items
 
     if path.suffix.lower() == ".toml":

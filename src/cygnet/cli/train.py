@@ -50,7 +50,7 @@ def train(
         return _list_fields(Voice(as_json=json))
     if config is None:
         raise RequestError("give the file: cygnet train CONFIG.toml (cygnet train --fields lists what may be in it)")
-    from cygnet.training.config import read_config
+    from cygnet.training.config_file import read_config
 
     settings = read_config(config)
     if plan:
@@ -110,7 +110,7 @@ class _Lines:
 
 
 def _list_fields(voice: Voice) -> int:
-    from cygnet.training.config import documented
+    from cygnet.training.config_file import documented
 
     rows: list[tuple[str, ...]] = [("FIELD", "DEFAULT", "WHAT"), *documented()]
     value = {"fields": [{"field": f, "default": d, "what": w} for f, d, w in rows[1:]]}
