@@ -15,31 +15,32 @@ HINT = "pip install 'cygnet[train]'"
 
 
 class Charts:
-    """Curves for TensorBoard, in the folder ``tensorboard`` of a run; nothing where its package is missing."""
+    """Curves for TensorBoard, in the folder ``tensorboard`` of a run; nothing where its package is missing.
+
+    Nothing is drawn before :meth:`begin`: a new file of events takes back all that older ones have past its first step.
+    """
 
     def __init__(self, folder: Path, say: Callable[[str], None], *, draws: bool = True) -> None:
         self._folder, self._say, self._draws = folder / "tensorboard", say, draws
         self._writer: Any = None
-        self.begin(0)
 
     def begin(self, step: int) -> None:
-        """Curves go on from ``step``: what was drawn past it is taken back."""
+        """Curves go on from ``step``, 0 for a new run: what was drawn past it is taken back."""
         if not self._draws:
             return
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            if step == 0:
-                self._say(f"no TensorBoard curves: its package is not installed ({HINT}); log.jsonl has the losses")
+            self._say(f"no TensorBoard curves: its package is not installed ({HINT}); log.jsonl has the losses")
             return
-        self.close()
         self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
 
     def add(self, step: int, **values: float) -> None:
-        """A point on each named curve."""
+        """A point on each named curve; it is on the disk at once, so that a kill takes none that a checkpoint has."""
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
+            self._writer.flush()
 
     def close(self) -> None:
         """Write what waits."""

@@ -167,7 +167,7 @@ def train(
     )
     if trainer.resume():
         say(f"going on at step {run.step}")
-        charts.begin(run.step)
+    charts.begin(run.step)
     try:
         finished = trainer.train(seconds)
         result = flow.write(run.step, folder)

@@ -100,7 +100,7 @@ def train_vae(
     )
     if trainer.resume():
         say(f"going on at step {run.step}")
-        charts.begin(run.step)
+    charts.begin(run.step)
     try:
         finished = trainer.train(seconds)
     finally:
