@@ -9,6 +9,7 @@ away afterwards, read from its tokens the background and, for each colour, which
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from torch import nn
 from cygnet.models.clip.config import TINY_CLIP
 from cygnet.models.clip.model import CLIPVision
 from cygnet.models.clip.preprocess import preprocess
-from cygnet.training.state import Run, warmup_cosine
+from cygnet.training.loop import Pace, Piece, Trainer
+from cygnet.training.state import Run
 from recipes.tiny.world import BACKGROUNDS, COLOURS, FRAMES, SHAPES, SIZE, random_scene, random_tracks, render
 
 NAMES = list(COLOURS)
@@ -68,32 +70,33 @@ def train(folder: Path, steps: int = 1500, batch: int = 24) -> None:
     tower, readers = CLIPVision(TINY_CLIP), Readers(TINY_CLIP.dim)
     both = nn.ModuleDict({"tower": tower, "readers": readers})
     # The last block's output is never used by Wan, and so is never trained.
-    optimizer = torch.optim.AdamW(both.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=0.01)
-    run = Run(folder)
-    parts = {"both": both, "optimizer": optimizer}
-    run.resume(parts)
-    while run.step < steps:
-        for group in optimizer.param_groups:
-            group["lr"] = 6e-4 * warmup_cosine(run.step, warmup=100, total=steps)
-        pixels, backgrounds, shapes, places = draw_batch(np.random.default_rng([29, run.step]), batch)
+    optimizer = torch.optim.AdamW(both.parameters(), lr=6e-4, betas=(0.9, 0.98), weight_decay=0.01)
+    told: dict[str, float] = {}
+
+    def loss(step: int) -> torch.Tensor:
+        pixels, backgrounds, shapes, places = draw_batch(np.random.default_rng([29, step]), batch)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             background, shape, place = readers(tower(preprocess(pixels, TINY_CLIP.image_size)))
         present = (shapes < len(SHAPES)).float()
-        loss = (
+        told["shape"] = float(((shape.argmax(-1) == shapes).float() * present).sum() / present.sum())
+        total: torch.Tensor = (
             F.cross_entropy(background.float(), backgrounds)
             + 4 * F.cross_entropy(shape.float().flatten(0, 1), shapes.flatten())
             + 4 * ((place.float() - places).square().sum(-1) * present).sum() / present.sum()
         )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for p in both.parameters() if p.grad is not None], 1.0)
-        optimizer.step()
-        run.step += 1
-        if run.step % 50 == 0:
-            right = ((shape.argmax(-1) == shapes).float() * present).sum() / present.sum()
-            run.log(loss=loss.item(), shape=float(right))
-        if run.step % 250 == 0 or run.step == steps:
-            run.save(parts)
+        return total
+
+    trainer = Trainer(
+        module=both,
+        optimizers=[optimizer],
+        run=Run(folder),
+        pace=Pace(steps=steps, warmup=100, log_every=50, save_every=250),
+        draw=lambda step: [Piece(partial(loss, step))],
+        parts={"both": both, "optimizer": optimizer},
+        more=lambda: told,
+    )
+    trainer.resume()
+    trainer.train()
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from torch import nn
 from cygnet.models.umt5.config import TINY_UMT5
 from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.umt5.tokenizer import Tokenizer
+from cygnet.training.loop import Pace, Piece, Trainer
 from cygnet.training.optimizers import optimizers_for
-from cygnet.training.state import Run, set_learning_rate, warmup_cosine
+from cygnet.training.state import Run
 from recipes.tiny.captions import caption
 from recipes.tiny.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, random_scene
 
@@ -115,33 +117,32 @@ def train(folder: Path, steps: int = 3000, batch: int = 64) -> None:
     matrices = [name for name, p in both.named_parameters() if name.startswith("encoder.blocks.") and p.ndim == 2]
     matrices = [name for name in matrices if "pos_embedding" not in name]
     optimizers = optimizers_for(both, matrices, matrix_rate=1e-3, other_rate=1e-3, decay=0.01)
-    run = Run(folder)
-    parts = {"both": both, "muon": optimizers[0], "adamw": optimizers[1]}
-    run.resume(parts)
-    begun = time.monotonic()
-    while run.step < steps:
-        set_learning_rate(optimizers, warmup_cosine(run.step, warmup=200, total=steps))
-        ids, mask, targets = draw_batch(np.random.default_rng([13, run.step]), tokenizer, batch)
-        rows = encoder(ids, mask)
-        logits = readers(F.dropout(rows, 0.1), mask)
+    told: dict[str, float] = {}
+
+    def loss(step: int) -> torch.Tensor:
+        ids, mask, targets = draw_batch(np.random.default_rng([13, step]), tokenizer, batch)
+        logits = readers(F.dropout(encoder(ids, mask), 0.1), mask)
+        said = targets[1] < len(SHAPES)
+        for name, got, want in zip(("background", "shape", "motion"), logits, targets, strict=True):
+            right = got.argmax(-1) == want
+            told[name] = float((right if name == "background" else right[said]).float().mean())
         errors = [
             F.cross_entropy(got.flatten(0, -2), want.flatten()) for got, want in zip(logits, targets, strict=True)
         ]
-        loss = errors[0] + 5 * errors[1] + 5 * errors[2]
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        run.step += 1
-        if run.step % 100 == 0:
-            right = [got.argmax(-1) == want for got, want in zip(logits, targets, strict=True)]
-            said = targets[1] < len(SHAPES)
-            shares = [float(right[0].float().mean()), *(float(each[said].float().mean()) for each in right[1:])]
-            run.log(loss=loss.item(), background=shares[0], shape=shares[1], motion=shares[2])
-        if run.step % 500 == 0 or run.step == steps:
-            run.save(parts)
+        return errors[0] + 5 * errors[1] + 5 * errors[2]
+
+    trainer = Trainer(
+        module=both,
+        optimizers=optimizers,
+        run=Run(folder),
+        pace=Pace(steps=steps, warmup=200, log_every=100, save_every=500),
+        draw=lambda step: [Piece(partial(loss, step))],
+        parts={"both": both, "muon": optimizers[0], "adamw": optimizers[1]},
+        more=lambda: told,
+    )
+    trainer.resume()
+    begun = time.monotonic()
+    trainer.train()
     print(f"trained in {time.monotonic() - begun:.0f} s")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch._dynamo
 
 from cygnet.models.vae.config import TINY_VAE
 from cygnet.models.vae.model import WanVAE
+from cygnet.training.loop import Pace, Piece, Trainer
 from cygnet.training.optimizers import optimizers_for
 from cygnet.training.state import Average, Run, warmup_cosine
 from cygnet.training.vae import VAELoss, initialise
@@ -85,6 +85,15 @@ def inner_kernels(vae: WanVAE) -> list[str]:
     return [name for name in kernels if not name.startswith(outer)]
 
 
+def at(step: int, stages: tuple[Stage, ...]) -> tuple[Stage, int]:
+    """The stage that a step belongs to, and how many steps of that stage are before it."""
+    for stage in stages:
+        if step < stage.steps:
+            return stage, step
+        step -= stage.steps
+    raise ValueError(f"step {step} is past the last stage")
+
+
 def train(folder: Path, *, seconds: float, compiled: bool, stages: tuple[Stage, ...] = STAGES) -> None:
     """Run (or go on with) all stages, stopping cleanly after ``seconds``."""
     torch.manual_seed(0)
@@ -94,42 +103,45 @@ def train(folder: Path, *, seconds: float, compiled: bool, stages: tuple[Stage, 
     average = Average(vae, decay=0.998)
     optimizers = optimizers_for(vae, inner_kernels(vae), matrix_rate=1.0, other_rate=1.0, decay=0.0)
     run = Run(folder)
-    parts = {"vae": vae, "average": average, "muon": optimizers[0], "adamw": optimizers[1]}
-    run.resume(parts)
     # Two minutes of compiling, then half as long again per step without it.
     torch._dynamo.config.recompile_limit = 64
     loss_of = torch.compile(VAELoss(kl=1e-5)) if compiled else VAELoss(kl=1e-5)
-    begun, deadline = 0, time.monotonic() + seconds
-    for stage in stages:
-        while run.step < begun + stage.steps:
-            # Batches depend on the step alone, so a resumed run sees what an unbroken one would have seen.
-            rng = np.random.default_rng([7, run.step])
-            factor = warmup_cosine(run.step - begun, warmup=100, total=stage.steps, floor=0.1)
-            for optimizer in optimizers:
-                optimizer.param_groups[0]["lr"] = stage.rate * factor
+    told: dict[str, float] = {}
+
+    def pieces(step: int) -> list[Piece]:
+        stage, _ = at(step, stages)
+
+        def loss() -> torch.Tensor:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=stage.frames > 1):
-                loss, parts_of_loss = loss_of(vae, batch_of(rng, stage))
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-            if not torch.isfinite(norm):
-                raise FloatingPointError(f"the gradient is not finite at step {run.step}; the last state is intact")
-            for optimizer in optimizers:
-                optimizer.step()
-            average.update(vae)
-            run.step += 1
-            if run.step % 50 == 0:
-                run.log(loss=loss.item(), norm=norm.item(), **{k: float(v) for k, v in parts_of_loss.items()})
-            if run.step % 250 == 0 or run.step == begun + stage.steps:
-                shown = WanVAE(TINY_VAE)
-                average.copy_to(shown)
-                run.log(psnr=psnr(shown.channels_last()))
-                run.save(parts)
-            if time.monotonic() > deadline:
-                run.save(parts)
-                return
-        begun += stage.steps
+                total, parts = loss_of(vae, batch_of(np.random.default_rng([7, step]), stage))
+            told.update({name: float(value) for name, value in parts.items()})
+            return total
+
+        return [Piece(loss, name=stage.name)]
+
+    def rate(step: int) -> float:
+        stage, done = at(step, stages)
+        return stage.rate * warmup_cosine(done, warmup=100, total=stage.steps, floor=0.1)
+
+    def measure(_: int) -> None:
+        shown = WanVAE(TINY_VAE)
+        average.copy_to(shown)
+        run.log(psnr=psnr(shown.channels_last()))
+
+    trainer = Trainer(
+        module=vae,
+        optimizers=optimizers,
+        run=run,
+        pace=Pace(steps=sum(stage.steps for stage in stages), log_every=50, save_every=250),
+        draw=pieces,
+        parts={"vae": vae, "average": average, "muon": optimizers[0], "adamw": optimizers[1]},
+        average=average,
+        after=((250, measure),),
+        more=lambda: told,
+        rate=rate,
+    )
+    trainer.resume()
+    trainer.train(seconds)
 
 
 def main() -> None:

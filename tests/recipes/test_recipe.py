@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recipes.tiny import export, make, train_i2v, train_t2v
+from recipes.tiny import export, make, train_clip, train_i2v, train_t2v, train_vae
 from recipes.tiny.latents import SHARD, Latents, clip, encode_shards, first_frame, scene_of
 from recipes.tiny.train_t2v import ROWS, Captioner
+from recipes.tiny.train_vae import Stage
 
 import cygnet
 from cygnet.checkpoints.catalogue import EMBEDDED
@@ -20,6 +21,7 @@ from cygnet.checkpoints.saving import save_official
 from cygnet.models.clip.config import TINY_CLIP
 from cygnet.models.clip.model import CLIPVision
 from cygnet.models.dit.config import TINY_I2V, TINY_T2V
+from cygnet.training.loop import Pace
 from cygnet.training.state import newest_state
 
 
@@ -160,3 +162,35 @@ def test_an_untrained_transformer_predicts_nothing_at_first() -> None:
     with torch.no_grad():
         out = dit(torch.randn(1, 16, 1, 4, 4), torch.tensor([500.0]), torch.randn(1, 3, TINY_T2V.text_dim))
     assert float(out.abs().max()) == 0.0
+
+
+def test_the_autoencoder_goes_on_in_the_midst_of_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_vae, "psnr", lambda vae: 0.0)
+    stages = (Stage("pictures", 2, 1, 1, 16, 5e-4), Stage("crops", 2, 1, 5, 16, 3e-4))
+    assert [train_vae.at(step, stages) for step in range(4)] == [(one, step) for one in stages for step in range(2)]
+    train_vae.train(tmp_path / "whole", seconds=1e9, compiled=False, stages=stages)
+
+    def interrupted(rng: np.random.Generator, stage: Stage) -> torch.Tensor:
+        if stage.name == "crops":
+            raise KeyboardInterrupt
+        return plain(rng, stage)
+
+    plain, keep = train_vae.batch_of, Pace
+    monkeypatch.setattr(train_vae, "Pace", lambda **named: keep(**{**named, "save_every": 1}))
+    monkeypatch.setattr(train_vae, "batch_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_vae.train(tmp_path / "broken", seconds=1e9, compiled=False, stages=stages)
+    monkeypatch.setattr(train_vae, "batch_of", plain)
+    train_vae.train(tmp_path / "broken", seconds=1e9, compiled=False, stages=stages)
+    whole, broken = newest_state(tmp_path / "whole"), newest_state(tmp_path / "broken")
+    assert whole is not None
+    assert broken is not None
+    assert whole["step"] == broken["step"] == 4
+    assert all(torch.equal(value, broken["vae"][name]) for name, value in whole["vae"].items())
+    mean = broken["average"]["shadow"]
+    assert all(torch.equal(value, mean[name]) for name, value in export.averaged(tmp_path / "whole").items())
+
+
+def test_the_tower_trains_and_is_taken_from_its_run(tmp_path: Path) -> None:
+    train_clip.train(tmp_path / "clip", steps=2, batch=2)
+    CLIPVision(TINY_CLIP).load_state_dict(export.part_of(tmp_path / "clip", "tower."))

@@ -96,6 +96,8 @@ class Trainer:
     """Whether any process wants to stop; alone, this one."""
     more: Callable[[], Mapping[str, float]] = dict
     """Further values for each line of the log."""
+    rate: Callable[[int], float] | None = None
+    """The factor of every rate at a step, in place of the warm-up and the cosine of ``pace``."""
 
     def __post_init__(self) -> None:
         self.losses = Losses()
@@ -114,7 +116,10 @@ class Trainer:
         deadline = time.monotonic() + seconds
         saved = run.step if run.step else -1
         while run.step < pace.steps and not self.agree(self.cancel.cancelled or time.monotonic() >= deadline):
-            factor = warmup_cosine(run.step, warmup=pace.warmup, total=pace.steps, floor=pace.floor)
+            if self.rate is not None:
+                factor = self.rate(run.step)
+            else:
+                factor = warmup_cosine(run.step, warmup=pace.warmup, total=pace.steps, floor=pace.floor)
             set_learning_rate(self.optimizers, factor)
             loss, norm = self._step()
             self.losses.values.append(loss)
