@@ -59,6 +59,25 @@ def test_an_adapter_does_what_a_changed_weight_does() -> None:
     assert isinstance(dit.get_submodule(Q), LowRankLinear)
 
 
+@pytest.mark.parametrize("way", ["attach", "install"])
+def test_they_come_back_as_they_were_put_there(way: str) -> None:
+    dit = network()
+    with torch.no_grad():
+        before, names = answer(dit), [name for name, _ in dit.named_parameters()]
+        adapters = Adapters({Q: LowRank(fill("down", [4, 128]), fill("up", [128, 4]), 0.5)})
+        getattr(adapters, way)(dit)
+        with_it, kind = answer(dit), type(dit.get_submodule(Q))
+        with adapters.away(dit):
+            assert torch.equal(answer(dit), before)
+        assert torch.equal(answer(dit), with_it)
+        assert type(dit.get_submodule(Q)) is kind
+        with pytest.raises(ValueError, match="attached already"):
+            adapters.install(dit)
+        adapters.detach()
+        assert torch.equal(answer(dit), before)
+    assert [name for name, _ in dit.named_parameters()] == names
+
+
 def test_their_state_goes_on_where_it_was() -> None:
     dit = network()
     first = fresh_adapters(dit, [Q], rank=4, seed=1)

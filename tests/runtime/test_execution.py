@@ -104,6 +104,15 @@ def test_training_runs_plain(counted: list[str]) -> None:
     assert not counted
 
 
+def test_learning_compiles_the_passes_with_gradients_alone(counted: list[str]) -> None:
+    dit = network()
+    compile_blocks(dit, ("blocks",), True, CPU, learning=True)
+    evaluate(dit)
+    assert not counted
+    dit(torch.zeros(1, 16, 1, 2, 2), torch.tensor([1.0]), torch.zeros(1, 1, 8))
+    assert len(counted) == SMALL.num_layers
+
+
 def test_a_compiler_that_fails_is_left_alone_after_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.backends.registry import lookup_backend
 
 from conftest import Configure  # type: ignore[attr-defined]
 from cygnet.errors import RequestError
 from cygnet.models.dit.config import DiTConfig
 from cygnet.models.dit.model import DiT
 from cygnet.models.lora import adaptable, fresh_adapters
+from cygnet.runtime.compile import compile_blocks
 from cygnet.training.flow import Draw, FlowMatching
 from cygnet.training.loop import Piece
 from cygnet.training.loop import gradients as gradients_of
@@ -32,13 +35,14 @@ def network() -> DiT:
     return dit
 
 
-def gradients(how: Checkpointing) -> tuple[dict[str, torch.Tensor], int]:
+def gradients(how: Checkpointing, *, compiled: bool = False) -> tuple[dict[str, torch.Tensor], int]:
     dit = network().requires_grad_(False)
     adapters = fresh_adapters(dit, adaptable(dit), rank=2)
     for branch in adapters.branches.values():
         torch.nn.init.constant_(branch.up, 0.01)
-    adapters.attach(dit)
+    adapters.install(dit) if compiled else adapters.attach(dit)
     checkpointed(dit.blocks, how)
+    compile_blocks(dit, ("blocks",), compiled, torch.device("cpu"), learning=True)
     generator = torch.Generator().manual_seed(0)
     latents, context = torch.randn(1, 16, 2, 8, 8, generator=generator), torch.randn(1, 5, 24, generator=generator)
     calls = 0
@@ -61,6 +65,25 @@ def test_gradients_do_not_depend_on_what_is_kept() -> None:
         assert again == (2 * calls if how == "full" else calls), how
         for name, value in plain.items():
             assert torch.equal(value, found[name]), (how, name)
+
+
+@pytest.mark.parametrize("how", ["none", "attention"])
+def test_compiled_blocks_give_the_same_gradients(how: Checkpointing, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[object] = []
+
+    def traced(graph: torch.fx.GraphModule, example: list[torch.Tensor]) -> object:
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, example)
+
+    # All of the compiler but its code, whose translation would take most of a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=traced))
+    plain, _ = gradients("none")
+    found, _ = gradients(how, compiled=True)
+    assert graphs
+    assert len(graphs) <= CONFIG.num_layers
+    assert plain.keys() == found.keys()
+    for name, value in plain.items():
+        assert relative_l2(found[name], value) < 1e-5, name
 
 
 def test_the_patch_embedding_as_a_product_is_the_same() -> None:

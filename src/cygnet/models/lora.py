@@ -87,6 +87,7 @@ class Adapters(nn.Module):
         for name, branch in branches.items():
             _nest(self, name, branch)
         self._handles: list[RemovableHandle] = []
+        self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
 
     @property
     def branches(self) -> dict[str, LowRank]:
@@ -100,30 +101,44 @@ class Adapters(nn.Module):
         ``[..., out]``. Raises ``ValueError`` if these are attached already, and for a layer of another shape;
         ``AttributeError`` for one that the network has not.
         """
-        if self._handles:
-            raise ValueError("these adapters are attached already; detach them first")
         layers = self._layers(network)
         self._handles = [layers[name].register_forward_hook(_adding(branch)) for name, branch in self.branches.items()]
 
     def detach(self) -> None:
-        """Leave the network as it was before :meth:`attach`."""
+        """Leave the network as it was before :meth:`attach` or :meth:`install`."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        for parent, leaf, layer in self._replaced:
+            setattr(parent, leaf, layer)
+        self._handles, self._replaced = [], []
 
     def install(self, network: nn.Module) -> None:
-        """Put a :class:`LowRankLinear` in the place of every named layer, for good.
+        """Put a :class:`LowRankLinear` in the place of every named layer, until :meth:`detach`.
 
         Hooks keep a compiler away from what they hang on; this does not, and changes the network's names instead.
         Raises as :meth:`attach`.
         """
         layers = self._layers(network)
         for name, branch in self.branches.items():
-            parent, _, leaf = name.rpartition(".")
-            setattr(network.get_submodule(parent), leaf, LowRankLinear(layers[name], branch))
+            above, _, leaf = name.rpartition(".")
+            parent = network.get_submodule(above)
+            self._replaced.append((parent, leaf, layers[name]))
+            setattr(parent, leaf, LowRankLinear(layers[name], branch))
+
+    @contextmanager
+    def away(self, network: nn.Module) -> Iterator[None]:
+        """Detached from ``network`` for the length of a ``with`` block, then in their place again."""
+        back = self.install if self._replaced else self.attach
+        self.detach()
+        try:
+            yield
+        finally:
+            back(network)
 
     def _layers(self, network: nn.Module) -> dict[str, nn.Module]:
         """The layers that these adapters belong to, checked."""
+        if self._handles or self._replaced:
+            raise ValueError("these adapters are attached already; detach them first")
         layers: dict[str, nn.Module] = {}
         for name, branch in self.branches.items():
             layers[name] = network.get_submodule(name)

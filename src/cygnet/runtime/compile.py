@@ -40,8 +40,13 @@ def missing_for_compiling(device_type: str) -> str | None:
     return None
 
 
-def compile_blocks(module: nn.Module, stacks: Collection[str], mode: Compile, device: torch.device) -> None:
-    """Let the blocks in the lists ``stacks`` of ``module`` run compiled on ``device``; nothing without a compiler."""
+def compile_blocks(
+    module: nn.Module, stacks: Collection[str], mode: Compile, device: torch.device, *, learning: bool = False
+) -> None:
+    """Let the blocks in the lists ``stacks`` of ``module`` run compiled on ``device``; nothing without a compiler.
+
+    With ``learning`` the passes with gradients are those that are compiled, else those without.
+    """
     if mode is False:
         return
     if missing := missing_for_compiling(device.type):
@@ -52,7 +57,7 @@ def compile_blocks(module: nn.Module, stacks: Collection[str], mode: Compile, de
     switch = _Switch()
     for stack in stacks:
         for block in getattr(module, stack, ()):
-            block.forward = CompiledForward(block, worth, switch)
+            block.forward = CompiledForward(block, worth, switch, learning=learning)
 
 
 def _worth_it(x: torch.Tensor) -> bool:
@@ -76,17 +81,21 @@ class CompiledForward:
     would skip or trip over, so a block that has any runs plain. Hooks on the block itself run around this.
     """
 
-    def __init__(self, block: nn.Module, worth: Callable[[torch.Tensor], bool], switch: _Switch) -> None:
+    def __init__(
+        self, block: nn.Module, worth: Callable[[torch.Tensor], bool], switch: _Switch, *, learning: bool = False
+    ) -> None:
         self._plain: Callable[..., torch.Tensor] = block.forward
         self._compiled: Callable[..., torch.Tensor] = torch.compile(self._plain, dynamic=False, fullgraph=True)
         self._parts = [part for part in block.modules() if part is not block]
         self._worth = worth
         self._switch = switch
+        self._learning = learning
 
     def __call__(self, x: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
         """As the block's own forward; ``x [B, L, D]`` is its stream of tokens."""
         hooked = any(part._forward_pre_hooks or part._forward_hooks for part in self._parts)
-        if not self._switch.on or hooked or torch.is_grad_enabled() or not self._worth(x):
+        other = torch.is_grad_enabled() != self._learning
+        if not self._switch.on or hooked or other or not self._worth(x):
             return self._plain(x, *rest, **named)
         try:
             return self._compiled(x, *rest, **named)

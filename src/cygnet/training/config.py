@@ -170,6 +170,9 @@ class MemoryConfig(Section):
     (nearly as fast as nothing); all but attention; everything."""
     base: Literal["as_dtype", "fp8", "int8"] = "as_dtype"
     """How a LoRA's frozen matrices are kept: in ``dtype``, or in 8 bits (half the memory)."""
+    compile_: Annotated[bool | Literal["auto"], Field(alias="compile")] = "auto"
+    """Whether blocks are compiled: faster, in less memory, the same to rounding. "auto": on a processor in bfloat16,
+    where blocks are large enough. Needs a C++ compiler, and on a GPU triton; without, they are not, which is said."""
     block_swap: Annotated[int, Field(ge=0)] = 0
     """How many of the frozen base's blocks stay in host memory; two of them are on the device at a time. LoRA only."""
 

@@ -8,6 +8,9 @@
 
 Attention's work grows with the square of the number of tokens while its result takes as little as any other, so it is
 always the first to keep.
+
+Blocks may be compiled with this in them (:func:`cygnet.runtime.compile.compile_blocks`): what is kept is the same, less
+what no gradient needs.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from cygnet.models.dit.config import DiTConfig
 from cygnet.models.dit.model import DiT, initialise
 from cygnet.models.lora import Adapters, adaptable, fresh_adapters
 from cygnet.runtime.block_swap import BlockSwap
+from cygnet.runtime.compile import Compile, compile_blocks
 from cygnet.runtime.eight_bit import keep_in_eight_bits
 from cygnet.runtime.streaming import streamed_names
 from cygnet.training.config import OptimizerConfig, TrainConfig
@@ -48,11 +50,8 @@ class Network:
             assert self.before is not None
             yield self.before
             return
-        self.adapters.detach()
-        try:
+        with self.adapters.away(self.dit):
             yield self.dit
-        finally:
-            self.adapters.attach(self.dit)
 
     def precision(self) -> AbstractContextManager[Any]:
         """In which products are computed, for the length of a ``with`` block."""
@@ -115,7 +114,21 @@ def trainable(config: TrainConfig, dit: DiT, device: torch.device, before: DiT |
         network = Network(dit, dit, None, None if dtype == torch.float32 else dtype, before=before)
     patches_as_products(network.dit)
     checkpointed(network.dit.blocks, config.memory.checkpointing)
+    compile_blocks(network.dit, STACKS, _compiles(config, device), device, learning=True)
     return network
+
+
+def _compiles(config: TrainConfig, device: torch.device) -> Compile:
+    """Whether the blocks are compiled; "auto" is for processors alone, where it was measured."""
+    wanted = config.memory.compile_
+    apart = config.memory.block_swap or config.memory.base != "as_dtype" or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if wanted is True and apart:
+        raise RequestError(
+            "memory.compile goes with the whole base on one device as memory.dtype has it: leave out memory.block_swap "
+            "and memory.base, and train in one process; or leave out memory.compile",
+            field="memory.compile",
+        )
+    return False if apart or (wanted == "auto" and device.type != "cpu") else wanted
 
 
 def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Network:
@@ -158,7 +171,8 @@ def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Netwo
         close = BlockSwap(dit, STACKS, device, names=swapped_names(dit, memory.block_swap)).close
     else:
         dit.to(device)
-    adapters.attach(dit)
+    attach = adapters.install if _compiles(config, device) else adapters.attach
+    attach(dit)
     return Network(dit, adapters, adapters, None, close)
 
 
