@@ -144,6 +144,8 @@ def test_a_plan_counts_what_is_trained(configure: Configure) -> None:
     assert lora.fits
     with pytest.raises(RequestError):
         plan_for(configure(method="vae"))
+    with pytest.raises(RequestError, match=r"block_swap is 9; the model has \d+ blocks"):
+        plan_for(configure(memory={"block_swap": 9, "checkpointing": "full"}))
 
 
 def test_a_plan_sees_what_a_method_needs(configure: Configure) -> None:

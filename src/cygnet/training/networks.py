@@ -19,7 +19,7 @@ from cygnet.models.lora import Adapters, adaptable, fresh_adapters
 from cygnet.runtime.block_swap import BlockSwap
 from cygnet.runtime.eight_bit import keep_in_eight_bits
 from cygnet.runtime.streaming import streamed_names
-from cygnet.training.config import OptimizerConfig, TrainConfig
+from cygnet.training.config import MemoryConfig, OptimizerConfig, TrainConfig
 from cygnet.training.memory import checkpointed
 from cygnet.training.optimizers import optimizers_for
 
@@ -118,9 +118,8 @@ def trainable(config: TrainConfig, dit: DiT, device: torch.device, before: DiT |
     return network
 
 
-def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Network:
-    memory, lora = config.memory, config.lora
-    dit.requires_grad_(False)
+def check_memory(memory: MemoryConfig, blocks: int) -> None:
+    """Raise :class:`~cygnet.errors.RequestError` for what an adapter's base of so many blocks cannot be held by."""
     if memory.block_swap and memory.checkpointing == "none":
         raise RequestError(
             'memory.block_swap needs memory.checkpointing other than "none": a block must be able to go between its '
@@ -137,11 +136,17 @@ def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Netwo
         raise RequestError(
             "memory.block_swap and memory.base exclude each other; choose one", field="memory.block_swap"
         )
-    if memory.block_swap > len(dit.blocks):
+    if memory.block_swap > blocks:
         raise RequestError(
-            f"memory.block_swap is {memory.block_swap}; the model has {len(dit.blocks)} blocks",
+            f"memory.block_swap is {memory.block_swap}; the model has {blocks} blocks",
             field="memory.block_swap",
         )
+
+
+def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Network:
+    memory, lora = config.memory, config.lora
+    dit.requires_grad_(False)
+    check_memory(memory, len(dit.blocks))
     layers = [name for name in adaptable(dit) if name.endswith(tuple(f".{target}" for target in lora.targets))]
     unknown = [t for t in lora.targets if not any(name.endswith(f".{t}") for name in layers)]
     if unknown:

@@ -32,6 +32,7 @@ from cygnet.training.networks import (
     STACKS,
     Network,
     build_optimizers,
+    check_memory,
     count,
     kept_dtype,
     swapped_names,
@@ -86,7 +87,8 @@ class _Counts:
 
 
 def rehearse(config: TrainConfig, shape: DiTConfig, grid: Grid, *, text_rows: int, image_rows: int) -> Rehearsal:
-    """A step on latents of ``grid``, as many clips at once as the configuration says."""
+    """A step on latents of ``grid``, as many clips at once as the configuration says; RequestError as for the run."""
+    check_memory(config.memory, shape.num_layers)
     found: dict[int, _Counts] = {}
     pieces = min(config.accumulate, _PIECES)
 
