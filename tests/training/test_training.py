@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from cygnet.errors import NumericalError
+from cygnet.errors import NumericalError, RequestError
 from cygnet.models.dit.config import DiTConfig
 from cygnet.models.dit.model import DiT, initialise
 from cygnet.models.vae.config import VAEConfig
@@ -18,7 +18,7 @@ from cygnet.training.extend import extend_to_images
 from cygnet.training.flow import Batch, FlowMatching
 from cygnet.training.loop import Schedule, train_flow
 from cygnet.training.optimizers import KernelMuon
-from cygnet.training.state import newest_state
+from cygnet.training.state import Average, Run, newest_state
 from cygnet.training.vae import VAELoss, fold_statistics
 from cygnet.training.vae import initialise as initialise_vae
 from support import relative_l2
@@ -67,6 +67,15 @@ def test_a_resumed_training_takes_the_rates_that_are_asked_for_now(tmp_path: Pat
     after = train_flow(fresh(), draw, still, tmp_path, objective=FlowMatching())
     for name, value in after.named_parameters():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_checkpoint_that_kept_less_is_refused_and_left_alone(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(2, 2)
+    run = Run(tmp_path / "run", step=3)
+    run.save({"layer": layer})
+    with pytest.raises(RequestError, match="lacks average; choose another output"):
+        Run(tmp_path / "run").resume({"layer": layer, "average": Average(layer, 0.9)})
+    assert Run(tmp_path / "run").resume({"layer": layer})
 
 
 def test_a_broken_gradient_stops_before_anything_is_saved(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def swapped_bytes(sizes: Mapping[str, int], stacks: Collection[str]) -> int:
         path = tuple(name.split(".", 2)[:2])
         if path[0] in stacks:
             blocks[path] = blocks.get(path, 0) + size
-    return sum(sizes.values()) - sum(blocks.values()) + 2 * max(blocks.values(), default=0)
+    return sum(sizes.values()) - sum(blocks.values()) + min(2, len(blocks)) * max(blocks.values(), default=0)
 
 
 class _Packed:

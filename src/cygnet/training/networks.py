@@ -21,7 +21,7 @@ from cygnet.runtime.block_swap import BlockSwap
 from cygnet.runtime.compile import Compile, compile_blocks
 from cygnet.runtime.eight_bit import keep_in_eight_bits
 from cygnet.runtime.streaming import streamed_names
-from cygnet.training.config import OptimizerConfig, TrainConfig
+from cygnet.training.config import MemoryConfig, OptimizerConfig, TrainConfig
 from cygnet.training.memory import checkpointed
 from cygnet.training.optimizers import optimizers_for
 
@@ -119,21 +119,20 @@ def trainable(config: TrainConfig, dit: DiT, device: torch.device, before: DiT |
 
 
 def _compiles(config: TrainConfig, device: torch.device) -> Compile:
-    """Whether the blocks are compiled; "auto" is for processors alone, where it was measured."""
-    wanted = config.memory.compile_
-    apart = config.memory.block_swap or config.memory.base != "as_dtype" or int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if wanted is True and apart:
+    """Whether blocks are compiled; "auto" is for processors alone, where it was measured."""
+    wanted, memory = config.memory.compile_, config.memory
+    many = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if many and wanted is True:
         raise RequestError(
-            "memory.compile goes with the whole base on one device as memory.dtype has it: leave out memory.block_swap "
-            "and memory.base, and train in one process; or leave out memory.compile",
-            field="memory.compile",
+            "memory.compile is for one process so far; leave it out, or train without torchrun", field="memory.compile"
         )
-    return False if apart or (wanted == "auto" and device.type != "cpu") else wanted
+    if many or memory.block_swap or memory.base != "as_dtype" or device.type == "meta":
+        return False
+    return False if wanted == "auto" and device.type != "cpu" else wanted
 
 
-def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Network:
-    memory, lora = config.memory, config.lora
-    dit.requires_grad_(False)
+def check_memory(memory: MemoryConfig, blocks: int) -> None:
+    """Raise :class:`~cygnet.errors.RequestError` for what an adapter's base of so many blocks cannot be held by."""
     if memory.block_swap and memory.checkpointing == "none":
         raise RequestError(
             'memory.block_swap needs memory.checkpointing other than "none": a block must be able to go between its '
@@ -150,11 +149,23 @@ def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Netwo
         raise RequestError(
             "memory.block_swap and memory.base exclude each other; choose one", field="memory.block_swap"
         )
-    if memory.block_swap > len(dit.blocks):
+    if memory.compile_ is True and (memory.block_swap or memory.base != "as_dtype"):
         raise RequestError(
-            f"memory.block_swap is {memory.block_swap}; the model has {len(dit.blocks)} blocks",
+            "memory.compile goes with the whole base on the device in memory.dtype; leave out memory.block_swap and "
+            "memory.base, or memory.compile",
+            field="memory.compile",
+        )
+    if memory.block_swap > blocks:
+        raise RequestError(
+            f"memory.block_swap is {memory.block_swap}; the model has {blocks} blocks",
             field="memory.block_swap",
         )
+
+
+def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Network:
+    memory, lora = config.memory, config.lora
+    dit.requires_grad_(False)
+    check_memory(memory, len(dit.blocks))
     layers = [name for name in adaptable(dit) if name.endswith(tuple(f".{target}" for target in lora.targets))]
     unknown = [t for t in lora.targets if not any(name.endswith(f".{t}") for name in layers)]
     if unknown:

@@ -22,10 +22,12 @@ from cygnet.training.networks import DTYPES, architecture
 from cygnet.training.rehearsal import rehearse
 from cygnet.training.start import open_model
 
-PIECES_KEPT = 0.34
-"""Of the small tensors that a block makes in a step, what the C library's allocator keeps in pieces that fit nothing.
+PIECES_KEPT = 0.25
+"""Of the small tensors that are there at the peak or that a block makes in a step, what the C library's allocator keeps
+besides, in pieces that nothing fits.
 
-Measured on glibc 2.36: its aligned allocations find no room where an equal one was freed. See docs/training.md.
+Set from runs on glibc 2.36, whose aligned allocations find no room where one of their size was freed; see
+docs/training.md.
 """
 
 
@@ -106,10 +108,13 @@ def plan_for(config: TrainConfig, model: LoadedModel | None = None) -> Plan:
     memory = {
         "the process" if machine.shares else "CUDA itself": machine.host_base if machine.shares else DEVICE_BASE,
         "frozen weights": seen.frozen,
+        "swapped weights at home": seen.swapped if machine.shares else 0,
         "trained weights and their averages": seen.learning,
         "activations and gradients": seen.demand.cost.peak,
         "pieces that the allocator keeps": round(
-            PIECES_KEPT * seen.churn if machine.shares else (SLACK - 1) * seen.demand.cost.peak
+            PIECES_KEPT * (seen.churn + seen.small * seen.demand.cost.peak)
+            if machine.shares
+            else (SLACK - 1) * seen.demand.cost.peak
         ),
     }
     total = sum(memory.values())

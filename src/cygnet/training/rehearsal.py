@@ -32,6 +32,7 @@ from cygnet.training.networks import (
     STACKS,
     Network,
     build_optimizers,
+    check_memory,
     count,
     kept_dtype,
     swapped_names,
@@ -64,6 +65,8 @@ class Rehearsal:
     """Of one step, beside all these; its peak has the gradients in it."""
     churn: int
     """Of small tensors that one block makes in a step."""
+    small: float
+    """The share of small tensors in all that it makes."""
 
 
 @dataclass(kw_only=True)
@@ -75,6 +78,7 @@ class _Counts:
     swapped: int
     weights: int
     state: int
+    made: int
     small: int
     learning: Counter[tuple[Kind, int]]
     """Operations of the gradients, by kind and width."""
@@ -83,7 +87,8 @@ class _Counts:
 
 
 def rehearse(config: TrainConfig, shape: DiTConfig, grid: Grid, *, text_rows: int, image_rows: int) -> Rehearsal:
-    """A step on latents of ``grid``, as many clips at once as the configuration says."""
+    """A step on latents of ``grid``, as many clips at once as the configuration says; RequestError as for the run."""
+    check_memory(config.memory, shape.num_layers)
     found: dict[int, _Counts] = {}
     pieces = min(config.accumulate, _PIECES)
 
@@ -121,13 +126,17 @@ def rehearse(config: TrainConfig, shape: DiTConfig, grid: Grid, *, text_rows: in
         swapped = config.memory.block_swap * block
         sizes = {f"{STACKS[0]}.{number}.": block for number in range(config.memory.block_swap)}
         frozen += swapped_bytes(sizes, STACKS) - swapped
+    made, small = (
+        getattr(many, name) - getattr(few, name) if most > least else getattr(many, name) for name in ("made", "small")
+    )
     return Rehearsal(
         trained=whole("trained"),
         frozen=frozen,
         swapped=swapped if config.memory.block_swap else 0,
         learning=whole("weights") + state,
         demand=Demand(cost=cost, work=tuple(work)),
-        churn=round(again * ((many.small - few.small) if most > least else many.small // most)),
+        churn=round(again * small / (1 if most > least else most)),
+        small=small / made,
     )
 
 
@@ -180,6 +189,7 @@ def _laps(
         swapped=sum(dit.get_parameter(name).nbytes for name in names),
         weights=sum(value.nbytes for value in trained),
         state=state,
+        made=ledger.made,
         small=ledger.small,
         learning=learning,
         moving=ledger.work,
@@ -283,7 +293,7 @@ class _Counting(Ledger):
     def begin(self) -> None:
         """Begin a step."""
         self.mark()
-        self.small = 0
+        self.made = self.small = 0
         self.work: Counter[tuple[Kind, int]] = Counter()
 
     def __torch_dispatch__(
@@ -305,6 +315,8 @@ class _Counting(Ledger):
 
     def _enter(self, tensor: torch.Tensor, *, made: bool) -> bool:
         fresh = super()._enter(tensor, made=made)
-        if fresh and (size := tensor.untyped_storage().nbytes()) < SMALL:
-            self.small += size
+        if fresh:
+            size = tensor.untyped_storage().nbytes()
+            self.made += size
+            self.small += size if size < SMALL else 0
         return fresh

@@ -151,7 +151,7 @@ class Run:
         """Load the newest good checkpoint into the parts; False when the run is new.
 
         Log lines past it are removed: they are written again. Raises :class:`~cygnet.errors.RequestError` if it was
-        made by a run with other settings or clips.
+        made by a run with other settings or clips, or by an earlier version that kept less.
         """
         state = newest_state(self.folder, self.identity)
         if state is None:
@@ -159,6 +159,12 @@ class Run:
         if "clips" in parts and "clips" not in state:
             log.warning("the checkpoint is of an earlier version and names no clips; that they are the same is assumed")
             state["clips"] = parts["clips"].state_dict()
+        if missing := [name for name in parts if name not in state]:
+            raise RequestError(
+                f"the checkpoint in {self.folder.name!r} is of an earlier version and lacks {', '.join(missing)}; "
+                "choose another output, or remove the folder to begin anew",
+                field="output",
+            )
         for name, part in parts.items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["rng"])
