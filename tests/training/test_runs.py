@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,15 @@ import cygnet
 from conftest import Configure  # type: ignore[attr-defined]
 from cygnet.checkpoints.lora import read_lora
 from cygnet.errors import MediaError, NumericalError, OutOfMemory, OutputError, RequestError
+from cygnet.training import flow_run
 from cygnet.training import state as state_module
+from cygnet.training.batches import load_batch
+from cygnet.training.cache import Cache, key_of
 from cygnet.training.config import TrainConfig
+from cygnet.training.encode import Example
+from cygnet.training.flow import Batch
 from cygnet.training.flow_run import FlowRun
-from cygnet.training.start import Outcome, train
+from cygnet.training.start import Outcome, open_model, train
 from cygnet.training.state import newest_state
 from cygnet.training.taught import Taught
 from cygnet.types import CancelToken
@@ -281,6 +287,7 @@ def test_parts_of_a_step_give_the_loss_of_the_whole(configure: Configure) -> Non
         ("i2v", {}),
         ("t2v", {"preserve": {"captions": ["a red ball", "the square"], "batch": 3}}),
         ("t2v", {"method": "full", "preserve": {"captions": ["a red ball"]}}),
+        ("t2v", {"method": "full", "preserve": {"path": "clips"}}),
         ("t2v", {"method": "full", "optimizer": {"name": "muon", "rate": 1e-3}, "memory": {"dtype": "bfloat16"}}),
         ("t2v", {"method": "scratch", "scratch": {"num_layers": 1, "ffn_dim": 64}}),
         ("t2v", {"memory": {"base": "fp8", "dtype": "bfloat16"}}),
@@ -288,7 +295,18 @@ def test_parts_of_a_step_give_the_loss_of_the_whole(configure: Configure) -> Non
         ("t2v", {"memory": {"block_swap": 1, "checkpointing": "full"}}),
         ("t2v", {"method": "vae", "vae": {"crop": 16, "frames": 5}, "data": {"path": "videos"}}),
     ],
-    ids=["i2v", "lora-preserving", "full-preserving", "full-muon", "scratch", "fp8", "int8", "swap", "vae"],
+    ids=[
+        "i2v",
+        "lora-preserving",
+        "full-preserving",
+        "full-preserving-clips",
+        "full-muon",
+        "scratch",
+        "fp8",
+        "int8",
+        "swap",
+        "vae",
+    ],
 )
 def test_every_way_of_training_trains(configure: Configure, clips: Path, variant: str, changes: dict[str, Any]) -> None:
     if changes.get("method") == "vae":
@@ -299,6 +317,40 @@ def test_every_way_of_training_trains(configure: Configure, clips: Path, variant
     assert outcome.result is not None
     assert outcome.result.exists()
     assert all(loss == loss for _, loss in losses(config))
+
+
+def test_clips_that_should_stay_are_asked_as_they_are(
+    configure: Configure, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = clips.with_name("kept")
+    kept.mkdir()
+    shutil.copy(clips / "1.mp4", kept / "own.mp4")
+    (kept / "own.txt").write_text("the red square")
+    digest = open_model(configure()).describe()["components"]["text_encoder"]["digest"]
+    asked: list[tuple[list[str], list[bool], list[str]]] = []
+
+    def load(rows: list[Example], cache: Cache, without: list[bool], empty: str) -> Batch:
+        asked.append(([row.name for row in rows], list(without), [row.text for row in rows]))
+        return load_batch(rows, cache, without, empty)
+
+    monkeypatch.setattr(flow_run, "load_batch", load)
+    config = configure(
+        steps=8,
+        data={"path": str(clips), "trigger": "sks"},
+        preserve={"path": str(kept), "batch": 3, "empty": 0.5},
+    )
+    cancel = CancelToken()
+    quiet(config, cancel=cancel, on_step=lambda report: report.step == 7 and cancel.cancel())
+    about = [row for row in asked if row[0] == ["own.mp4"] * 3]
+    assert len(about) == 7
+    dropped = [mark for row in about for mark in row[1]]
+    assert 0 < sum(dropped) < len(dropped)
+    assert {text for row in about for text in row[2]} == {key_of("text", "the red square", digest)}, (
+        "without the trigger"
+    )
+    (kept / "own.txt").write_text("the red circle")
+    with pytest.raises(RequestError, match="the data set is not the one"):
+        quiet(config)
 
 
 def test_swapped_blocks_train_as_resident_ones(configure: Configure) -> None:

@@ -112,11 +112,28 @@ class PreserveConfig(Section):
     """Keeping what the model does for other captions: its own answers from before the training are taught beside."""
 
     captions: list[str] = []
-    """What should stay as it is; a few dozen that are unlike the clips' captions. Empty: nothing is preserved."""
+    """What should stay as it is; a few dozen that are unlike the clips' captions. They are asked of the clips that are
+    taught. Empty, and without ``path``: nothing is preserved."""
+    path: str | None = None
+    """In place of ``captions``: clips with captions of what should stay, best those that the model itself has made, in
+    any form that ``data.path`` may have. They say more, and take as long to encode as others."""
+    empty: Annotated[float, Field(ge=0, le=1)] = 0.15
+    """Share of the clips of ``path`` that are asked without their caption: guidance leads away from that answer."""
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Of the difference from the model's own answer, beside the loss of the clips."""
     batch: Positive = 4
     """Captions per step, over all processes."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.captions and self.path is not None:
+            raise ValueError("preserve.captions and preserve.path exclude each other; clips of path have captions")
+        return self
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is preserved."""
+        return bool(self.captions) or self.path is not None
 
 
 class ObjectiveConfig(Section):
@@ -294,8 +311,9 @@ class TrainConfig(Section):
             raise ValueError("every.sample is set, but sample.prompts is empty; give a prompt or set it to 0")
         if self.batch % self.accumulate:
             raise ValueError(f"batch is {self.batch}, which accumulate ({self.accumulate}) does not divide")
-        if self.preserve.captions and self.method not in ("lora", "full"):
-            raise ValueError("preserve.captions is for methods lora and full, which begin at a finished model")
+        if self.preserve.wanted and self.method not in ("lora", "full"):
+            given = "preserve.captions" if self.preserve.captions else "preserve.path"
+            raise ValueError(f"{given} is for methods lora and full, which begin at a finished model")
         ignored = self._ignored()
         if ignored:
             raise ValueError(f"method {self.method!r} does not use {', '.join(ignored)}; remove what is not used")

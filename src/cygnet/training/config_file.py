@@ -63,8 +63,11 @@ def config_from(fields: dict[str, Any], home: Path) -> TrainConfig:
     elif (place := _place("model", model, home)).exists():
         model = str(place)
     sample = config.sample.model_copy(update={"image": placed("sample.image", config.sample.image)})
+    preserve = config.preserve.model_copy(update={"path": placed("preserve.path", config.preserve.path)})
     output = placed("output", config.output)
-    return config.model_copy(update={"data": data, "model": model, "sample": sample, "output": output})
+    return config.model_copy(
+        update={"data": data, "model": model, "sample": sample, "preserve": preserve, "output": output}
+    )
 
 
 def _place(field: str, text: str, home: Path) -> Path:

@@ -56,6 +56,8 @@ class FlowRun:
     group: Group = ALONE
     preserved: Sequence[str] = ()
     """Keys of the captions for which the model should stay as it is."""
+    kept: Batches | None = None
+    """Clips for which it should, in place of these."""
     told: dict[str, float] = field(default_factory=dict)
     """Values of the last step for the log, beside the loss."""
 
@@ -79,19 +81,23 @@ class FlowRun:
             # With many processes gradients are averaged, so a process's pieces add up to 1.
             yield Piece(loss, len(chosen) / len(mine), ", ".join(dict.fromkeys(row.name for row in rows)))
 
-        if self.preserved:
+        if self.preserved or self.kept is not None:
             yield Piece(lambda: self._drift(step), config.preserve.weight, "preserved captions", counts=False)
 
     def _drift(self, step: int) -> torch.Tensor:
-        """How far the answers for preserved captions have moved from those of before, on this step's clips."""
+        """How far the answers have moved from those of before, for clips or captions that should stay."""
         config, share = self.config, self.group.share
         count = config.preserve.batch
         rng = np.random.default_rng([config.seed, step, PRESERVED])
-        texts = rng.integers(0, len(self.preserved), count)
         mine = list(range(count))[share.number :: share.of]
         examples = self.batches[step]
-        rows = [replace(examples[i % len(examples)], text=self.preserved[texts[i]]) for i in mine]
-        batch = load_batch(rows, self.cache, [False] * len(rows), self.empty).to(self.network.dit.device)
+        if self.kept is not None:
+            asked, without = self.kept[step], rng.random(count) < config.preserve.empty
+        else:
+            texts, without = rng.integers(0, len(self.preserved), count), np.zeros(count, bool)
+            asked = [replace(examples[i % len(examples)], text=self.preserved[texts[i]]) for i in range(count)]
+        rows, dropped = [asked[i] for i in mine], [bool(without[i]) for i in mine]
+        batch = load_batch(rows, self.cache, dropped, self.empty).to(self.network.dit.device)
         # Places past those of the clips, so that the noise is not theirs.
         size = len(examples) + count
         draw = self.objective.draw(

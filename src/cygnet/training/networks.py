@@ -95,7 +95,7 @@ def build_network(config: TrainConfig, model: LoadedModel, device: torch.device)
         initialise(dit)
     else:
         dit = load_dit(place, kept_dtype(config), "cpu")
-    preserves = config.method == "full" and config.preserve.captions
+    preserves = config.method == "full" and config.preserve.wanted
     return trainable(config, dit, device, load_dit(place, DTYPES[config.memory.dtype], device) if preserves else None)
 
 

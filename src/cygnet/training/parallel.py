@@ -142,7 +142,7 @@ def many_processes(config: TrainConfig) -> Iterator[Group]:
             f"batch is {config.batch}, which {shares} shares of the processes do not divide; give a multiple of it",
             field="batch",
         )
-    if config.preserve.captions and config.preserve.batch % shares:
+    if config.preserve.wanted and config.preserve.batch % shares:
         raise RequestError(
             f"preserve.batch is {config.preserve.batch}; {shares} shares of the processes do not divide it",
             field="preserve.batch",

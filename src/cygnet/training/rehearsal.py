@@ -155,7 +155,7 @@ def _laps(
     low = _Autocast(None if config.method == "lora" else DTYPES[config.memory.dtype])
     kind = partial(DiT, attention=low.attention)
     dit = on_meta(kind, shape, kept_dtype(config))
-    preserves = bool(config.preserve.captions)
+    preserves = config.preserve.wanted
     before = on_meta(kind, shape, DTYPES[config.memory.dtype]) if preserves and config.method == "full" else None
     network = trainable(plain, dit, META, before)
     low.apply(network.dit)
@@ -229,7 +229,7 @@ def _pieces(
 
     for _ in range(pieces):
         yield Piece(loss)
-    if config.preserve.captions:
+    if config.preserve.wanted:
         yield Piece(drift)
 
 

@@ -89,16 +89,18 @@ def train(
         check_samples(config, model)
     cache = Cache(Path(config.data.cache or folder / "cache"), owner=group.rank, say=say)
 
-    def prepared(place: str) -> list[Example]:
+    def prepared(place: str, trigger: str = config.data.trigger) -> list[Example]:
         return prepare(
-            read_items(Path(place)), config.data, model, cache,
+            read_items(Path(place)), config.data.model_copy(update={"trigger": trigger}), model, cache,
             rank=group.rank, world=group.world, barrier=group.barrier, tell=tell,
         )  # fmt: skip
 
     examples = prepared(config.data.path)
     validation = examples if config.data.validation is None else prepared(config.data.validation)
+    preserve = config.preserve
+    kept = [] if preserve.path is None else prepared(preserve.path, trigger="")
     empty, *preserved = prepare_texts(
-        ["", *config.preserve.captions], model, cache, rank=group.rank, barrier=group.barrier, tell=tell
+        ["", *preserve.captions], model, cache, rank=group.rank, barrier=group.barrier, tell=tell
     )
     network = build_network(config, model, parse_device(config.device))
     group.spread(network)
@@ -113,12 +115,13 @@ def train(
         validation=validation,
         empty=empty,
         preserved=preserved,
+        kept=Batches(kept, preserve.batch, config.seed) if kept else None,
         objective=objective_of(config, model),
         average=average,
         group=group,
     )
     # First, so that nothing is loaded where the clips are others.
-    parts: dict[str, Any] = {"clips": Taught((one.clip, one.text) for one in examples)}
+    parts: dict[str, Any] = {"clips": Taught((one.clip, one.text) for one in [*examples, *kept])}
     parts["weights"] = WholeModule(network.trained)
     parts |= {f"optimizer {number}": WholeOptimizer(optimizer) for number, optimizer in enumerate(optimizers)}
     if average is not None:
