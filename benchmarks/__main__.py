@@ -20,12 +20,16 @@ from typing import Any
 import torch
 
 from benchmarks.cases import CASES, Case
+from benchmarks.floor import floor_of
 from benchmarks.measure import environment, in_turn, relative_error
 from benchmarks.report import plot, table
 
 
-def compare(case: Case, rounds: int | None, budget: float) -> dict[str, Any]:
-    """Prove that the sides agree, then time them, within about ``budget`` seconds or in one round."""
+def compare(case: Case, rounds: int | None, budget: float, *, floor: bool = False) -> dict[str, Any]:
+    """Prove that the sides agree, then time them, within about ``budget`` seconds or in one round.
+
+    With ``floor`` also what our heavy operators would take alone, which is beside the budget.
+    """
     start = time.monotonic()
     sides = case.build()
     error = relative_error(sides.ours(), sides.peer())
@@ -36,6 +40,7 @@ def compare(case: Case, rounds: int | None, budget: float) -> dict[str, Any]:
         works["tuned"] = sides.tuned
     timings = in_turn(works, rounds or case.rounds, budget - (time.monotonic() - start))
     ours = timings["ours"].median
+    least = floor_of(sides.ours) if floor else None
     return {
         "case": case.name,
         "title": case.title,
@@ -44,6 +49,8 @@ def compare(case: Case, rounds: int | None, budget: float) -> dict[str, Any]:
         "rounds": len(timings["ours"].seconds),
         "seconds": {name: {"median": it.median, "quartiles": it.quartiles} for name, it in timings.items()},
         "ratio": timings["peer"].median / ours,
+        "floor": least,
+        "ratio_possible": timings["peer"].median / least if least else None,
         "ratio_tuned": timings["tuned"].median / ours if "tuned" in timings else None,
     }
 
@@ -62,6 +69,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"some of: {', '.join(names)}; all by default")
     parser.add_argument("--rounds", type=int, help="counted runs of each side")
     parser.add_argument("--budget", type=float, default=math.inf, metavar="SECONDS", help="fewer runs, to end by then")
+    parser.add_argument("--floor", action="store_true", help="also how fast this machine could do it at most")
     parser.add_argument("--memory", action="store_true", help="peak memory of each side too, in processes of their own")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--table", type=Path, help="write them as a Markdown table here")
@@ -87,12 +95,14 @@ def main() -> None:
     wanted = options.cases or names
     for number, name in enumerate(wanted):
         share = (end - time.monotonic()) / (len(wanted) - number)
-        row = compare(chosen[name], options.rounds, share)
+        row = compare(chosen[name], options.rounds, share, floor=options.floor)
         gc.collect()
         if options.memory:
             row["peak_bytes"] = {side: peak_of(name, side) for side in ("ours", "peer")}
         result["cases"].append(row)
         told = f"{row['ratio']:.2f} times as fast (target {row['target']:g}), {row['rounds']} rounds"
+        if row["floor"]:
+            told += f"; at most {row['ratio_possible']:.2f} times here"
         print(f"{row['title']}: {told}", file=sys.stderr)
         if options.json:
             options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

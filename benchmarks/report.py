@@ -8,17 +8,20 @@ from typing import Any
 
 def table(result: dict[str, Any]) -> str:
     """One row a case: medians with quartiles in seconds, and how many times faster we are."""
-    lines = [
-        "| case | cygnet | peer, default | peer, tuned | times as fast | target | difference |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    floors = any(row.get("floor") for row in result["cases"])
+    heads = ["case", "cygnet", "peer, default", "peer, tuned", "times as fast", *["at most here"] * floors]
+    heads += ["target", "difference"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in result["cases"]:
         seconds = row["seconds"]
         ratio = f"**{row['ratio']:.2f}**" if row["ratio"] >= row["target"] else f"{row['ratio']:.2f}"
         if row["ratio_tuned"] is not None:
             ratio += f" (tuned {row['ratio_tuned']:.2f})"
         cells = [row["title"], _spread(seconds["ours"]), _spread(seconds["peer"])]
-        cells += [_spread(seconds["tuned"]) if "tuned" in seconds else "–", ratio, f"{row['target']:g}"]
+        cells += [_spread(seconds["tuned"]) if "tuned" in seconds else "–", ratio]
+        if floors:
+            cells.append(f"{row['ratio_possible']:.2f} ({row['floor']:.3g} s)" if row.get("floor") else "–")
+        cells.append(f"{row['target']:g}")
         cells.append(f"{row['error']:.1e}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
