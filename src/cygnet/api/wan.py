@@ -24,6 +24,7 @@ from cygnet.pipelines.inputs import check_combination
 from cygnet.pipelines.presets import Defaults, defaults_for
 from cygnet.pipelines.record import Record
 from cygnet.pipelines.request import GenerateRequest, shown
+from cygnet.pipelines.tiles import Portions
 from cygnet.planning import (
     Machine,
     Plan,
@@ -184,20 +185,20 @@ class Wan:
             on_progress=on_progress,
             cancel=cancel,
             record=record,
-            decode_chunk=self._placed(request),
+            portions=self._placed(request),
         )
         return VideoStream(
             self.model, self._identity, request, given.described, self._told(chunks, request, record), record
         )
 
-    def _placed(self, request: GenerateRequest) -> int:
-        """Put the weights where the plan of ``request`` has them; returns how many latent frames to decode at a time.
+    def _placed(self, request: GenerateRequest) -> Portions:
+        """Put the weights where the plan of ``request`` has them; returns how much the VAE is to work on at a time.
 
         Raises :class:`~cygnet.errors.OutOfMemory` if the request fits nowhere.
         """
         decision = refuse_what_cannot_fit(self._subject, request, self._machine(), self.model.offload)
         self.model.residency.move(decision.placement)
-        return decision.decode_chunk
+        return decision.portions
 
     def _told(self, chunks: Iterator[torch.Tensor], request: GenerateRequest, record: Record) -> Iterator[torch.Tensor]:
         """The chunks; where memory runs out for good, the error names the request that fits."""

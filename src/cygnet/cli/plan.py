@@ -171,7 +171,7 @@ def lines_of(plan: Plan, count: int) -> list[str]:
         f"{name}: {shape(request)}, {request.num_steps} steps, on {place}",
         f"weights: {gigabytes(plan.files)} to read{'' if plan.present else ', not on this machine'}; "
         f"result about {gigabytes(plan.output)}",
-        f"placement: {plan.placement.describe()}",
+        f"placement: {plan.held()}",
         f"because: {plan.why}",
         *table(rows),
     ]

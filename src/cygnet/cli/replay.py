@@ -19,6 +19,7 @@ from cygnet.cli.progress import open_display
 from cygnet.cli.targets import DEFAULT_SUFFIX, Target, check_target
 from cygnet.cli.wish import find_loras, model_source, parse_loras
 from cygnet.errors import CygnetError, MediaError, ModelNotFoundError, RequestError
+from cygnet.types import Tiles
 
 if TYPE_CHECKING:
     from cygnet.assembly import Execution
@@ -269,6 +270,7 @@ def _recorded_execution(receipt: Mapping[str, Any]) -> Execution:
     model = _part(receipt, "model")
     decoded = _part(_part(model, "components"), "vae").get("decode_dtype", "float32")
     attention, compiled = model.get("attention", "auto"), model.get("compile")
+    tiles = _tiles(receipt)
     try:
         check_attention(str(attention))
     except RequestError:  # not on this machine; the comparison of the receipts says so
@@ -277,6 +279,8 @@ def _recorded_execution(receipt: Mapping[str, Any]) -> Execution:
         attention=attention,
         compile=compiled if isinstance(compiled, bool) else "auto",
         decode_dtype=decoded if isinstance(decoded, str) else "float32",
+        decode_tiles=tiles.get("decode", "auto"),
+        encode_tiles=tiles.get("encode", "auto"),
         fp8=model.get("fp8") is True,
     )
 
@@ -298,6 +302,11 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         first, second = (_part(receipt, "model").get(name, "the usual way") for receipt in (before, now))
         if first != second:
             found.append(f"{name} is {_short(second)}; the first time {_short(first)}")
+    first_tiles, tiles = _tiles(before), _tiles(now)
+    for half in sorted(first_tiles.keys() | tiles.keys()):
+        first, second = (it.get(half, "whole frames") for it in (first_tiles, tiles))
+        if first != second:
+            found.append(f"the VAE {_short(half)}s in {second}; the first time in {first}")
     kept = [[(it.get("digest"), it.get("strength")) for it in _loras(receipt)] for receipt in (before, now)]
     if kept[0] != kept[1]:
         found.append("the LoRAs or their strengths are not those that the video was made with")
@@ -312,6 +321,17 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             if old_group.get(name) != value:
                 found.append(f"{name} is {value}; the first time it was {_short(old_group.get(name))}")
     return found
+
+
+def _tiles(receipt: Mapping[str, Any]) -> dict[str, str]:
+    """The tiles in which the VAE worked, by half; raises MediaError for what are none."""
+    recorded = receipt.get("tiles", {})
+    try:
+        if not isinstance(recorded, dict):
+            raise RequestError("tiles are no table")
+        return {half: str(Tiles.parse(size, "tiles")) for half, size in recorded.items()}
+    except RequestError as error:
+        raise MediaError("the receipt's tiles cannot be read; it is damaged or from a later version") from error
 
 
 def _loras(receipt: Mapping[str, Any]) -> list[dict[str, Any]]:

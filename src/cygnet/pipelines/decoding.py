@@ -1,18 +1,20 @@
-"""The last stage: latents to frames, a few at a time, and fewer where memory runs out."""
+"""The last stage: latents to frames, a few at a time, and fewer, or tile by tile, where memory runs out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
+from itertools import islice
 
 import torch
 
 from cygnet.errors import NumericalError, OutOfMemory, out_of_memory
-from cygnet.pipelines.attempts import step_down
+from cygnet.pipelines.attempts import step_down, tile_further
 from cygnet.pipelines.components import Components
 from cygnet.pipelines.record import Record
 from cygnet.pipelines.sizes import fewer_at_once, latent_frames_at_once
-from cygnet.types import CancelToken, Progress, ProgressSink
+from cygnet.pipelines.tiles import decode_chunks
+from cygnet.types import CancelToken, Progress, ProgressSink, Tiles
 
 
 def decode(
@@ -23,45 +25,79 @@ def decode(
     cancel: CancelToken,
     record: Record,
 ) -> Iterator[torch.Tensor]:
-    """The frames; where memory runs out, those that were not given yet are decoded fewer at a time."""
+    """The frames, in the tiles that ``record`` names, if any.
+
+    Where memory runs out, those that were not given yet are decoded fewer at a time; one at a time, in smaller tiles.
+    """
     chunk = chunk or latent_frames_at_once(*latents.shape[3:])
+    height, width = (side * Tiles.CELL for side in latents.shape[3:])
     given = 0
     record.at_work = "vae"
+
+    def decoded(chunk: int, tiles: Tiles | None) -> Generator[torch.Tensor, None, None]:
+        return _decoded(components, latents, chunk, tiles, on_progress, cancel, record)
+
+    tiles = record.tiles.get("decode")
     try:
-        for frames in _decoded(components, latents, chunk, on_progress, cancel, record):
+        if tiles is not None and tiles.from_frame:  # as when it was made
+            with closing(decoded(1, None)) as whole:
+                for frames in whole:
+                    given += frames.shape[2]
+                    yield frames
+                    if given >= tiles.from_frame:
+                        break
+        for frames in _from(given, _first_with_second(decoded(chunk, tiles))):
             given += frames.shape[2]
             yield frames
         return
     except Exception as error:
         if not out_of_memory(error) or record.stepped_down:
             raise
-    how, fewer = components.residency.shrink("vae"), fewer_at_once(chunk)
-    if how is None and fewer == chunk:
-        raise OutOfMemory("out of memory while decoding, one latent frame at a time and with nothing else in memory")
+    how = components.residency.shrink("vae")
+    fewer = chunk if tiles is not None else fewer_at_once(chunk)
     words = [] if fewer == chunk else [f"{fewer} latent frames are decoded at a time, not {chunk}"]
+    if how is None and not words and (smaller := tile_further(record, "decode", width, height, given)):
+        words, tiles = [smaller], record.tiles["decode"]
+    if how is None and not words:
+        raise OutOfMemory("out of memory while decoding, as little as can be at a time and with nothing else in memory")
     step_down(record, "decoding", "; ".join([*([] if how is None else [how]), *words]))
+    yield from _from(given, decoded(fewer, tiles))
+
+
+def _from(start: int, chunks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The frames from number ``start`` on."""
     end = 0
-    for frames in _decoded(components, latents, fewer, on_progress, cancel, record):
-        start, end = end, end + frames.shape[2]
-        if end > given:
-            yield frames[:, :, max(given - start, 0) :]
+    for frames in chunks:
+        first, end = end, end + frames.shape[2]
+        if end > start:
+            yield frames[:, :, max(start - first, 0) :]
+
+
+def _first_with_second(chunks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The first chunk only when the second is there: until then memory that is short for the whole may yet suffice.
+
+    So tiles, if it takes those, are known before the first frame is given, and with it what a receipt says.
+    """
+    yield from [*islice(chunks, 2)]
+    yield from chunks
 
 
 def _decoded(
     components: Components,
     latents: torch.Tensor,
     chunk: int,
+    tiles: Tiles | None,
     on_progress: ProgressSink,
     cancel: CancelToken,
     record: Record,
-) -> Iterator[torch.Tensor]:
-    total = latents.shape[2]
+) -> Generator[torch.Tensor, None, None]:
+    total, chunk = latents.shape[2], 1 if tiles is not None else chunk
     low, high = torch.inf, -torch.inf
     on_progress(Progress(phase="decode", step=0, total=total))
     with ExitStack() as stack:
         with record.timed("load"):
             vae = stack.enter_context(components.use_vae())
-        chunks = vae.decode_chunks(latents, chunk=chunk)
+        chunks = decode_chunks(vae, latents, chunk=chunk, tiles=tiles)
         for done in (1, *(min(first + chunk, total) for first in range(1, total, chunk))):
             cancel.check()
             with record.timed("decode"):

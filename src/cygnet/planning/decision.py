@@ -1,4 +1,4 @@
-"""Where the weights of a request's networks will be, how much is decoded at a time, and whether that fits."""
+"""Where the weights of a request's networks will be, how much the VAE works on at a time, and whether that fits."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from dataclasses import dataclass, replace
 
 from cygnet.pipelines.request import GenerateRequest
 from cygnet.pipelines.sizes import fewer_at_once, latent_frames_at_once, latent_grid
-from cygnet.planning import stages
+from cygnet.pipelines.tiles import Portions, describe
 from cygnet.planning.machine import Machine
-from cygnet.planning.needs import Needs, bounds_of, frame_bytes, needs_of
+from cygnet.planning.needs import SLACK, Needs, bounds_of, frame_bytes, needs_of
 from cygnet.planning.subject import Subject
+from cygnet.planning.tiling import largest
 from cygnet.planning.words import gib
 from cygnet.runtime.plan import MARGIN, WORDS, Offload, Placement, choose
 from cygnet.runtime.streaming import AHEAD_BYTES
-from cygnet.types import ComponentName
+from cygnet.types import ComponentName, Phase, Tiles
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Where weights will be, how many latent frames are decoded at a time, and whether that fits."""
+    """Where weights will be, how much the VAE works on at a time, and whether that fits."""
 
     placement: Placement
-    decode_chunk: int
+    portions: Portions
     why: str
     fits: bool
     needs: Needs | None = None
@@ -35,29 +36,64 @@ def decide(
     """The placement of a request. Unless ``exact``, nothing is traced where the request plainly fits."""
     free, weights = machine.device_room, subject.weights
     frames = frame_bytes(request)
-    grid = latent_grid(request.num_frames, request.width, request.height)
-    usual = latent_frames_at_once(*grid[1:])
+    usual = _asked(subject, request)
     if not exact:
-        bounds = bounds_of(subject, request, usual)
+        bounds = bounds_of(subject, request, usual.decode_chunk or 1)
         placement = choose(weights, free, offload, bounds)
         # What is whole even by these bounds, and resident unless that was ruled out, is so by any measure.
         best = not placement.eight_bit and not placement.streamed and placement.resident == (not offload)
         if best and _fits(placement, subject, bounds, machine, frames):
-            return Decision(placement=placement, decode_chunk=usual, why="it fits", fits=True)
-    needs = needs_of(subject, request, usual)
-    while needs.work()["vae"] + weights["vae"].whole > MARGIN * free and needs.chunk > 1:
-        fewer = fewer_at_once(needs.chunk)
-        less = stages.decode(subject.vae, subject.decode_dtype, grid, fewer)
-        needs = replace(needs, chunk=fewer, demands={**needs.demands, "decode": (("vae", less),)})
+            return Decision(placement=placement, portions=usual, why="it fits", fits=True)
+    needs = _in_portions_that_fit(subject, request, machine, offload, needs_of(subject, request, usual))
     work = needs.work()
     placement = choose(weights, free, offload, work)
     return Decision(
         placement=placement,
-        decode_chunk=needs.chunk,
-        why=_why(placement, subject, work, machine, usual, needs.chunk),
+        portions=needs.portions,
+        why=_why(placement, subject, request, work, machine, usual, needs.portions),
         fits=_fits(placement, subject, work, machine, frames),
         needs=needs,
     )
+
+
+def _asked(subject: Subject, request: GenerateRequest) -> Portions:
+    """What the VAE works on at a time where memory is no matter."""
+    rows, columns = latent_grid(request.num_frames, request.width, request.height)[1:]
+    chunk = latent_frames_at_once(rows, columns) if subject.decode_tiles is None else 1
+    return Portions(decode_chunk=chunk, decode_tiles=subject.decode_tiles, encode_tiles=subject.encode_tiles)
+
+
+def _in_portions_that_fit(
+    subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload, needs: Needs
+) -> Needs:
+    """Fewer latent frames at a time where they do not fit well, and tiles where one whole frame does not fit at all.
+
+    Tiles that were asked for stay as they are.
+    """
+    free, weights = machine.device_room, subject.weights
+    beside = sum(it.eight_bit for it in weights.values()) if offload is False else weights["vae"].whole
+    rows, columns = latent_grid(request.num_frames, request.width, request.height)[1:]
+
+    def change(**portions: int | Tiles) -> None:
+        nonlocal needs
+        needs = needs.in_portions(subject, request, replace(needs.portions, **portions))  # type: ignore[arg-type]
+
+    encoding: tuple[Phase, ...] = ("image", "encode")
+    for phase in encoding:
+        if subject.encode_tiles is None and beside + needs.taken(phase) > free:
+            room = MARGIN * free - beside
+            tiles = largest(subject.vae, subject.dtypes["vae"], rows, columns, "encode", room / SLACK)
+            change(encode_tiles=tiles)
+    if subject.decode_tiles is not None:
+        return needs
+    while beside + needs.taken("decode") > MARGIN * free and (chunk := needs.portions.decode_chunk or 1) > 1:
+        change(decode_chunk=fewer_at_once(chunk))
+    held = frame_bytes(request) if machine.shares else 0
+    if beside + needs.taken("decode") + held > free:
+        room = MARGIN * free - beside - held
+        tiles = largest(subject.vae, subject.decode_dtype, rows, columns, "decode", room / SLACK)
+        change(decode_chunk=1, decode_tiles=tiles)
+    return needs
 
 
 def room_left(placement: Placement, subject: Subject, work: Mapping[ComponentName, int], free: int) -> int:
@@ -90,10 +126,11 @@ def host_fits(placement: Placement, subject: Subject, machine: Machine, frames: 
 def _why(
     placement: Placement,
     subject: Subject,
+    request: GenerateRequest,
     work: Mapping[ComponentName, int],
     machine: Machine,
-    usual: int,
-    chunk: int,
+    usual: Portions,
+    portions: Portions,
 ) -> str:
     free = gib(machine.device_room)
     words: list[str] = []
@@ -105,8 +142,16 @@ def _why(
             )
         else:
             words.append(f"the {WORDS[part]} is streamed because that was asked for")
-    if chunk != usual:
-        words.append(f"{chunk} latent frames are decoded at a time, not {usual}, to fit {free}")
+    chunk = portions.decode_chunk
+    if portions.decode_tiles is None and chunk != usual.decode_chunk:
+        words.append(f"{chunk} latent frames are decoded at a time, not {usual.decode_chunk}, to fit {free}")
+    for half, asked, tiles in (
+        ("encode", usual.encode_tiles, portions.encode_tiles),
+        ("decode", usual.decode_tiles, portions.decode_tiles),
+    ):
+        if tiles is not None:
+            reason = f"one whole does not fit {free}" if asked is None else "that was asked for"
+            words.append(f"frames are {half}d in {describe(tiles, request.width, request.height)} because {reason}")
     if not words:
         fullest = max(subject.weights, key=lambda part: subject.weights[part].whole + work.get(part, 0))
         size = subject.weights[fullest].whole

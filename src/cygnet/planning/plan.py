@@ -10,6 +10,7 @@ from typing import Any
 
 from cygnet.errors import OutOfMemory
 from cygnet.pipelines.request import GenerateRequest
+from cygnet.pipelines.tiles import Portions, describe
 from cygnet.planning.costs import Stage, stage_costs
 from cygnet.planning.decision import Decision, decide, host_fits
 from cygnet.planning.machine import DEVICE_BASE, Machine
@@ -18,7 +19,7 @@ from cygnet.planning.needs import frame_bytes, needs_of
 from cygnet.planning.subject import Subject
 from cygnet.planning.words import advice, gib, shape
 from cygnet.runtime.plan import Offload, Placement
-from cygnet.types import ComponentName
+from cygnet.types import ComponentName, Tiles
 
 BYTES_PER_PIXEL = 0.03
 """Of a finished file, roughly; it depends on what is to be seen."""
@@ -35,8 +36,8 @@ class Plan:
     request: GenerateRequest
     machine: Machine
     placement: Placement
-    decode_chunk: int
-    """Latent frames that are decoded at a time."""
+    portions: Portions
+    """How much the VAE works on at a time."""
     why: str
     stages: tuple[Stage, ...]
     files: int
@@ -60,6 +61,24 @@ class Plan:
     def host_peak(self) -> int:
         """The most that any stage takes of the host."""
         return max(stage.host_peak for stage in self.stages)
+
+    @property
+    def decode_chunk(self) -> int:
+        """Latent frames that are decoded at a time."""
+        return self.portions.decode_chunk or 1
+
+    @property
+    def tiled(self) -> dict[str, str]:
+        """In what tiles frames are encoded or decoded, in words; empty where they are whole."""
+        parts = (("encoded", self.portions.encode_tiles), ("decoded", self.portions.decode_tiles))
+        size = self.request.width, self.request.height
+        return {done: describe(tiles, *size) for done, tiles in parts if tiles is not None}
+
+    def held(self) -> str:
+        """In words, where weights are, and in what tiles the VAE works."""
+        return "; ".join(
+            [self.placement.describe(), *(f"frames are {done} in {it}" for done, it in self.tiled.items())]
+        )
 
     @property
     def seconds(self) -> float | None:
@@ -86,7 +105,7 @@ class Plan:
         base = 0 if machine.device_stated else machine.host_base if machine.shares else DEVICE_BASE
         take = (self.host_peak if machine.shares else self.device_peak) - base
         return (
-            f"{shape(self.request)} need {gib(take)} of {where} even with {self.placement.describe()}, and "
+            f"{shape(self.request)} need {gib(take)} of {where} even with {self.held()}, and "
             f"{gib(machine.device_free)} are free; {advice(self.nearest)}"
         )
 
@@ -105,7 +124,9 @@ class Plan:
                 "eight_bit": sorted(self.placement.eight_bit),
                 "streamed": sorted(self.placement.streamed),
                 "decode_chunk": self.decode_chunk,
-                "description": self.placement.describe(),
+                "decode_tiles": self._tiles(self.portions.decode_tiles),
+                "encode_tiles": self._tiles(self.portions.encode_tiles),
+                "description": self.held(),
                 "why": self.why,
             },
             "device": str(machine.device),
@@ -125,6 +146,11 @@ class Plan:
             "stages": [asdict(stage) for stage in self.stages],
         }
 
+    def _tiles(self, tiles: Tiles | None) -> dict[str, Any] | None:
+        if tiles is None:
+            return None
+        return {"size": str(tiles), "count": tiles.count(self.request.width, self.request.height)}
+
 
 def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload = True) -> Plan:
     """What the request will take on the machine. Of one that does not fit, also the nearest that does."""
@@ -138,7 +164,7 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
         request=request,
         machine=machine,
         placement=decision.placement,
-        decode_chunk=decision.decode_chunk,
+        portions=decision.portions,
         why=decision.why,
         stages=tuple(stage_costs(subject, request, machine, decision, decision.needs)),
         files=sum(subject.files.values()),
@@ -180,15 +206,15 @@ def after_failure(
     It fits by plan, and takes clearly less than the request in the stage that failed: that of ``part``, with weights
     held by ``placement``; the fullest stage if ``part`` is None.
     """
-    chunk = decide(subject, request, machine, offload, exact=True).decode_chunk
+    portions = decide(subject, request, machine, offload, exact=True).portions
     taken = {each: placement.bytes(each, weights) for each, weights in subject.weights.items()}
-    work = needs_of(subject, request, chunk).work()
+    work = needs_of(subject, request, portions).work()
     failed: ComponentName = part if part is not None else max(taken, key=lambda each: taken[each] + work.get(each, 0))
     weights = sum(taken.values()) if placement.resident else taken[failed]
     # Where weights are most of it, less of the request can only mean less of the work.
     less = max(round(SHARE_AFTER_FAILURE * (weights + work[failed])) - weights, work[failed] // 2)
 
     def clearly_less(other: GenerateRequest) -> bool:
-        return needs_of(subject, other, chunk).work()[failed] <= less
+        return needs_of(subject, other, portions).work()[failed] <= less
 
     return advice(nearest(subject, request, machine, offload, also=clearly_less))

@@ -28,7 +28,7 @@ from cygnet.models.vae.config import WAN_VAE, VAEConfig
 from cygnet.pipelines.presets import Defaults, defaults_for
 from cygnet.runtime.plan import Weights
 from cygnet.runtime.precision import parse_dtype, pick_dtype
-from cygnet.types import ComponentName
+from cygnet.types import ComponentName, Tiles
 
 PUBLISHED: Mapping[str, DiTConfig] = {
     "t2v-1.3b": T2V_1_3B,
@@ -53,6 +53,10 @@ class Subject:
     dtypes: Mapping[ComponentName, torch.dtype]
     decode_dtype: torch.dtype
     """Of the VAE's decoding half."""
+    decode_tiles: Tiles | None
+    """Those that were asked for; None where memory decides."""
+    encode_tiles: Tiles | None
+    """The same of the other half."""
     files: Mapping[ComponentName, int]
     """Bytes on disk that a run reads once."""
     converted: frozenset[ComponentName]
@@ -94,10 +98,10 @@ def subject_of(
     if isinstance(source, str) and source.lower() in PUBLISHED and not Path(source).exists():
         found = catalogue.look_for(source)
         if not found.complete:
-            return _published(found.entry, device, asked, decoded)
+            return _published(found.entry, device, asked, decoded, execution)
     read = read_model(source, loras, allow_partial_loras=allow_partial_loras)
     dtypes = {part: _dtype(part, device, asked) for part in read.weights}
-    return _subject(read.name, read.weights, read.tokenizer, dtypes, decoded)
+    return _subject(read.name, read.weights, read.tokenizer, dtypes, decoded, execution)
 
 
 def _dtype(part: ComponentName, device: torch.device, asked: torch.dtype | None) -> torch.dtype:
@@ -115,7 +119,7 @@ def _decode_dtype(device: torch.device, asked: torch.dtype | None, execution: Ex
 
 def subject_of_loaded(model: LoadedModel) -> Subject:
     """A model that is loaded."""
-    subject = _subject(model.name, model.weights, model.tokenizer, model.dtypes, model.decode_dtype)
+    subject = _subject(model.name, model.weights, model.tokenizer, model.dtypes, model.decode_dtype, model.execution)
     return replace(subject, weights=model.taken)
 
 
@@ -125,6 +129,7 @@ def _subject(
     tokenizer: TokenizerSource | None,
     dtypes: Mapping[ComponentName, torch.dtype],
     decode_dtype: torch.dtype,
+    execution: Execution,
 ) -> Subject:
     configs: dict[ComponentName, ComponentConfig] = {part: each.config for part, each in weights.items()}
     dit, vae, text, eye = (configs.get(part) for part in ("dit", "vae", "text_encoder", "image_encoder"))
@@ -140,6 +145,8 @@ def _subject(
         weights={part: weights_taken(each, dtypes[part], decode_dtype) for part, each in weights.items()},
         dtypes=dtypes,
         decode_dtype=decode_dtype,
+        decode_tiles=execution.tiles("decode_tiles"),
+        encode_tiles=execution.tiles("encode_tiles"),
         files={part: sum(info.nbytes for info in each.infos.values()) for part, each in weights.items()},
         converted=frozenset(part for part, each in weights.items() if _converted(part, each, dtypes[part])),
         present=True,
@@ -155,7 +162,11 @@ def _converted(part: ComponentName, weights: ComponentWeights, dtype: torch.dtyp
 
 
 def _published(
-    entry: catalogue.Entry, device: torch.device, asked: torch.dtype | None, decode_dtype: torch.dtype
+    entry: catalogue.Entry,
+    device: torch.device,
+    asked: torch.dtype | None,
+    decode_dtype: torch.dtype,
+    execution: Execution,
 ) -> Subject:
     """As the first source that `cygnet pull` would fetch from has it."""
     dit = PUBLISHED[entry.name]
@@ -177,6 +188,8 @@ def _published(
         weights=weights,
         dtypes=dtypes,
         decode_dtype=decode_dtype,
+        decode_tiles=execution.tiles("decode_tiles"),
+        encode_tiles=execution.tiles("encode_tiles"),
         files=files,
         converted=frozenset(part for part in files if part == "vae" or files[part] > 1.2 * weights[part].whole),
         present=False,
