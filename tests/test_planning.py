@@ -11,13 +11,19 @@ import pytest
 import torch
 
 import cygnet
+from cygnet.checkpoints import without_weights
 from cygnet.checkpoints.catalogue import ENTRIES
 from cygnet.errors import OutOfMemory, RequestError
-from cygnet.planning import Machine, decide, parse_memory, refuse_what_cannot_fit, subject_of
+from cygnet.models.vae.config import VAEConfig
+from cygnet.models.vae.model import WanVAE
+from cygnet.pipelines.tiles import decode_chunks, encode_chunks
+from cygnet.planning import Machine, decide, parse_memory, refuse_what_cannot_fit, stages, subject_of, tiling
 from cygnet.planning.nearest import nearest
 from cygnet.planning.subject import PUBLISHED
 from cygnet.runtime.plan import Placement
 from cygnet.runtime.residency import Placed, Resident
+from cygnet.runtime.trace import Ledger
+from cygnet.types import Tiles
 from random_models import write_model
 
 GIB = 2**30
@@ -127,7 +133,7 @@ def test_fewer_latent_frames_are_decoded_at_a_time_where_memory_is_short() -> No
     plenty = decide(subject, request, replace(machine, device_free=8 * GIB), exact=True)
     assert plenty.needs is not None
     scarce = decide(subject, request, replace(machine, device_free=plenty.needs.work()["vae"]), exact=True)
-    assert scarce.decode_chunk < plenty.decode_chunk
+    assert (scarce.portions.decode_chunk or 1) < (plenty.portions.decode_chunk or 1)
     assert "latent frames are decoded at a time" in scarce.why
     assert scarce.fits
 
@@ -145,7 +151,7 @@ def test_bounds_are_never_below_what_is_traced() -> None:
         request = cygnet.plan(name, device="cpu", dtype="float32", num_frames=frames, size=size).request
         exact = decide(subject, request, replace(Machine.of("cpu"), device_free=10**14), exact=True)
         assert exact.needs is not None
-        bounds = bounds_of(subject, request, exact.decode_chunk)
+        bounds = bounds_of(subject, request, exact.portions.decode_chunk or 1)
         assert all(
             size <= bounds[part] for part, size in exact.needs.work().items() if part != "dit" or not exact.needs.held
         )
@@ -175,3 +181,65 @@ def test_an_image_model_is_planned_for_with_and_without_its_picture() -> None:
     picture = cygnet.plan("tiny-i2v", image=torch.zeros(3, 64, 96), device="cpu")
     assert [stage.phase for stage in without.stages] == [stage.phase for stage in picture.stages]
     assert "image" in [stage.phase for stage in without.stages]
+
+
+@pytest.mark.parametrize("half", ["decode", "encode"])
+def test_the_account_of_tiles_is_that_of_their_code(half: Any) -> None:
+    """Parts are traced on few cells and added up; here all of it is traced on the very frame."""
+    config, grid, tiles = VAEConfig(base_width=8), (3, 40, 60), Tiles(width=168, height=160)
+    with without_weights():
+        vae = WanVAE(config).channels_last()
+    latents = torch.empty(1, 16, *grid, device="meta")
+    with torch.no_grad(), Ledger() as ledger:
+        if half == "decode":
+            for frames in decode_chunks(vae, latents, tiles=tiles):
+                frames.aminmax()
+        else:
+            pieces = (torch.empty(1, 3, count, 320, 480, device="meta") for count in (1, 4, 4))
+            for _ in encode_chunks(vae, pieces, tiles=tiles):
+                pass
+    planned = tiling.demand(config, torch.float32, grid, tiles, half)
+    assert planned.cost.peak == pytest.approx(ledger.peak, rel=0.1)
+    assert planned.cost.moved == pytest.approx(ledger.moved, rel=0.1)
+    whole = stages.decode if half == "decode" else stages.encode
+    alone = whole(config, torch.float32, grid, **({"chunk": 1} if half == "decode" else {"grey": False}))  # type: ignore[operator]
+    assert planned.cost.peak < alone.cost.peak
+    parked = tiling.demand(config, torch.float32, grid, tiles, half, parked=True)
+    assert planned.cost.peak - parked.cost.peak == pytest.approx(parked.parked, rel=0.25)
+
+
+def test_the_tiles_of_least_work_that_fit_are_chosen() -> None:
+    config, kind = VAEConfig(base_width=8), torch.float32
+    grid = (9, 60, 104)
+
+    def peak(tiles: Tiles, parked: bool) -> int:
+        return tiling.demand(config, kind, grid, tiles, "decode", parked=parked).cost.peak
+
+    whole = peak(Tiles(width=832, height=480), False)
+    chosen = []
+    for share in (1.0, 0.9, 0.6, 0.4, 0.3):
+        tiles, parked = tiling.largest(config, kind, *grid[1:], "decode", share * whole, parks=True)
+        assert peak(tiles, parked) <= share * whole
+        chosen.append((tiles.count(832, 480), parked))
+    assert chosen == sorted(chosen, key=lambda it: (it[1], it[0]))
+    assert chosen[0] == (1, False)
+    assert chosen[1][0] > 1
+    assert chosen[-1][1]
+    assert not tiling.largest(config, kind, *grid[1:], "decode", 0, parks=False)[1]
+
+
+def test_a_device_of_its_own_lets_tiles_wait_on_the_host() -> None:
+    plans = [
+        cygnet.plan("t2v-1.3b", device_memory=f"{size}GiB", host_memory="64GiB", size=(1280, 720), num_frames=17)
+        for size in (16, 8, 4)
+    ]
+    assert [plan.portions.decode_tiles is None for plan in plans] == [True, False, False]
+    assert [plan.portions.parked for plan in plans] == [False, False, True]
+    assert all(plan.fits for plan in plans)
+    decoding = [next(stage for stage in plan.stages if stage.phase == "decode") for plan in plans]
+    assert decoding[0].device_peak > decoding[1].device_peak > decoding[2].device_peak
+    assert decoding[0].flops < decoding[1].flops
+    assert decoding[2].host_peak > decoding[1].host_peak + GIB
+    assert "waits in the host's memory" in plans[2].why
+    short = cygnet.plan("t2v-1.3b", device_memory="4GiB", host_memory="5GiB", size=(1280, 720), num_frames=17)
+    assert not short.fits, "neither does what waits there"

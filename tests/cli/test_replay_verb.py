@@ -72,6 +72,21 @@ def test_frames_can_be_replayed_as_often_as_a_video(cygnet: Command, small: list
         assert len(list((place / folder).glob("*.png"))) == 5
 
 
+def test_tiles_are_said_recorded_and_replayed(cygnet: Command, t2v: Path, place: Path) -> None:
+    quick = ["--model", t2v, "--size", "96x80", "--frames", "5", "--steps", "1"]
+    made = cygnet("generate", PROMPT, *quick, "--decode-tiles", "64x64", "--out", "x.mp4")
+    assert made.code == 0, made.err
+    assert "note: the VAE decodes a frame in 4 tiles of 64x64; pixels are those of a whole frame" in made.err
+    assert json.loads((place / "x.mp4.json").read_text())["tiles"] == {"decode": "64x64"}
+    done = cygnet("replay", "x.mp4", "--check", "--model", t2v)
+    assert (done.code, "difference 0" in done.out) == (0, True), done.err
+    assert "the VAE decodes a frame in 4 tiles" in done.err
+    planned = cygnet("plan", *quick, "--decode-tiles", "64x64")
+    assert "frames are decoded in 4 tiles of 64x64" in planned.out
+    wrong = cygnet("generate", PROMPT, *quick, "--decode-tiles", "60x64")
+    assert (wrong.code, "decode_tiles is '60x64'; give \"auto\"" in wrong.err) == (2, True), wrong.err
+
+
 def test_what_the_video_was_made_without_is_refused(cygnet: Command, small: list[str], place: Path) -> None:
     cygnet("generate", PROMPT, *small, "--out", "x.mp4")
     done = cygnet("replay", "x.mp4", "--check", "--image", "y.png", *small[:2])

@@ -53,5 +53,5 @@ def tile_further(record: Record, half: Half, width: int, height: int, given: int
     tiles = smaller(record.tiles.get(half), width, height)
     if tiles is None:
         return None
-    record.tiles[half] = replace(tiles, from_frame=given)
+    record.tiles[half], record.parked = replace(tiles, from_frame=given), True
     return f"a frame is {half}d in {describe(tiles, width, height)}"

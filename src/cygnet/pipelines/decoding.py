@@ -97,7 +97,7 @@ def _decoded(
     with ExitStack() as stack:
         with record.timed("load"):
             vae = stack.enter_context(components.use_vae())
-        chunks = decode_chunks(vae, latents, chunk=chunk, tiles=tiles)
+        chunks = decode_chunks(vae, latents, chunk=chunk, tiles=tiles, parked=record.parked)
         for done in (1, *(min(first + chunk, total) for first in range(1, total, chunk))):
             cancel.check()
             with record.timed("decode"):

@@ -56,6 +56,7 @@ def generate(
         record.tiles["decode"] = portions.decode_tiles
     if portions.encode_tiles is not None and (inputs.image is not None or inputs.video is not None):
         record.tiles["encode"] = portions.encode_tiles
+    record.parked = portions.parked
     for half, tiles in record.tiles.items():
         told = describe(tiles, request.width, request.height)
         record.notices.append(f"the VAE {half}s a frame in {told}; pixels are those of a whole frame, up to rounding")
@@ -237,6 +238,7 @@ def _encoded_pictures(
                 height=request.height,
                 last_image=inputs.last_image,
                 tiles=record.tiles.get("encode"),
+                parked=record.parked,
                 on_piece=encoded,
             )
 
@@ -281,7 +283,7 @@ def _start(
         pieces: list[torch.Tensor] = []
         with using(components.use_vae(), "encode", record) as vae:
             frames = _pieces(video, request.width, request.height)
-            for piece in encode_chunks(vae, frames, tiles=record.tiles.get("encode")):
+            for piece in encode_chunks(vae, frames, tiles=record.tiles.get("encode"), parked=record.parked):
                 pieces.append(piece)
                 cancel.check()
                 on_progress(Progress(phase="encode", step=len(pieces), total=total))

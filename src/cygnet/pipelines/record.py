@@ -28,6 +28,8 @@ class Record:
     """What a step cache did: ``skipped`` of ``steps``, and ``tables`` if it measured any; empty without one."""
     tiles: dict[Half, Tiles] = field(default_factory=dict)
     """In which tiles the VAE works on the picture; absent for what it sees whole."""
+    parked: bool = False
+    """Whether what tiles remember waits in the host's memory; see :class:`~cygnet.pipelines.tiles.Portions`."""
     seconds: dict[Phase, float] = field(default_factory=dict)
     """Time spent per phase, without the caller's own between chunks."""
     at_work: ComponentName | None = None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 
 import torch
 from torch import nn
@@ -37,6 +37,8 @@ class Portions:
     """Latent frames that are decoded together; None for as many as suit the size. One where there are tiles."""
     decode_tiles: Tiles | None = None
     encode_tiles: Tiles | None = None
+    parked: bool = False
+    """Whether what tiles remember waits in the host's memory while others are worked on. The result is the same."""
 
 
 WHOLE = Portions()
@@ -85,6 +87,17 @@ def smaller(tiles: Tiles | None, width: int, height: int) -> Tiles | None:
     return Tiles(width=halves[0], height=halves[1])
 
 
+def within(config: VAEConfig, side: int, width: int, height: int) -> Tiles:
+    """Tiles of about equal size that see at most ``side`` pixels along each axis, if that is no less than possible."""
+    own = max(side - 2 * margin(config) * Tiles.CELL, Tiles.LEAST)
+
+    def even(length: int) -> int:
+        count = 1 if length <= side else -(-length // own)
+        return max(-(-length // (count * Tiles.CELL)) * Tiles.CELL, Tiles.LEAST)
+
+    return Tiles(width=even(width), height=even(height))
+
+
 def describe(tiles: Tiles, width: int, height: int) -> str:
     """In words: 4 tiles of 416x240."""
     count = tiles.count(width, height)
@@ -100,18 +113,23 @@ def grid_of(config: VAEConfig, tiles: Tiles, rows: int, columns: int) -> list[tu
 
 
 def decode_chunks(
-    vae: WanVAE, latents: torch.Tensor, *, chunk: int = 1, tiles: Tiles | None = None
+    vae: WanVAE, latents: torch.Tensor, *, chunk: int = 1, tiles: Tiles | None = None, parked: bool = False
 ) -> Iterator[torch.Tensor]:
-    """As :meth:`WanVAE.decode_chunks`; with ``tiles`` one latent frame at a time, tile by tile."""
-    if tiles is None:
-        yield from vae.decode_chunks(latents, chunk=chunk)
+    """As :meth:`WanVAE.decode_chunks`; with ``tiles`` one latent frame at a time, tile by tile.
+
+    ``parked`` as of :class:`Portions`.
+    """
+    if tiles is None or len(grid_of(vae.config, tiles, *latents.shape[3:])) == 1:
+        yield from vae.decode_chunks(latents, chunk=chunk if tiles is None else 1)
         return
     whole, wide = decoder_parts(vae)
     grid = grid_of(vae.config, tiles, *latents.shape[3:])
     streams = [Stream() for _ in grid]
     stream = Stream()
     for piece in latents.split(1, dim=2):
-        yield decoded_tiles(vae, decoded_whole(vae, piece, whole, stream), wide, grid, streams).clamp_(-1, 1)
+        yield decoded_tiles(vae, decoded_whole(vae, piece, whole, stream), wide, grid, streams, parked=parked).clamp_(
+            -1, 1
+        )
 
 
 @torch.no_grad()
@@ -132,6 +150,8 @@ def decoded_tiles(
     layers: Sequence[nn.Module],
     grid: Sequence[tuple[Span, Span]],
     streams: Sequence[Stream],
+    *,
+    parked: bool = False,
 ) -> torch.Tensor:
     """Frames ``[B, 3, T, H, W]`` float32 of a chunk's features."""
     cell, last = vae.config.spatial_stride, vae.decoder.head
@@ -144,6 +164,8 @@ def decoded_tiles(
             x = layer(x, stream)
         x = norm_silu_conv(last["0"], last["2"], x, stream)  # type: ignore[arg-type]
         stream.started = True
+        if parked:
+            stream.park()
         if frames is None:
             shape = (*x.shape[:3], rows * cell, columns * cell)
             frames = torch.empty(shape, dtype=torch.float32, device=x.device)
@@ -152,23 +174,24 @@ def decoded_tiles(
     return frames
 
 
-def encode_chunks(vae: WanVAE, chunks: Iterable[torch.Tensor], *, tiles: Tiles | None = None) -> Iterator[torch.Tensor]:
+def encode_chunks(
+    vae: WanVAE, chunks: Iterable[torch.Tensor], *, tiles: Tiles | None = None, parked: bool = False
+) -> Iterator[torch.Tensor]:
     """As :meth:`WanVAE.encode_chunks`; with ``tiles`` tile by tile, and there too nothing is done twice."""
-    if tiles is None:
+    chunks, cell = iter(chunks), vae.config.spatial_stride
+    first = next(chunks)
+    rows, columns = (side // cell for side in first.shape[3:])
+    chunks = chain([first], chunks)
+    if tiles is None or len(grid := grid_of(vae.config, tiles, rows, columns)) == 1:
         yield from vae.encode_chunks(chunks)
         return
     wide, whole = encoder_parts(vae)
-    grid: list[tuple[Span, Span]] = []
-    streams: list[Stream] = []
+    streams = [Stream() for _ in grid]
     stream = Stream()
     for video in chunks:
         stream.expect((video.shape[0], *video.shape[3:]))
-        if not streams:
-            cell = vae.config.spatial_stride
-            grid = grid_of(vae.config, tiles, video.shape[3] // cell, video.shape[4] // cell)
-            streams = [Stream() for _ in grid]
         stream.still.look(video)
-        yield _encoded(vae, video, wide, whole, grid, streams, stream)
+        yield _encoded(vae, video, wide, whole, grid, streams, stream, parked=parked)
 
 
 @torch.no_grad()
@@ -180,13 +203,15 @@ def _encoded(
     grid: Sequence[tuple[Span, Span]],
     streams: Sequence[Stream],
     stream: Stream,
+    *,
+    parked: bool,
 ) -> torch.Tensor:
     """Latents of one chunk. What is kept of a still picture is kept of the whole frame, behind the tiles."""
     still = stream.still
     done, x = still.resume(video)
     settled = still.depth(vae.encoder.windows)
     if done < len(wide):
-        x, done = encoded_tiles(vae, video, wide, grid, streams), len(wide)
+        x, done = encoded_tiles(vae, video, wide, grid, streams, parked=parked), len(wide)
         if settled == done:
             still.keep(settled, x)
     return encoded_whole(vae, x, whole[done - len(wide) :], stream, done, settled)
@@ -212,6 +237,8 @@ def encoded_tiles(
     layers: Sequence[nn.Module],
     grid: Sequence[tuple[Span, Span]],
     streams: Sequence[Stream],
+    *,
+    parked: bool = False,
 ) -> torch.Tensor:
     """Features of a chunk of frames, behind the levels that are tiled."""
     cell, rows, columns = vae.config.spatial_stride, grid[-1][0].stop, grid[-1][1].stop
@@ -223,6 +250,8 @@ def encoded_tiles(
         for layer in layers:
             x = layer(x, stream)
         stream.started = True
+        if parked:
+            stream.park()
         if features is None:
             shape = (*x.shape[:3], rows * scale, columns * scale)
             features = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
 
 from cygnet.pipelines.request import GenerateRequest
 from cygnet.pipelines.sizes import fewer_at_once, latent_frames_at_once, latent_grid
@@ -11,9 +14,9 @@ from cygnet.pipelines.tiles import Portions, describe
 from cygnet.planning.machine import Machine
 from cygnet.planning.needs import SLACK, Needs, bounds_of, frame_bytes, needs_of
 from cygnet.planning.subject import Subject
-from cygnet.planning.tiling import largest
+from cygnet.planning.tiling import Half, largest
 from cygnet.planning.words import gib
-from cygnet.runtime.plan import MARGIN, WORDS, Offload, Placement, choose
+from cygnet.runtime.plan import MARGIN, SHARE_OF_MEMORY, WORDS, Offload, Placement, choose
 from cygnet.runtime.streaming import AHEAD_BYTES
 from cygnet.types import ComponentName, Phase, Tiles
 
@@ -51,7 +54,7 @@ def decide(
         placement=placement,
         portions=needs.portions,
         why=_why(placement, subject, request, work, machine, usual, needs.portions),
-        fits=_fits(placement, subject, work, machine, frames),
+        fits=_fits(placement, subject, work, machine, frames, needs.parked()),
         needs=needs,
     )
 
@@ -74,25 +77,27 @@ def _in_portions_that_fit(
     beside = sum(it.eight_bit for it in weights.values()) if offload is False else weights["vae"].whole
     rows, columns = latent_grid(request.num_frames, request.width, request.height)[1:]
 
-    def change(**portions: int | Tiles) -> None:
+    def change(**portions: Any) -> None:
         nonlocal needs
-        needs = needs.in_portions(subject, request, replace(needs.portions, **portions))  # type: ignore[arg-type]
+        needs = needs.in_portions(subject, request, replace(needs.portions, **portions))
+
+    def tile(half: Half, phase: Phase, asked: Tiles | None, dtype: torch.dtype, others: int) -> None:
+        if others + needs.taken(phase) <= free:
+            return
+        if asked is not None:
+            change(parked=not machine.shares)
+            return
+        room = (MARGIN * free - others) / SLACK
+        tiles, parked = largest(subject.vae, dtype, rows, columns, half, room, parks=not machine.shares)
+        change(**{f"{half}_tiles": tiles}, parked=parked or needs.portions.parked)
 
     encoding: tuple[Phase, ...] = ("image", "encode")
     for phase in encoding:
-        if subject.encode_tiles is None and beside + needs.taken(phase) > free:
-            room = MARGIN * free - beside
-            tiles = largest(subject.vae, subject.dtypes["vae"], rows, columns, "encode", room / SLACK)
-            change(encode_tiles=tiles)
-    if subject.decode_tiles is not None:
-        return needs
+        tile("encode", phase, subject.encode_tiles, subject.dtypes["vae"], beside)
     while beside + needs.taken("decode") > MARGIN * free and (chunk := needs.portions.decode_chunk or 1) > 1:
         change(decode_chunk=fewer_at_once(chunk))
     held = frame_bytes(request) if machine.shares else 0
-    if beside + needs.taken("decode") + held > free:
-        room = MARGIN * free - beside - held
-        tiles = largest(subject.vae, subject.decode_dtype, rows, columns, "decode", room / SLACK)
-        change(decode_chunk=1, decode_tiles=tiles)
+    tile("decode", "decode", subject.decode_tiles, subject.decode_dtype, beside + held)
     return needs
 
 
@@ -105,22 +110,33 @@ def room_left(placement: Placement, subject: Subject, work: Mapping[ComponentNam
 
 
 def _fits(
-    placement: Placement, subject: Subject, work: Mapping[ComponentName, int], machine: Machine, frames: int
+    placement: Placement,
+    subject: Subject,
+    work: Mapping[ComponentName, int],
+    machine: Machine,
+    frames: int,
+    parked: int = 0,
 ) -> bool:
-    """Whether device and host hold the fullest stage; ``frames`` are the bytes of the host that the encoder holds."""
+    """Whether device and host hold the fullest stage; ``frames`` are the bytes of the host that the encoder holds.
+
+    ``parked`` are those of what waits there.
+    """
     if machine.shares:
         work = {**work, "vae": work["vae"] + frames}
     return room_left(placement, subject, work, machine.device_room) >= 0 and host_fits(
-        placement, subject, machine, frames
+        placement, subject, machine, frames, parked
     )
 
 
-def host_fits(placement: Placement, subject: Subject, machine: Machine, frames: int) -> bool:
-    """Whether the host holds what passes through it on the way to another device, and what is swapped from it."""
-    if machine.shares or any(subject.weights[part].swaps for part in placement.streamed):
-        return True  # the latter by the rule of Weights.swapped_from, which leaves much more than this
+def host_fits(placement: Placement, subject: Subject, machine: Machine, frames: int, parked: int = 0) -> bool:
+    """Whether the host holds what passes through it on the way to another device, and what waits or swaps there."""
+    if machine.shares:
+        return True
+    if any(subject.weights[part].swaps for part in placement.streamed):
+        # The rule of Weights.swapped_from leaves much more than frames take.
+        return parked <= (1 - SHARE_OF_MEMORY) * machine.host_room
     largest = max(each.largest for each in subject.weights.values())
-    return AHEAD_BYTES + max(largest, frames) <= machine.host_room
+    return AHEAD_BYTES + max(largest, frames + parked) <= machine.host_room
 
 
 def _why(
@@ -152,6 +168,8 @@ def _why(
         if tiles is not None:
             reason = f"one whole does not fit {free}" if asked is None else "that was asked for"
             words.append(f"frames are {half}d in {describe(tiles, request.width, request.height)} because {reason}")
+    if portions.parked:
+        words.append("what tiles remember waits in the host's memory, for the device's does not hold it")
     if not words:
         fullest = max(subject.weights, key=lambda part: subject.weights[part].whole + work.get(part, 0))
         size = subject.weights[fullest].whole

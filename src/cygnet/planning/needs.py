@@ -44,6 +44,10 @@ class Needs:
         peaks = [demand.cost.peak for part, demand in self.demands.get(phase, ()) if part == "vae"]
         return round(SLACK * max(peaks, default=0))
 
+    def parked(self) -> int:
+        """Bytes that wait in the host's memory while a device of its own works."""
+        return max(demand.parked for several in self.demands.values() for _, demand in several)
+
     def in_portions(self, subject: Subject, request: GenerateRequest, portions: Portions) -> Needs:
         """The same with the VAE working on so much at a time."""
         grid = latent_grid(request.num_frames, request.width, request.height)
@@ -62,12 +66,13 @@ def _vae_demand(subject: Subject, grid: Grid, phase: Phase, portions: Portions) 
     if phase == "decode":
         tiles, dtype = portions.decode_tiles, subject.decode_dtype
         if tiles is not None:
-            return tiling.demand(subject.vae, dtype, grid, tiles, "decode")
+            return tiling.demand(subject.vae, dtype, grid, tiles, "decode", parked=portions.parked)
         return stages.decode(subject.vae, dtype, grid, portions.decode_chunk or 1)
     tiles, dtype = portions.encode_tiles, subject.dtypes["vae"]
     grey, last = phase == "image", subject.dit.variant == "flf2v"
     if tiles is not None:
-        return tiling.demand(subject.vae, dtype, grid, tiles, "encode", grey=grey, last=grey and last)
+        parked = portions.parked
+        return tiling.demand(subject.vae, dtype, grid, tiles, "encode", parked=parked, grey=grey, last=grey and last)
     return stages.encode(subject.vae, dtype, grid, grey=grey, last=grey and last)
 
 

@@ -171,7 +171,7 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
         output=round(pixels * BYTES_PER_PIXEL) + 20_000,
         present=subject.present,
         fits=decision.fits,
-        host_fits=host_fits(decision.placement, subject, machine, frame_bytes(request)),
+        host_fits=host_fits(decision.placement, subject, machine, frame_bytes(request), decision.needs.parked()),
         nearest=None if decision.fits else nearest(subject, request, machine, offload),
     )
 

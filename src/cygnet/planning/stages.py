@@ -52,6 +52,8 @@ class Demand:
     work: tuple[Work, ...]
     passes: int = 1
     """How often the weights are gone through."""
+    parked: int = 0
+    """Bytes that wait in the host's memory while the device works."""
 
     def and_then(self, other: Demand) -> Demand:
         """Both, one after the other."""
@@ -60,7 +62,8 @@ class Demand:
             self.cost.moved + other.cost.moved,
             self.cost.kernels + other.cost.kernels,
         )
-        return Demand(cost=cost, work=self.work + other.work, passes=self.passes + other.passes)
+        parked = max(self.parked, other.parked)
+        return Demand(cost=cost, work=self.work + other.work, passes=self.passes + other.passes, parked=parked)
 
 
 def encode_text(config: UMT5Config, dtype: torch.dtype, tokens: int) -> Demand:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -53,6 +53,8 @@ class _Seen:
     most: int
     """Of the largest tile."""
     count: int
+    parked: bool = False
+    """Whether what tiles remember waits on the host."""
 
 
 def demand(
@@ -62,28 +64,40 @@ def demand(
     tiles: Tiles,
     half: Half,
     *,
+    parked: bool = False,
     grey: bool = False,
     last: bool = False,
 ) -> Demand:
-    """One latent frame after the other, in ``tiles``; ``grey`` and ``last`` as of :func:`~.stages.encode`."""
+    """One latent frame after the other, in ``tiles``.
+
+    ``parked`` as of :class:`~cygnet.pipelines.tiles.Portions`, ``grey`` and ``last`` as of :func:`~.stages.encode`.
+    """
     frames, rows, columns = grid
     places = grid_of(config, tiles, rows, columns)
     each = [down.seen * across.seen for down, across in places]
-    seen = _Seen(rows * columns, sum(each), max(each), len(each))
+    seen = _Seen(rows * columns, sum(each), max(each), len(each), parked)
     tiled = Tiled(TILED_LEVELS, seen.tiles / seen.frame)
     cost = total_of(_laps_of(config, dtype, half, seen), frames)
+    waits = round(_parts(config, dtype, half)[1].held * seen.tiles / CELLS**2) if parked else 0
     if half == "decode":
-        return Demand(cost=cost, work=tuple(flops.vae_decode(config, frames, rows, columns, tiled=tiled)))
+        work = flops.vae_decode(config, frames, rows, columns, tiled=tiled)
+        return Demand(cost=cost, work=tuple(work), parked=waits)
     work = whole = flops.vae_encode(config, frames, rows, columns, tiled=tiled)
     if grey:
         windows = vae_on_meta(config, dtype).encoder.windows
         work = flops.vae_encode(config, frames, rows, columns, windows=windows, last=last, tiled=tiled)
     share = flops.total(work) / flops.total(whole)
-    return Demand(cost=Cost(cost.peak, round(cost.moved * share), round(cost.kernels * share)), work=tuple(work))
+    cost = Cost(cost.peak, round(cost.moved * share), round(cost.kernels * share))
+    return Demand(cost=cost, work=tuple(work), parked=waits)
 
 
-def largest(config: VAEConfig, dtype: torch.dtype, rows: int, columns: int, half: Half, room: float) -> Tiles:
-    """Tiles whose peak is at most ``room`` bytes: those of the least work. Without any, those of the least peak."""
+def largest(
+    config: VAEConfig, dtype: torch.dtype, rows: int, columns: int, half: Half, room: float, *, parks: bool
+) -> tuple[Tiles, bool]:
+    """Tiles whose peak is at most ``room`` bytes, those of the least work; without any, those of the least peak.
+
+    And whether what they remember must wait on the host, which is tried last and if ``parks``.
+    """
     cell, beyond, frame = config.spatial_stride, margin(config), rows * columns
     least = Tiles.LEAST // cell
 
@@ -103,10 +117,12 @@ def largest(config: VAEConfig, dtype: torch.dtype, rows: int, columns: int, half
         return max(lap.peak for lap in _laps_of(config, dtype, half, seen))
 
     found.sort(key=lambda it: it[:2])
-    for _, _, tiles, seen in found:
-        if peak(seen) <= room:
-            return tiles
-    return min(found, key=lambda it: peak(it[3]))[2]
+    ways = (False, True) if parks else (False,)
+    for parked in ways:
+        for _, _, tiles, seen in found:
+            if peak(replace(seen, parked=parked)) <= room:
+                return tiles, parked
+    return min(found, key=lambda it: peak(replace(it[3], parked=parks)))[2], parks
 
 
 def _laps_of(config: VAEConfig, dtype: torch.dtype, half: Half, seen: _Seen) -> Laps:
@@ -118,10 +134,10 @@ def _laps_of(config: VAEConfig, dtype: torch.dtype, half: Half, seen: _Seen) -> 
     # In a tile's turn there are besides it the features of the frame, the pixels of this chunk, when decoding those of
     # the one before, which the caller may still hold, when encoding the last frame, to compare it; and what all hold.
     beside = features + round(pixels * (2 if half == "decode" else 1 + 1 / _FRAMES))
-    others = frame * whole.held + tiles * tile.held
+    others = frame * whole.held + (0 if seen.parked else tiles * tile.held)
     laps = []
     for of_whole, of_tile in zip(whole.laps, tile.laps, strict=True):
-        in_tile = frame * beside + most * (of_tile.peak - tile.held)
+        in_tile = frame * beside + most * (of_tile.peak - (0 if seen.parked else tile.held))
         in_whole = frame * (of_whole.peak - whole.held + pixels)
         laps.append(
             Cost(
