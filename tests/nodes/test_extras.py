@@ -37,11 +37,11 @@ def test_tiles_give_the_picture_of_the_whole(shop: Workshop) -> None:
     (whole,) = bound(latents.VAEDecode, shop).run({"samples": raw}, handle)
     (tiled,) = bound(extras.VAEDecodeTiled, shop).run({"samples": raw}, handle, 96, 32)
     assert tiled.shape == whole.shape == (5, 128, 160, 3)
-    assert float((tiled - whole).abs().mean()) < 0.02, "only the attention of the middle sees less"
+    assert torch.allclose(tiled, whole, atol=2 / 255)  # the rounding of bfloat16
     (single,) = bound(extras.VAEDecodeTiled, shop).run({"samples": raw}, handle, 512, 64)
     assert torch.allclose(single, whole, atol=1e-5)
-    (bare,) = bound(extras.VAEDecodeTiled, shop).run({"samples": raw}, handle, 64, 0)
-    assert torch.isfinite(bare).all()
+    (bare,) = bound(extras.VAEDecodeTiled, shop).run({"samples": torch.cat([raw, raw])}, handle, 64, 0)
+    assert torch.allclose(bare, torch.cat([whole, whole]), atol=2 / 255)
 
 
 def test_latents_are_cut_and_joined(shop: Workshop) -> None:
