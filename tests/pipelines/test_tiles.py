@@ -134,6 +134,17 @@ def test_a_still_picture_is_encoded_once_in_tiles_too() -> None:
     assert 9 <= len(calls) < 9 * 8, "of 16 chunks"
 
 
+def test_shapes_that_cannot_be_are_refused_as_they_are_whole() -> None:
+    for tiles in (None, SMALL):
+        with pytest.raises(ValueError, match="latents must be"):
+            decoded(tiles, torch.zeros(1, 15, 1, 9, 9))
+        with pytest.raises(ValueError, match="width and height must be multiples of 8"):
+            encoded(tiles, torch.zeros(1, 3, 1, 90, 90))
+        with pytest.raises(ValueError, match="a later chunk has 3 frames"):
+            encoded(tiles, torch.zeros(1, 3, 4, 72, 72))
+    assert not list(encode_chunks(vae(), [], tiles=SMALL))
+
+
 def test_tiles_cover_the_picture_once() -> None:
     for rows, columns, tiles in ((19, 24, SMALL), (8, 8, SMALL), (60, 104, Tiles(width=416, height=240))):
         covered = torch.zeros(rows, columns)

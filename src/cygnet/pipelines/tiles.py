@@ -1,9 +1,9 @@
 """The VAE on a picture that does not fit into memory whole: its wide layers on one tile of it after another.
 
-Nearly all memory goes to the last two levels of the decoder and the first two of the encoder, which work at a quarter
-and at all of the picture's sides. Those run tile by tile. The others, with the attention over all of a frame, see the
-whole frame. A tile is given all that its pixels depend on (``margin``), and what it makes beyond its own is cut off: so
-tiles fit together without a seam and without blending, and the result is that of the whole picture up to rounding.
+Nearly all memory goes to the last two levels of the decoder and the first two of the encoder, which work at half and at
+full size. Those run tile by tile. The others, with the attention over all of a frame, see the whole frame. A tile is
+given all that its pixels depend on (``margin``), and what it makes beyond its own is cut off: so tiles fit together
+without a seam and without blending, and the result is that of the whole picture up to rounding.
 
 Every tile has a :class:`Stream` of its own, which lives as long as the video: frames come as they do without tiles, and
 memory does not grow with their number.
@@ -36,7 +36,9 @@ class Portions:
     decode_chunk: int | None = None
     """Latent frames that are decoded together; None for as many as suit the size. One where there are tiles."""
     decode_tiles: Tiles | None = None
+    """None for whole frames."""
     encode_tiles: Tiles | None = None
+    """The same of encoding."""
     parked: bool = False
     """Whether what tiles remember waits in the host's memory while others are worked on. The result is the same."""
 
@@ -119,6 +121,7 @@ def decode_chunks(
 
     ``parked`` as of :class:`Portions`.
     """
+    vae.check_latents(latents)
     if tiles is None or len(grid_of(vae.config, tiles, *latents.shape[3:])) == 1:
         yield from vae.decode_chunks(latents, chunk=chunk if tiles is None else 1)
         return
@@ -179,7 +182,10 @@ def encode_chunks(
 ) -> Iterator[torch.Tensor]:
     """As :meth:`WanVAE.encode_chunks`; with ``tiles`` tile by tile, and there too nothing is done twice."""
     chunks, cell = iter(chunks), vae.config.spatial_stride
-    first = next(chunks)
+    first = next(chunks, None)
+    if first is None:
+        return
+    vae.check_video(first)
     rows, columns = (side // cell for side in first.shape[3:])
     chunks = chain([first], chunks)
     if tiles is None or len(grid := grid_of(vae.config, tiles, rows, columns)) == 1:
@@ -189,6 +195,7 @@ def encode_chunks(
     streams = [Stream() for _ in grid]
     stream = Stream()
     for video in chunks:
+        vae.check_video(video, first=not stream.started)
         stream.expect((video.shape[0], *video.shape[3:]))
         stream.still.look(video)
         yield _encoded(vae, video, wide, whole, grid, streams, stream, parked=parked)

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from cygnet.pipelines.record import Half
 from cygnet.pipelines.request import GenerateRequest
 from cygnet.pipelines.sizes import fewer_at_once, latent_frames_at_once, latent_grid
 from cygnet.pipelines.tiles import Portions, describe
 from cygnet.planning.machine import Machine
 from cygnet.planning.needs import SLACK, Needs, bounds_of, frame_bytes, needs_of
 from cygnet.planning.subject import Subject
-from cygnet.planning.tiling import Half, largest
+from cygnet.planning.tiling import largest
 from cygnet.planning.words import gib
 from cygnet.runtime.plan import MARGIN, SHARE_OF_MEMORY, WORDS, Offload, Placement, choose
 from cygnet.runtime.streaming import AHEAD_BYTES

@@ -11,13 +11,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
 from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.layers import Stream
 from cygnet.pipelines import tiles as tiling
+from cygnet.pipelines.record import Half
 from cygnet.pipelines.tiles import TILED_LEVELS, Span, grid_of, margin, spans
 from cygnet.planning.stages import CELLS, Demand, Grid, Laps, total_of, vae_on_meta
 from cygnet.runtime import flops
@@ -25,7 +25,6 @@ from cygnet.runtime.flops import Tiled
 from cygnet.runtime.trace import Cost, Ledger
 from cygnet.types import Tiles
 
-Half = Literal["decode", "encode"]
 _FRAMES = 4
 """Of pixels in a chunk, one latent frame."""
 
