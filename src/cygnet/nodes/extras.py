@@ -10,16 +10,15 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from cygnet.errors import RequestError
-from cygnet.graph.context import current
 from cygnet.nodes.conditioning import Conditioning
 from cygnet.nodes.described import described
 from cygnet.nodes.files import HIDDEN, PICTURES, LoadImage, animated, input_files, save_whole
 from cygnet.nodes.grids import CELL
 from cygnet.nodes.images import METHODS, scaled
-from cygnet.nodes.latents import MOST, Latent
+from cygnet.nodes.latents import MOST, Latent, decode
 from cygnet.nodes.videos import to_bytes
 from cygnet.nodes.workshop import FileHandle, Node
-from cygnet.pipelines.tiles import decode_chunks, within
+from cygnet.pipelines.tiles import within
 
 _AXES = {"x": -1, "y": -2, "t": -3}
 
@@ -170,16 +169,9 @@ class VAEDecodeTiled(Node):
         temporal_overlap: int = 8,
     ) -> tuple[torch.Tensor]:
         network = self.shop.vae(vae)
-        length, height, width = samples["samples"].shape[2:]
-        tiles = within(network.config, tile_size, width * CELL, height * CELL)
-        frames: list[torch.Tensor] = []
-        for number, latents in enumerate(samples["samples"]):
-            given = network.normalise(latents[None].to(network.device, network.dtype))
-            for done, chunk in enumerate(decode_chunks(network, given, tiles=tiles, parked=True), 1):
-                frames.append(((chunk[0] + 1) / 2).clamp(0, 1).permute(1, 2, 3, 0).cpu())
-                current().progress(number * length + done, len(samples["samples"]) * length)
-                current().cancel.check()
-        return (torch.cat(frames),)
+        height, width = (side * CELL for side in samples["samples"].shape[3:])
+        tiles = within(network.config, tile_size, width, height)
+        return (decode(network, samples["samples"], tiles),)
 
 
 class LoadImageMask(LoadImage):
