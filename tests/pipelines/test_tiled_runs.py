@@ -121,7 +121,7 @@ def test_where_one_frame_does_not_fit_it_is_made_in_tiles_and_the_plan_says_so(
         wan.stream(**large)
 
 
-@pytest.mark.parametrize(("failing", "recorded"), [(0, "72x64"), (1, "72x64"), (2, "72x64@5")])
+@pytest.mark.parametrize(("failing", "recorded"), [(1, "72x64"), (2, "72x64@5")])
 def test_where_memory_runs_out_with_one_frame_at_a_time_the_rest_is_made_in_tiles(
     failing: int, recorded: str, paths: Any, plain: cygnet.Video, monkeypatch: pytest.MonkeyPatch
 ) -> None:
