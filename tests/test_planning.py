@@ -13,7 +13,8 @@ import torch
 import cygnet
 from cygnet.checkpoints.catalogue import ENTRIES
 from cygnet.errors import OutOfMemory, RequestError
-from cygnet.planning import Machine, decide, parse_memory, refuse_what_cannot_fit, subject_of
+from cygnet.pipelines.sizes import latent_frames_at_once
+from cygnet.planning import Machine, decide, parse_memory, refuse_what_cannot_fit, stages, subject_of
 from cygnet.planning.nearest import nearest
 from cygnet.planning.subject import PUBLISHED
 from cygnet.runtime.plan import Placement
@@ -119,17 +120,24 @@ def test_only_what_is_in_memory_counts_as_held(tmp_path: Path) -> None:
         assert wan._machine().device_free == real.device_free
 
 
-def test_fewer_latent_frames_are_decoded_at_a_time_where_memory_is_short() -> None:
-    subject = subject_of("tiny-t2v", torch.device("cpu"), "float32")
-    wan = cygnet.load("tiny-t2v", device="cpu", dtype="float32")
-    request = wan.plan("a red ball", size=(256, 256), num_frames=33).request
-    machine = Machine.of("cpu")
-    plenty = decide(subject, request, replace(machine, device_free=8 * GIB), exact=True)
-    assert plenty.needs is not None
-    scarce = decide(subject, request, replace(machine, device_free=plenty.needs.work()["vae"]), exact=True)
-    assert scarce.decode_chunk < plenty.decode_chunk
-    assert "latent frames are decoded at a time" in scarce.why
-    assert scarce.fits
+def test_how_many_latent_frames_are_decoded_at_a_time_does_not_depend_on_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Other numbers of them can round otherwise. What does not fit so is refused."""
+    wan = cygnet.load(write_model(tmp_path), device="cpu", dtype="float32", offload=True)
+    small: dict[str, Any] = {"prompt": "a red ball", "size": (64, 64), "num_frames": 41, "num_steps": 1, "seed": 1}
+    work = stages.decode(wan._subject.vae, torch.float32, (11, 8, 8), latent_frames_at_once(8, 8)).cost.peak
+    real = Machine.of("cpu")
+
+    def leave(size: float) -> None:
+        monkeypatch.setattr(Machine, "of", lambda *_, **__: replace(real, device_free=int(size), host_free=int(size)))
+
+    for size in (8 * GIB, wan.model.taken["vae"].whole + 1.2 * work):
+        leave(size)
+        assert [len(chunk) for chunk in wan.stream(**small)] == [1, 32, 8]
+    leave(0.8 * work)
+    with pytest.raises(OutOfMemory, match="not begun, for want of memory"):
+        wan.stream(**small)
 
 
 def test_bounds_are_never_below_what_is_traced() -> None:
@@ -145,7 +153,7 @@ def test_bounds_are_never_below_what_is_traced() -> None:
         request = cygnet.plan(name, device="cpu", dtype="float32", num_frames=frames, size=size).request
         exact = decide(subject, request, replace(Machine.of("cpu"), device_free=10**14), exact=True)
         assert exact.needs is not None
-        bounds = bounds_of(subject, request, exact.decode_chunk)
+        bounds = bounds_of(subject, request)
         assert all(
             size <= bounds[part] for part, size in exact.needs.work().items() if part != "dit" or not exact.needs.held
         )

@@ -177,27 +177,21 @@ class Wan:
     ) -> VideoStream:
         record = Record(notices=[*given.notices, *(f"LoRA {told}" for _, told in self.model.loras)])
         check_combination(self.model.components, request, given.inputs)
+        self._place(request)
         chunks = generate(
-            self.model.components,
-            request,
-            given.inputs,
-            on_progress=on_progress,
-            cancel=cancel,
-            record=record,
-            decode_chunk=self._placed(request),
+            self.model.components, request, given.inputs, on_progress=on_progress, cancel=cancel, record=record
         )
         return VideoStream(
             self.model, self._identity, request, given.described, self._told(chunks, request, record), record
         )
 
-    def _placed(self, request: GenerateRequest) -> int:
-        """Put the weights where the plan of ``request`` has them; returns how many latent frames to decode at a time.
+    def _place(self, request: GenerateRequest) -> None:
+        """Put the weights where the plan of ``request`` has them.
 
         Raises :class:`~cygnet.errors.OutOfMemory` if the request fits nowhere.
         """
         decision = refuse_what_cannot_fit(self._subject, request, self._machine(), self.model.offload)
         self.model.residency.move(decision.placement)
-        return decision.decode_chunk
 
     def _told(self, chunks: Iterator[torch.Tensor], request: GenerateRequest, record: Record) -> Iterator[torch.Tensor]:
         """The chunks; where memory runs out for good, the error names the request that fits."""

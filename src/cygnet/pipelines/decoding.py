@@ -18,13 +18,15 @@ from cygnet.types import CancelToken, Progress, ProgressSink
 def decode(
     components: Components,
     latents: torch.Tensor,
-    chunk: int | None,
     on_progress: ProgressSink,
     cancel: CancelToken,
     record: Record,
 ) -> Iterator[torch.Tensor]:
-    """The frames; where memory runs out, those that were not given yet are decoded fewer at a time."""
-    chunk = chunk or latent_frames_at_once(*latents.shape[3:])
+    """The frames; where memory runs out, those that were not given yet are decoded fewer at a time.
+
+    How many at a time follows from the size alone, for it can change rounding: what memory is free must not.
+    """
+    chunk = latent_frames_at_once(*latents.shape[3:])
     given = 0
     record.at_work = "vae"
     try:
@@ -38,8 +40,10 @@ def decode(
     how, fewer = components.residency.shrink("vae"), fewer_at_once(chunk)
     if how is None and fewer == chunk:
         raise OutOfMemory("out of memory while decoding, one latent frame at a time and with nothing else in memory")
-    words = [] if fewer == chunk else [f"{fewer} latent frames are decoded at a time, not {chunk}"]
-    step_down(record, "decoding", "; ".join([*([] if how is None else [how]), *words]))
+    words = [] if how is None else [how]
+    if fewer != chunk:
+        words.append(f"{fewer} latent frames are decoded at a time, not {chunk}, and last digits can differ")
+    step_down(record, "decoding", "; ".join(words))
     end = 0
     for frames in _decoded(components, latents, fewer, on_progress, cancel, record):
         start, end = end, end + frames.shape[2]

@@ -36,21 +36,19 @@ def generate(
     on_progress: ProgressSink = ignore_progress,
     cancel: CancelToken | None = None,
     record: Record | None = None,
-    decode_chunk: int | None = None,
 ) -> Iterator[torch.Tensor]:
     """Frames float32 ``[1, 3, k, H, W]`` in [-1, 1] as they are decoded: 1 first, then 4 to 32 at a time, T in all.
 
     Whether model, request and inputs go together is checked by the call itself; the work begins with the first
-    ``next`` and stops when the iterator is closed. ``decode_chunk`` latent frames are decoded at a time; by default as
-    many as suit the size. A stage in which memory runs out is done once more in less memory, if there is a way; a
-    notice says so. Raises :class:`~cygnet.errors.RequestError` for a combination that cannot be,
+    ``next`` and stops when the iterator is closed. A stage in which memory runs out is done once more in less memory,
+    if there is a way; a notice says so. Raises :class:`~cygnet.errors.RequestError` for a combination that cannot be,
     :class:`~cygnet.errors.Cancelled` when ``cancel`` was set, :class:`~cygnet.errors.OutOfMemory`, and
     :class:`~cygnet.errors.NumericalError` when NaN or infinity appears.
     """
     inputs = inputs or Inputs()
     check_combination(components, request, inputs)
     _step_cache(components, request)  # refuses what cannot be
-    return _run(components, request, inputs, on_progress, cancel or CancelToken(), record or Record(), decode_chunk)
+    return _run(components, request, inputs, on_progress, cancel or CancelToken(), record or Record())
 
 
 def _run(
@@ -60,7 +58,6 @@ def _run(
     on_progress: ProgressSink,
     cancel: CancelToken,
     record: Record,
-    decode_chunk: int | None,
 ) -> Iterator[torch.Tensor]:
     try:
         record.notices += _expectations(components, request)
@@ -95,7 +92,7 @@ def _run(
         components.residency.release("dit")
         if cache is not None:
             _tell_of_cache(cache, request, record)
-        yield from decode(components, latents, decode_chunk, on_progress, cancel, record)
+        yield from decode(components, latents, on_progress, cancel, record)
     finally:
         names: tuple[ComponentName, ...] = ("text_encoder", "image_encoder", "dit", "vae")
         for name in names:

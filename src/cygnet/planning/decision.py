@@ -1,13 +1,11 @@
-"""Where the weights of a request's networks will be, how much is decoded at a time, and whether that fits."""
+"""Where the weights of a request's networks will be, and whether that fits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cygnet.pipelines.request import GenerateRequest
-from cygnet.pipelines.sizes import fewer_at_once, latent_frames_at_once, latent_grid
-from cygnet.planning import stages
 from cygnet.planning.machine import Machine
 from cygnet.planning.needs import Needs, bounds_of, frame_bytes, needs_of
 from cygnet.planning.subject import Subject
@@ -19,10 +17,9 @@ from cygnet.types import ComponentName
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Where weights will be, how many latent frames are decoded at a time, and whether that fits."""
+    """Where weights will be, and whether that fits."""
 
     placement: Placement
-    decode_chunk: int
     why: str
     fits: bool
     needs: Needs | None = None
@@ -35,26 +32,19 @@ def decide(
     """The placement of a request. Unless ``exact``, nothing is traced where the request plainly fits."""
     free, weights = machine.device_room, subject.weights
     frames = frame_bytes(request)
-    grid = latent_grid(request.num_frames, request.width, request.height)
-    usual = latent_frames_at_once(*grid[1:])
     if not exact:
-        bounds = bounds_of(subject, request, usual)
+        bounds = bounds_of(subject, request)
         placement = choose(weights, free, offload, bounds)
         # What is whole even by these bounds, and resident unless that was ruled out, is so by any measure.
         best = not placement.eight_bit and not placement.streamed and placement.resident == (not offload)
         if best and _fits(placement, subject, bounds, machine, frames):
-            return Decision(placement=placement, decode_chunk=usual, why="it fits", fits=True)
-    needs = needs_of(subject, request, usual)
-    while needs.work()["vae"] + weights["vae"].whole > MARGIN * free and needs.chunk > 1:
-        fewer = fewer_at_once(needs.chunk)
-        less = stages.decode(subject.vae, subject.decode_dtype, grid, fewer)
-        needs = replace(needs, chunk=fewer, demands={**needs.demands, "decode": (("vae", less),)})
+            return Decision(placement=placement, why="it fits", fits=True)
+    needs = needs_of(subject, request)
     work = needs.work()
     placement = choose(weights, free, offload, work)
     return Decision(
         placement=placement,
-        decode_chunk=needs.chunk,
-        why=_why(placement, subject, work, machine, usual, needs.chunk),
+        why=_why(placement, subject, work, machine),
         fits=_fits(placement, subject, work, machine, frames),
         needs=needs,
     )
@@ -87,14 +77,7 @@ def host_fits(placement: Placement, subject: Subject, machine: Machine, frames: 
     return AHEAD_BYTES + max(largest, frames) <= machine.host_room
 
 
-def _why(
-    placement: Placement,
-    subject: Subject,
-    work: Mapping[ComponentName, int],
-    machine: Machine,
-    usual: int,
-    chunk: int,
-) -> str:
+def _why(placement: Placement, subject: Subject, work: Mapping[ComponentName, int], machine: Machine) -> str:
     free = gib(machine.device_room)
     words: list[str] = []
     for part in sorted(placement.eight_bit | placement.streamed):
@@ -105,8 +88,6 @@ def _why(
             )
         else:
             words.append(f"the {WORDS[part]} is streamed because that was asked for")
-    if chunk != usual:
-        words.append(f"{chunk} latent frames are decoded at a time, not {usual}, to fit {free}")
     if not words:
         fullest = max(subject.weights, key=lambda part: subject.weights[part].whole + work.get(part, 0))
         size = subject.weights[fullest].whole

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cygnet.pipelines.denoise import Guidance
 from cygnet.pipelines.request import GenerateRequest
-from cygnet.pipelines.sizes import FRAME_STRIDE, latent_grid, num_tokens
+from cygnet.pipelines.sizes import FRAME_STRIDE, latent_frames_at_once, latent_grid, num_tokens
 from cygnet.planning import stages
 from cygnet.planning.stages import Demand
 from cygnet.planning.subject import Subject
@@ -25,7 +25,6 @@ class Needs:
     """The demands of a request's stages, and of each network the most that it takes beside weights."""
 
     demands: Mapping[Phase, tuple[tuple[ComponentName, Demand], ...]]
-    chunk: int
     held: int
     """Bytes of the network that stays from one stage to a later one."""
 
@@ -39,7 +38,7 @@ class Needs:
         return most
 
 
-def needs_of(subject: Subject, request: GenerateRequest, chunk: int) -> Needs:
+def needs_of(subject: Subject, request: GenerateRequest) -> Needs:
     """Traces of all stages."""
     grid = latent_grid(request.num_frames, request.width, request.height)
     dtypes, eye = subject.dtypes, subject.image_encoder
@@ -75,8 +74,9 @@ def needs_of(subject: Subject, request: GenerateRequest, chunk: int) -> Needs:
             ),
         ),
     )
+    chunk = latent_frames_at_once(*grid[1:])
     demands["decode"] = (("vae", stages.decode(subject.vae, subject.decode_dtype, grid, chunk)),)
-    return Needs(demands=demands, chunk=chunk, held=held)
+    return Needs(demands=demands, held=held)
 
 
 def frame_bytes(request: GenerateRequest) -> int:
@@ -84,11 +84,12 @@ def frame_bytes(request: GenerateRequest) -> int:
     return round(3 * request.width * request.height * min(request.num_frames, ENCODER_FRAMES))
 
 
-def bounds_of(subject: Subject, request: GenerateRequest, chunk: int) -> dict[ComponentName, int]:
+def bounds_of(subject: Subject, request: GenerateRequest) -> dict[ComponentName, int]:
     """More than each network can take beside its weights, without a trace: for requests that fit many times over."""
     tokens = num_tokens(request.num_frames, request.width, request.height)
     dit, text, base = subject.dit, subject.text_encoder, subject.vae.base_width
-    pixels = request.width * request.height * max(FRAME_STRIDE * chunk, FRAME_STRIDE)
+    chunk = latent_frames_at_once(*latent_grid(request.num_frames, request.width, request.height)[1:])
+    pixels = request.width * request.height * FRAME_STRIDE * chunk
     work: dict[ComponentName, int] = {
         "text_encoder": 4 * dit.text_length * (8 * text.dim + 4 * text.ffn_dim + text.num_heads * dit.text_length),
         "dit": 2 * tokens * 4 * (24 * dit.dim + 4 * dit.ffn_dim) + 2**27,

@@ -10,6 +10,7 @@ from typing import Any
 
 from cygnet.errors import OutOfMemory
 from cygnet.pipelines.request import GenerateRequest
+from cygnet.pipelines.sizes import latent_frames_at_once, latent_grid
 from cygnet.planning.costs import Stage, stage_costs
 from cygnet.planning.decision import Decision, decide, host_fits
 from cygnet.planning.machine import DEVICE_BASE, Machine
@@ -36,7 +37,7 @@ class Plan:
     machine: Machine
     placement: Placement
     decode_chunk: int
-    """Latent frames that are decoded at a time."""
+    """Latent frames that are decoded at a time; by the size alone, never by what is free."""
     why: str
     stages: tuple[Stage, ...]
     files: int
@@ -132,13 +133,14 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
     decision = decide(subject, request, machine, offload, exact=True)
     assert decision.needs is not None
     pixels = request.width * request.height * request.num_frames
+    grid = latent_grid(request.num_frames, request.width, request.height)
     return Plan(
         model=subject.name,
         variant=subject.variant,
         request=request,
         machine=machine,
         placement=decision.placement,
-        decode_chunk=decision.decode_chunk,
+        decode_chunk=latent_frames_at_once(*grid[1:]),
         why=decision.why,
         stages=tuple(stage_costs(subject, request, machine, decision, decision.needs)),
         files=sum(subject.files.values()),
@@ -180,15 +182,14 @@ def after_failure(
     It fits by plan, and takes clearly less than the request in the stage that failed: that of ``part``, with weights
     held by ``placement``; the fullest stage if ``part`` is None.
     """
-    chunk = decide(subject, request, machine, offload, exact=True).decode_chunk
     taken = {each: placement.bytes(each, weights) for each, weights in subject.weights.items()}
-    work = needs_of(subject, request, chunk).work()
+    work = needs_of(subject, request).work()
     failed: ComponentName = part if part is not None else max(taken, key=lambda each: taken[each] + work.get(each, 0))
     weights = sum(taken.values()) if placement.resident else taken[failed]
     # Where weights are most of it, less of the request can only mean less of the work.
     less = max(round(SHARE_AFTER_FAILURE * (weights + work[failed])) - weights, work[failed] // 2)
 
     def clearly_less(other: GenerateRequest) -> bool:
-        return needs_of(subject, other, chunk).work()[failed] <= less
+        return needs_of(subject, other).work()[failed] <= less
 
     return advice(nearest(subject, request, machine, offload, also=clearly_less))
