@@ -9,16 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import cygnet
+from cygnet.assembly import load_dit, placing, read_model
+from cygnet.assembly.placing import Networks
 from cygnet.checkpoints.catalogue import ENTRIES
 from cygnet.errors import OutOfMemory, RequestError
 from cygnet.pipelines.sizes import latent_frames_at_once
 from cygnet.planning import Machine, decide, parse_memory, refuse_what_cannot_fit, stages, subject_of
+from cygnet.planning.machine import HOST_BASE_CUDA
 from cygnet.planning.nearest import nearest
+from cygnet.planning.plan import on_machine
 from cygnet.planning.subject import PUBLISHED
+from cygnet.runtime import execution as executing
 from cygnet.runtime.plan import Placement
 from cygnet.runtime.residency import Placed, Resident
+from cygnet.types import ComponentName
 from random_models import write_model
 
 GIB = 2**30
@@ -99,6 +106,49 @@ def test_a_run_decides_as_its_plan_does(tmp_path: Path, monkeypatch: pytest.Monk
     free = 1000
     with pytest.raises(OutOfMemory, match="not begun, for want of memory: 9 frames of 64x64 need"):
         wan.stream(**small)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("stored", ["8 bits", "wide"])
+def test_weights_are_planned_as_a_run_takes_them(
+    stored: str, fp8: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stored in 8 bits or not, with a LoRA that runs beside those that are, with fp8 products and without."""
+    monkeypatch.setattr(executing, "check_fp8", lambda _: None)
+    paths = write_model(tmp_path)
+    state = load_file(paths["dit"])
+    if stored == "8 bits":
+        for name, value in state.items():
+            if name.startswith("blocks.") and value.ndim == 2:
+                state[name] = value.to(torch.float8_e4m3fn)
+        save_file(state, paths["dit"])
+    lora = tmp_path / "lora.safetensors"
+    pair = {"lora_A": torch.ones(4, 128), "lora_B": torch.ones(128, 4)}
+    save_file({f"diffusion_model.blocks.0.self_attn.q.{name}.weight": it for name, it in pair.items()}, lora)
+    device, loras, execution = torch.device("cuda", 0), [(lora, 1.0)], cygnet.Execution(fp8=fp8)
+    read = read_model(paths, loras)
+    dtypes: dict[ComponentName, torch.dtype] = dict.fromkeys(read.weights, torch.bfloat16) | {"vae": torch.float32}
+    networks = Networks(
+        weights=read.weights, dtypes=dtypes, decode_dtype=torch.bfloat16, device=device, execution=execution
+    )
+    for host, plenty in ((64 * GIB, True), (1000, False)):
+        monkeypatch.setattr(placing, "free_memory", lambda _, host=host: host)
+        vars(networks).pop("taken", None)
+        machine = Machine.of("cuda", device_memory="24GiB", host_memory=host + HOST_BASE_CUDA)
+        subject = on_machine(subject_of(paths, device, "bfloat16", loras, execution), machine)
+        assert subject.weights == networks.taken
+        assert (subject.weights["dit"].streamed is None) == (fp8 and not plenty)
+    taken = subject.weights["dit"]
+    beside = 0 if stored == "wide" and not fp8 else 2 * (4 * 128 * 2)
+    assert taken.whole == sum(it.nbytes for it in load_dit(paths["dit"], torch.bfloat16).parameters()) + beside
+    kept = load_dit(paths["dit"], torch.bfloat16, loras=loras, eight_bit=True)
+    held = sum(it.nbytes for it in (*kept.parameters(), *kept.buffers()))
+    assert taken.eight_bit == (taken.whole if fp8 else held)
+    if fp8 and stored == "8 bits":
+        with pytest.raises(RequestError, match="fp8 products need the transformer's weights in memory"):
+            cygnet.plan(
+                paths, device_memory="24GiB", host_memory=1000, offload="stream", loras=loras, execution=execution
+            )
 
 
 def test_only_what_is_in_memory_counts_as_held(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from cygnet.planning.nearest import nearest
 from cygnet.planning.needs import frame_bytes, needs_of
 from cygnet.planning.subject import Subject
 from cygnet.planning.words import advice, gib, shape
+from cygnet.runtime.execution import check_fp8_streams
 from cygnet.runtime.plan import Offload, Placement
 from cygnet.types import ComponentName
 
@@ -130,6 +131,7 @@ class Plan:
 def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload = True) -> Plan:
     """What the request will take on the machine. Of one that does not fit, also the nearest that does."""
     subject = on_machine(subject, machine)
+    check_fp8_streams(subject.execution, offload, subject.weights)
     decision = decide(subject, request, machine, offload, exact=True)
     assert decision.needs is not None
     pixels = request.width * request.height * request.num_frames
