@@ -53,8 +53,8 @@ class Job:
 
 
 _OUT_OF_MEMORY = (
-    "\nMemory did not suffice. All models and kept results were let go; ask for a smaller size or fewer frames, or "
-    "load a model with fewer parameters or a smaller weight_dtype."
+    "\nMemory did not suffice. All models and kept results were let go; ask for a smaller size or fewer frames, "
+    "decode with VAE Decode (Tiled), or load a model with fewer parameters or a smaller weight_dtype."
 )
 
 _EXIT = "the node asked for the whole program to end; it was stopped alone"

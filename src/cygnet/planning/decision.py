@@ -52,10 +52,17 @@ def decide(
 
 def room_left(placement: Placement, subject: Subject, work: Mapping[ComponentName, int], free: int) -> int:
     """Bytes left in the fullest stage; negative if it does not fit."""
+    return free - fullest_stage(placement, subject, work)[1]
+
+
+def fullest_stage(
+    placement: Placement, subject: Subject, work: Mapping[ComponentName, int]
+) -> tuple[ComponentName, int]:
+    """The network whose stage takes most, and how many bytes that is; ``work`` is what each takes beside weights."""
     taken = {part: placement.bytes(part, each) for part, each in subject.weights.items()}
-    if placement.resident:
-        return free - sum(taken.values()) - max(work.values())
-    return free - max(taken[part] + work.get(part, 0) for part in taken)
+    held = {part: sum(taken.values()) if placement.resident else size for part, size in taken.items()}
+    fullest = max(held, key=lambda part: held[part] + work.get(part, 0))
+    return fullest, held[fullest] + work.get(fullest, 0)
 
 
 def _fits(

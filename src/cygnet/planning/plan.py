@@ -12,12 +12,12 @@ from cygnet.errors import OutOfMemory
 from cygnet.pipelines.request import GenerateRequest
 from cygnet.pipelines.sizes import latent_frames_at_once, latent_grid
 from cygnet.planning.costs import Stage, stage_costs
-from cygnet.planning.decision import Decision, decide, host_fits
+from cygnet.planning.decision import Decision, decide, fullest_stage, host_fits
 from cygnet.planning.machine import DEVICE_BASE, Machine
 from cygnet.planning.nearest import nearest
 from cygnet.planning.needs import frame_bytes, needs_of
 from cygnet.planning.subject import Subject
-from cygnet.planning.words import advice, gib, shape
+from cygnet.planning.words import advice, gib, shape, ways_to_less
 from cygnet.runtime.execution import check_fp8_streams
 from cygnet.runtime.plan import Offload, Placement
 from cygnet.types import ComponentName
@@ -52,6 +52,10 @@ class Plan:
     """Of a device with memory of its own: whether the host holds what passes through it."""
     nearest: GenerateRequest | None = None
     """Of a request that does not fit: the nearest that does; None if none does."""
+    ways: tuple[str, ...] = ()
+    """Of one that does not fit: with what else it might, in words."""
+    ways_to_the_same: tuple[str, ...] = ()
+    """Those of them that change nothing of the result."""
 
     @property
     def device_peak(self) -> int:
@@ -74,14 +78,16 @@ class Plan:
         """Whether the times come from a measurement of this machine."""
         return self.machine.rates is not None and self.machine.rates.measured
 
-    def refusal(self) -> str:
-        """Why the request is not begun, and what could be."""
-        machine = self.machine
+    def refusal(self, *, same: bool = False) -> str:
+        """Why the request is not begun, and what could be; with ``same`` only what gives the same video."""
+        machine, instead = self.machine, advice(self.nearest, self.ways)
+        if same:
+            instead = advice(None, self.ways_to_the_same, same=True)
         if not self.host_fits:
             take = self.host_peak - (0 if machine.host_stated else machine.host_base)
             return (
                 f"{shape(self.request)} need {gib(take)} of the host's memory, through which the weights pass to the "
-                f"device, and {gib(machine.host_free)} are free; {advice(self.nearest)}"
+                f"device, and {gib(machine.host_free)} are free; {instead}"
             )
         where = "memory" if machine.shares else "the device's memory"
         # What is free was measured in a process that has taken its own share, or was stated for one that has not.
@@ -89,7 +95,7 @@ class Plan:
         take = (self.host_peak if machine.shares else self.device_peak) - base
         return (
             f"{shape(self.request)} need {gib(take)} of {where} even with {self.placement.describe()}, and "
-            f"{gib(machine.device_free)} are free; {advice(self.nearest)}"
+            f"{gib(machine.device_free)} are free; {instead}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -102,6 +108,7 @@ class Plan:
             "fits": self.fits,
             "request": self.request.model_dump(mode="json"),
             "nearest": None if self.nearest is None else self.nearest.model_dump(mode="json"),
+            "ways": list(self.ways),
             "placement": {
                 "resident": self.placement.resident,
                 "eight_bit": sorted(self.placement.eight_bit),
@@ -136,12 +143,15 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
     assert decision.needs is not None
     pixels = request.width * request.height * request.num_frames
     grid = latent_grid(request.num_frames, request.width, request.height)
+    placement, passes = decision.placement, host_fits(decision.placement, subject, machine, frame_bytes(request))
+    fullest, _ = fullest_stage(placement, subject, decision.needs.work())
+    open_ways = not decision.fits and passes
     return Plan(
         model=subject.name,
         variant=subject.variant,
         request=request,
         machine=machine,
-        placement=decision.placement,
+        placement=placement,
         decode_chunk=latent_frames_at_once(*grid[1:]),
         why=decision.why,
         stages=tuple(stage_costs(subject, request, machine, decision, decision.needs)),
@@ -149,8 +159,10 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
         output=round(pixels * BYTES_PER_PIXEL) + 20_000,
         present=subject.present,
         fits=decision.fits,
-        host_fits=host_fits(decision.placement, subject, machine, frame_bytes(request)),
+        host_fits=passes,
         nearest=None if decision.fits else nearest(subject, request, machine, offload),
+        ways=tuple(ways_to_less(subject, placement, fullest)) if open_ways else (),
+        ways_to_the_same=tuple(ways_to_less(subject, placement, fullest, same=True)) if open_ways else (),
     )
 
 
@@ -162,11 +174,17 @@ def on_machine(subject: Subject, machine: Machine) -> Subject:
     return replace(subject, weights=weights)
 
 
-def refuse_what_cannot_fit(subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload) -> Decision:
-    """The decision for a run; raises :class:`~cygnet.errors.OutOfMemory`, with the nearest request that fits."""
+def refuse_what_cannot_fit(
+    subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload, *, same: bool = False
+) -> Decision:
+    """The decision for a run; raises :class:`~cygnet.errors.OutOfMemory`, with the nearest request that fits.
+
+    With ``same`` no other request will do.
+    """
     decision = decide(subject, request, machine, offload)
     if not decision.fits:
-        raise OutOfMemory(f"not begun, for want of memory: {plan(subject, request, machine, offload).refusal()}")
+        refusal = plan(subject, request, machine, offload).refusal(same=same)
+        raise OutOfMemory(f"not begun, for want of memory: {refusal}")
     return decision
 
 
@@ -178,15 +196,20 @@ def after_failure(
     *,
     placement: Placement,
     part: ComponentName | None,
+    same: bool = False,
 ) -> str:
     """What to ask for after memory ran out although the plan did not see it.
 
     It fits by plan, and takes clearly less than the request in the stage that failed: that of ``part``, with weights
-    held by ``placement``; the fullest stage if ``part`` is None.
+    held by ``placement``; the fullest stage if ``part`` is None. With ``same`` no other request will do.
     """
-    taken = {each: placement.bytes(each, weights) for each, weights in subject.weights.items()}
     work = needs_of(subject, request).work()
-    failed: ComponentName = part if part is not None else max(taken, key=lambda each: taken[each] + work.get(each, 0))
+    fullest, _ = fullest_stage(placement, subject, work)
+    failed = part if part is not None else fullest
+    ways = ways_to_less(subject, placement, failed, same=same)
+    if same:
+        return advice(None, ways, same=True)
+    taken = {each: placement.bytes(each, weights) for each, weights in subject.weights.items()}
     weights = sum(taken.values()) if placement.resident else taken[failed]
     # Where weights are most of it, less of the request can only mean less of the work.
     less = max(round(SHARE_AFTER_FAILURE * (weights + work[failed])) - weights, work[failed] // 2)
@@ -194,4 +217,4 @@ def after_failure(
     def clearly_less(other: GenerateRequest) -> bool:
         return needs_of(subject, other).work()[failed] <= less
 
-    return advice(nearest(subject, request, machine, offload, also=clearly_less))
+    return advice(nearest(subject, request, machine, offload, also=clearly_less), ways)
