@@ -18,6 +18,7 @@ from cygnet.checkpoints.catalogue import ENTRIES
 from cygnet.errors import OutOfMemory, RequestError
 from cygnet.pipelines.sizes import latent_frames_at_once
 from cygnet.planning import Machine, decide, parse_memory, refuse_what_cannot_fit, stages, subject_of
+from cygnet.planning import assumptions as assuming
 from cygnet.planning.machine import HOST_BASE_CUDA
 from cygnet.planning.nearest import nearest
 from cygnet.planning.plan import on_machine
@@ -149,6 +150,37 @@ def test_weights_are_planned_as_a_run_takes_them(
             cygnet.plan(
                 paths, device_memory="24GiB", host_memory=1000, offload="stream", loras=loras, execution=execution
             )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, ["blocks will run compiled"]),
+        ({"execution": cygnet.Execution(compile=False)}, []),
+        ({"num_frames": 5}, []),  # too short for "auto" to compile
+        ({"num_frames": 5, "execution": cygnet.Execution(compile=True)}, ["blocks will run compiled"]),
+        ({"num_frames": 5, "execution": cygnet.Execution(fp8=True)}, ["products in fp8"]),
+        ({"num_frames": 5, "cache": "easy"}, ["steps that the cache"]),
+        ({"num_frames": 5, "cache": "calibrate"}, []),
+        (
+            {"device": "cpu", "device_memory": None, "offload": "stream"},
+            [],
+        ),  # whose blocks are streamed by hooks, with which they run plain
+        ({"device": "cpu", "device_memory": None, "host_memory": "64GiB"}, ["blocks will run compiled"]),
+    ],
+)
+def test_a_plan_says_what_it_takes_for_plain(
+    options: dict[str, Any], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assuming, "missing_for_compiling", lambda _: None)
+    usual: dict[str, Any] = {"device_memory": "80GiB", "host_memory": "8GiB", "size": "480p", "num_frames": 81}
+    plan = cygnet.plan("t2v-1.3b", dtype="bfloat16", **{**usual, "num_steps": 1, **options})
+    assert len(plan.assumes) == len(words)
+    assert all(said.startswith(word) for said, word in zip(plan.assumes, words, strict=True))
+    assert plan.to_json()["assumes"] == list(plan.assumes)
+    monkeypatch.setattr(assuming, "missing_for_compiling", lambda _: "no compiler")
+    if options.get("device") == "cpu":
+        assert cygnet.plan("t2v-1.3b", dtype="bfloat16", **{**usual, "num_steps": 1, **options}).assumes == ()
 
 
 def test_only_what_is_in_memory_counts_as_held(tmp_path: Path) -> None:

@@ -76,14 +76,8 @@ def test_auto_compiles_long_steps_on_a_processor(
 
 
 def test_auto_compiles_long_videos_on_a_gpu() -> None:
-    class OnGpu:
-        device = torch.device("cuda")
-
-        def __init__(self, tokens: int) -> None:
-            self.shape = (1, tokens, 1536)
-
-    assert compiling._worth_it(OnGpu(32_760))  # type: ignore[arg-type]
-    assert not compiling._worth_it(OnGpu(1_280))  # type: ignore[arg-type]
+    assert compiling.pays("cuda", torch.bfloat16, 32_760, 1536)
+    assert not compiling.pays("cuda", torch.bfloat16, 1_280, 1536)
 
 
 def test_a_block_that_is_watched_runs_plain(counted: list[str]) -> None:

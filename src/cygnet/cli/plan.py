@@ -190,6 +190,7 @@ def lines_of(plan: Plan, count: int) -> list[str]:
         lines.append(f"time: {duration(plan.seconds)}{each} ({how})")
     else:
         lines.append("time: unknown for a device that is not here")
+    lines += [f"assumed: {words}" for words in plan.assumes]
     return lines
 
 

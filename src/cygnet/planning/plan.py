@@ -11,6 +11,7 @@ from typing import Any
 from cygnet.errors import OutOfMemory
 from cygnet.pipelines.request import GenerateRequest
 from cygnet.pipelines.sizes import latent_frames_at_once, latent_grid
+from cygnet.planning.assumptions import assumptions
 from cygnet.planning.costs import Stage, stage_costs
 from cygnet.planning.decision import Decision, decide, fullest_stage, host_fits
 from cygnet.planning.machine import DEVICE_BASE, Machine
@@ -56,6 +57,8 @@ class Plan:
     """Of one that does not fit: with what else it might, in words."""
     ways_to_the_same: tuple[str, ...] = ()
     """Those of them that change nothing of the result."""
+    assumes: tuple[str, ...] = ()
+    """What the run will do otherwise than it is counted here, in words."""
 
     @property
     def device_peak(self) -> int:
@@ -109,6 +112,7 @@ class Plan:
             "request": self.request.model_dump(mode="json"),
             "nearest": None if self.nearest is None else self.nearest.model_dump(mode="json"),
             "ways": list(self.ways),
+            "assumes": list(self.assumes),
             "placement": {
                 "resident": self.placement.resident,
                 "eight_bit": sorted(self.placement.eight_bit),
@@ -161,6 +165,7 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
         fits=decision.fits,
         host_fits=passes,
         nearest=None if decision.fits else nearest(subject, request, machine, offload),
+        assumes=tuple(assumptions(subject, request, machine, placement)),
         ways=tuple(ways_to_less(subject, placement, fullest)) if open_ways else (),
         ways_to_the_same=tuple(ways_to_less(subject, placement, fullest, same=True)) if open_ways else (),
     )

@@ -55,11 +55,16 @@ def compile_blocks(module: nn.Module, stacks: Collection[str], mode: Compile, de
             block.forward = CompiledForward(block, worth, switch)
 
 
+def pays(device_type: str, dtype: torch.dtype, tokens: int, width: int) -> bool:
+    """Whether a video of so many tokens is long enough for compiling to pay."""
+    if device_type == "cuda":
+        return tokens >= COMPILE_FROM_TOKENS
+    return dtype == torch.bfloat16 and tokens * width >= COMPILE_FROM_VALUES
+
+
 def _worth_it(x: torch.Tensor) -> bool:
-    """Whether a stream ``[B, L, D]`` is long enough for compiling to pay."""
-    if x.device.type == "cuda":
-        return x.shape[1] >= COMPILE_FROM_TOKENS
-    return x.dtype == torch.bfloat16 and x.shape[1] * x.shape[2] >= COMPILE_FROM_VALUES
+    """The same of a stream ``[B, L, D]``."""
+    return pays(x.device.type, x.dtype, x.shape[1], x.shape[2])
 
 
 class _Switch:
