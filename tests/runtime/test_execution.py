@@ -137,8 +137,14 @@ def test_a_missing_compiler_is_said_when_it_was_asked_for(
 def test_what_is_missing_for_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     compiling.missing_for_compiling.cache_clear()
     monkeypatch.setattr(compiling.shutil, "which", lambda _: None)
-    assert compiling.missing_for_compiling("cpu") == "no C compiler is found; install gcc"
+    monkeypatch.delenv("CXX", raising=False)
+    assert compiling.missing_for_compiling("cpu") == "no C++ compiler is found (g++); install g++"
     assert compiling.missing_for_compiling("mps") == "torch does not compile for mps here"
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/bin/{name}" if name in ("gcc", "own") else None)
+    compiling.missing_for_compiling.cache_clear()
+    assert compiling.missing_for_compiling("cpu") is not None  # a compiler of C alone does not do
+    monkeypatch.setenv("CXX", "own")
+    assert (compiling.find_compiler("cpu"), compiling.find_compiler("cuda")) == ("own", "gcc")
     compiling.missing_for_compiling.cache_clear()
 
 
