@@ -14,10 +14,10 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cygnet.cli.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, terminated_by_signal
+from cygnet.cli.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, terminated_by_signal
 from cygnet.cli.options import DASH
 from cygnet.cli.output import Voice, error_line, print_error
-from cygnet.errors import CygnetError, OutOfMemory, OutputError, RequestError, out_of_memory
+from cygnet.errors import CygnetError, OutOfMemory, OutputError, RequestError, Terminated, out_of_memory
 
 if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
