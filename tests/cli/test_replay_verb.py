@@ -36,6 +36,7 @@ def test_a_check_keeps_nothing_and_fails_when_pixels_differ(
     cygnet("generate", PROMPT, *small, "--seed", "1", "--out", "x.mp4")
     before = sorted(path.name for path in place.iterdir())
     assert cygnet("replay", "x.mp4", "--check", *small[:2]).code == 0
+    assert cygnet("replay", "x.mp4", "--check", "--stream", *small[:2]).code == 0
     receipt = json.loads((place / "x.mp4.json").read_text())
     receipt["request"]["seed"] = 2
     receipt["model"]["components"]["vae"]["digest"] = "sha256:another"

@@ -149,6 +149,8 @@ def verdicts(device: torch.device, dtype: torch.dtype, head_width: int) -> list[
     for name, (package, _) in _PACKAGES.items() if device.type == "cuda" else ():
         if importlib.util.find_spec(package) is None:
             found.append(Verdict(kernel=name, error=None, reason=f"its package {package} is not installed"))
+        elif dtype == torch.float32:  # which it gives to torch's kernels
+            found.append(Verdict(kernel=name, error=None, reason="it takes 16-bit numbers alone"))
         else:
             found.append(_of_package(name, sdpa, device, dtype, head_width)[0])
     return found
