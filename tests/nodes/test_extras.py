@@ -52,7 +52,7 @@ def test_where_memory_runs_out_frames_are_encoded_and_decoded_in_tiles(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = FileHandle(EMBEDDED / "vae.safetensors")
-    film = torch.rand(1, 128, 144, 3, generator=torch.Generator().manual_seed(1))
+    film = torch.rand(9, 128, 144, 3, generator=torch.Generator().manual_seed(1))
     raw = latents.encode(shop.vae(handle), film)
     (whole,) = bound(latents.VAEDecode, shop).run({"samples": raw}, handle)
     failures: list[BaseException] = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")]
@@ -69,7 +69,10 @@ def test_where_memory_runs_out_frames_are_encoded_and_decoded_in_tiles(
         assert torch.allclose(latents.encode(shop.vae(handle), film), raw, atol=1e-4)
     assert torch.allclose(tiled, whole, atol=2 / 255)
     lines = [it.text for it in said if isinstance(it, NodeSpoke)]
-    assert lines == [f"memory ran out; frames are {how} in 4 tiles of 72x64" for how in ("decoded", "encoded")]
+    assert lines == [
+        "memory ran out; latent frames are decoded one at a time",
+        *(f"memory ran out; frames are {how} in 4 tiles of 72x64" for how in ("decoded", "encoded")),
+    ]
     monkeypatch.setattr("cygnet.pipelines.tiles.decoded_tiles", fails)
     with pytest.raises(OutOfMemory, match="CUDA out of memory; not even the smallest tiles of a frame can be decoded"):
         bound(latents.VAEDecode, shop).run({"samples": raw}, handle)

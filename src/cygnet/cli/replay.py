@@ -45,6 +45,7 @@ def replay(
     lora: Loras = (),
     model_paths: Places = (),
     device: Annotated[str | None, Parameter(metavar="NAME")] = None,
+    stream: Switch = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -73,6 +74,8 @@ def replay(
         A LoRA that it was made with, as for generate; those found by their name nearby need not be given.
     device
         Where to run; by default where the video was made, if this machine has that.
+    stream
+        Read the large networks block by block, in a few GB of memory; without it, if they do not fit.
     """
     from cygnet.media.receipt import MADE_BY_WORKFLOW, read_receipt
 
@@ -108,17 +111,17 @@ def replay(
             source,
             device=place,
             dtype=_recorded_dtype(receipt, place),
-            offload=True,
+            offload="stream" if stream else True,
             loras=find_loras(parse_loras(lora), model_paths) if lora else recorded_loras(receipt, file, model_paths),
             allow_partial_loras=any(it.get("partial") is True for it in _loras(receipt)),
             execution=_recorded_execution(receipt),
             on_progress=display.report,
         )
-        stream = wan.replay(request, **images, on_progress=display.report, cancel=cancel)
-        target = Target(folder=folder, stem=f"{_stem(file)}-replay", suffix=_suffix(file, stream.request), exact=False)
-        _check(target, stream.request)
-        made_from = stream.receipt
-        result = write_stream(stream, target, inputs=images, overwrite=False)
+        again = wan.replay(request, **images, on_progress=display.report, cancel=cancel)
+        target = Target(folder=folder, stem=f"{_stem(file)}-replay", suffix=_suffix(file, again.request), exact=False)
+        _check(target, again.request)
+        made_from = again.receipt
+        result = write_stream(again, target, inputs=images, overwrite=False)
         notes += [*changes(receipt, made_from), *result.notices]
         difference = compare(original, result.path) if original is not None else None
     for note in notes:

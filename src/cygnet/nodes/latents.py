@@ -17,8 +17,9 @@ from cygnet.graph.context import current
 from cygnet.models.vae.model import WanVAE
 from cygnet.nodes.grids import CELL, whole_cells
 from cygnet.nodes.workshop import FileHandle, Node
+from cygnet.pipelines.record import Half
 from cygnet.pipelines.sizes import latent_frames_at_once
-from cygnet.pipelines.tiles import decode_chunks, describe, encode_chunks, smaller
+from cygnet.pipelines.tiles import decode_chunks, encode_chunks, in_portions, smaller
 from cygnet.types import Tiles
 
 Latent = dict[str, Any]
@@ -75,12 +76,14 @@ class VAEDecode(Node):
 
     def run(self, samples: Latent, vae: FileHandle) -> tuple[torch.Tensor]:
         network = self.shop.vae(vae)
-        height, width = (side * CELL for side in samples["samples"].shape[3:])
+        length, *grid = samples["samples"].shape[2:]
+        height, width = (side * CELL for side in grid)
+        at_once = min(latent_frames_at_once(*grid), length - 1)
 
         def decoded(tiles: Tiles | None) -> torch.Tensor:
             return decode(network, samples["samples"], tiles)
 
-        return (within_memory("decoded", decoded, width, height),)
+        return (within_memory("decode", decoded, width, height, at_once=at_once),)
 
 
 class VAEEncode(Node):
@@ -117,8 +120,11 @@ def empty(width: int, height: int, length: int, batch_size: int = 1) -> torch.Te
     return torch.zeros(batch_size, 16, (length - 1) // 4 + 1, height // CELL, width // CELL)
 
 
-def within_memory(doing: str, work: Callable[[Tiles | None], _T], width: int, height: int) -> _T:
-    """``work`` on whole frames; where memory runs out in tiles, smaller and smaller, which a line on the node says."""
+def within_memory(half: Half, work: Callable[[Tiles | None], _T], width: int, height: int, *, at_once: int = 1) -> _T:
+    """``work`` on whole frames; where memory runs out in smaller and smaller portions, which a line on the node says.
+
+    ``at_once`` as of :func:`~cygnet.pipelines.tiles.smaller`.
+    """
     tiles: Tiles | None = None
     while True:
         try:
@@ -128,11 +134,11 @@ def within_memory(doing: str, work: Callable[[Tiles | None], _T], width: int, he
                 raise
             told = text_of(error)
         # Only here, with the error and the frames that it refers to gone, can what was computed be freed.
-        tiles = smaller(tiles, width, height)
+        tiles = smaller(tiles, width, height, at_once)
         if tiles is None:
-            raise OutOfMemory(f"{told}; not even the smallest tiles of a frame can be {doing}")
+            raise OutOfMemory(f"{told}; not even the smallest tiles of a frame can be {half}d")
         release_unused()
-        current().say(f"memory ran out; frames are {doing} in {describe(tiles, width, height)}")
+        current().say(f"memory ran out; {in_portions(half, tiles, width, height)}")
 
 
 def decode(network: WanVAE, samples: torch.Tensor, tiles: Tiles | None) -> torch.Tensor:
@@ -165,4 +171,4 @@ def encode(network: WanVAE, images: torch.Tensor) -> torch.Tensor:
         raw: torch.Tensor = network.denormalise(torch.cat(latents, dim=2).float()).cpu()
         return raw
 
-    return within_memory("encoded", encoded, video.shape[4], video.shape[3])
+    return within_memory("encode", encoded, video.shape[4], video.shape[3])

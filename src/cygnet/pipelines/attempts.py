@@ -9,7 +9,7 @@ from typing import TypeVar
 from cygnet.errors import OutOfMemory, out_of_memory
 from cygnet.pipelines.components import Components
 from cygnet.pipelines.record import Half, Record
-from cygnet.pipelines.tiles import describe, smaller
+from cygnet.pipelines.tiles import in_portions, smaller
 from cygnet.types import ComponentName
 
 _T = TypeVar("_T")
@@ -48,10 +48,18 @@ def step_down(record: Record, doing: str, how: str) -> None:
     record.notices.append(f"memory ran out while {doing}; it was done again in less: {how}")
 
 
-def tile_further(record: Record, half: Half, width: int, height: int, given: int = 0) -> str | None:
-    """Let the VAE work in smaller tiles, after ``given`` frames; how, in words, or None if it cannot."""
-    tiles = smaller(record.tiles.get(half), width, height)
+def tile_further(
+    record: Record, half: Half, width: int, height: int, *, given: int = 0, at_once: int = 1
+) -> str | None:
+    """Let the VAE work in smaller portions, after ``given`` frames; how, in words, or None if it cannot.
+
+    ``at_once`` as of :func:`~cygnet.pipelines.tiles.smaller`.
+    """
+    before = record.tiles.get(half)
+    tiles = smaller(before, width, height, at_once)
     if tiles is None:
         return None
-    record.tiles[half], record.parked = replace(tiles, from_frame=given), True
-    return f"a frame is {half}d in {describe(tiles, width, height)}"
+    # A receipt tells of one change: frames between an earlier one and this count as in the smaller tiles.
+    whole = given if before is None else min(before.from_frame, given)
+    record.tiles[half], record.parked = replace(tiles, from_frame=whole), True
+    return f"{in_portions(half, tiles, width, height)}, and last digits can differ"

@@ -1,4 +1,4 @@
-"""The last stage: latents to frames, a few at a time, and fewer, or tile by tile, where memory runs out."""
+"""The last stage: latents to frames, a few at a time, and one at a time, or tile by tile, where memory runs out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cygnet.errors import NumericalError, OutOfMemory, out_of_memory
 from cygnet.pipelines.attempts import step_down, tile_further
 from cygnet.pipelines.components import Components
 from cygnet.pipelines.record import Record
-from cygnet.pipelines.sizes import fewer_at_once, latent_frames_at_once
+from cygnet.pipelines.sizes import latent_frames_at_once
 from cygnet.pipelines.tiles import decode_chunks
 from cygnet.types import CancelToken, Progress, ProgressSink, Tiles
 
@@ -20,48 +20,52 @@ from cygnet.types import CancelToken, Progress, ProgressSink, Tiles
 def decode(
     components: Components,
     latents: torch.Tensor,
-    chunk: int | None,
     on_progress: ProgressSink,
     cancel: CancelToken,
     record: Record,
 ) -> Iterator[torch.Tensor]:
     """The frames, in the tiles that ``record`` names, if any.
 
-    Where memory runs out, those that were not given yet are decoded fewer at a time; one at a time, in smaller tiles.
+    How many latent frames are decoded at a time follows from the size alone, for it can change rounding: what memory is
+    free must not. Where memory runs out, the frames that were not given yet are decoded once more with weights in less
+    memory, which changes no bit. Where that cannot be or is not enough, they are decoded in smaller portions, which
+    can: one latent frame at a time, or if it was one, in tiles; ``record`` names those, for a replay.
     """
-    chunk = chunk or latent_frames_at_once(*latents.shape[3:])
     height, width = (side * Tiles.CELL for side in latents.shape[3:])
-    given = 0
+    at_once = min(latent_frames_at_once(*latents.shape[3:]), latents.shape[2] - 1)
+    given, tiles = 0, record.tiles.get("decode")
+    may = not record.stepped_down
     record.at_work = "vae"
 
-    def decoded(chunk: int, tiles: Tiles | None) -> Generator[torch.Tensor, None, None]:
-        return _decoded(components, latents, chunk, tiles, on_progress, cancel, record)
+    def decoded(tiles: Tiles | None) -> Generator[torch.Tensor, None, None]:
+        return _decoded(components, latents, tiles, on_progress, cancel, record)
 
-    tiles = record.tiles.get("decode")
-    try:
-        if tiles is not None and tiles.from_frame:  # as when it was made
-            with closing(decoded(1, None)) as whole:
-                for frames in whole:
-                    given += frames.shape[2]
-                    yield frames
-                    if given >= tiles.from_frame:
-                        break
-        for frames in _from(given, _first_with_second(decoded(chunk, tiles))):
-            given += frames.shape[2]
-            yield frames
-        return
-    except Exception as error:
-        if not out_of_memory(error) or record.stepped_down:
-            raise
-    how = components.residency.shrink("vae")
-    fewer = chunk if tiles is not None else fewer_at_once(chunk)
-    words = [] if fewer == chunk else [f"{fewer} latent frames are decoded at a time, not {chunk}"]
-    if how is None and not words and (smaller := tile_further(record, "decode", width, height, given)):
-        words, tiles = [smaller], record.tiles["decode"]
-    if how is None and not words:
-        raise OutOfMemory("out of memory while decoding, as little as can be at a time and with nothing else in memory")
-    step_down(record, "decoding", "; ".join([*([] if how is None else [how]), *words]))
-    yield from _from(given, decoded(fewer, tiles))
+    while True:
+        try:
+            if tiles is not None and given < tiles.from_frame:  # as when it was made
+                with closing(decoded(None)) as whole:
+                    for frames in _from(given, whole):
+                        given += frames.shape[2]
+                        yield frames
+                        if given >= tiles.from_frame:
+                            break
+            for frames in _from(given, _first_with_second(decoded(tiles))):
+                given += frames.shape[2]
+                yield frames
+            return
+        except Exception as error:
+            if not out_of_memory(error) or not may:
+                raise
+        # Only here, with the error and the frames that it refers to gone, can what was computed be freed.
+        how = components.residency.shrink("vae") if not record.stepped_down else None
+        if how is None:
+            may, how = False, tile_further(record, "decode", width, height, given=given, at_once=at_once)
+            if how is None:
+                raise OutOfMemory(
+                    "out of memory while decoding, as little as can be at a time and with nothing else in memory"
+                )
+            tiles = record.tiles["decode"]
+        step_down(record, "decoding", how)
 
 
 def _from(start: int, chunks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -85,13 +89,12 @@ def _first_with_second(chunks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]
 def _decoded(
     components: Components,
     latents: torch.Tensor,
-    chunk: int,
     tiles: Tiles | None,
     on_progress: ProgressSink,
     cancel: CancelToken,
     record: Record,
 ) -> Generator[torch.Tensor, None, None]:
-    total, chunk = latents.shape[2], 1 if tiles is not None else chunk
+    total, chunk = latents.shape[2], latent_frames_at_once(*latents.shape[3:]) if tiles is None else 1
     low, high = torch.inf, -torch.inf
     on_progress(Progress(phase="decode", step=0, total=total))
     with ExitStack() as stack:

@@ -24,7 +24,7 @@ from cygnet.pipelines.presets import defaults_for
 from cygnet.pipelines.record import Record, using
 from cygnet.pipelines.request import GenerateRequest
 from cygnet.pipelines.sizes import FRAME_STRIDE, latent_grid
-from cygnet.pipelines.tiles import WHOLE, Portions, describe, encode_chunks
+from cygnet.pipelines.tiles import WHOLE, Portions, encode_chunks, in_portions
 from cygnet.solvers import add_noise, start_step_for_strength
 from cygnet.types import CancelToken, ComponentName, Progress, ProgressSink, ignore_progress
 
@@ -42,9 +42,9 @@ def generate(
     """Frames float32 ``[1, 3, k, H, W]`` in [-1, 1] as they are decoded: 1 first, then 4 to 32 at a time, T in all.
 
     Whether model, request and inputs go together is checked by the call itself; the work begins with the first
-    ``next`` and stops when the iterator is closed. ``portions`` says how much the VAE works on at a time; by default
-    whole frames, as many as suit the size. A stage in which memory runs out is done once more in less memory, if there
-    is a way; a notice says so. Raises :class:`~cygnet.errors.RequestError` for a combination that cannot be,
+    ``next`` and stops when the iterator is closed. ``portions`` says in which tiles the VAE works, by default in none.
+    A stage in which memory runs out is done once more in less memory, if there is a way, decoding twice; a notice says
+    so, and ``record`` which tiles. Raises :class:`~cygnet.errors.RequestError` for a combination that cannot be,
     :class:`~cygnet.errors.Cancelled` when ``cancel`` was set, :class:`~cygnet.errors.OutOfMemory`, and
     :class:`~cygnet.errors.NumericalError` when NaN or infinity appears.
     """
@@ -58,9 +58,9 @@ def generate(
         record.tiles["encode"] = portions.encode_tiles
     record.parked = portions.parked
     for half, tiles in record.tiles.items():
-        told = describe(tiles, request.width, request.height)
-        record.notices.append(f"the VAE {half}s a frame in {told}; pixels are those of a whole frame, up to rounding")
-    return _run(components, request, inputs, on_progress, cancel or CancelToken(), record, portions.decode_chunk)
+        told = in_portions(half, tiles, request.width, request.height)
+        record.notices.append(f"{told}; pixels are the same as without, up to rounding")
+    return _run(components, request, inputs, on_progress, cancel or CancelToken(), record)
 
 
 def _run(
@@ -70,7 +70,6 @@ def _run(
     on_progress: ProgressSink,
     cancel: CancelToken,
     record: Record,
-    decode_chunk: int | None,
 ) -> Iterator[torch.Tensor]:
     try:
         record.notices += _expectations(components, request)
@@ -105,7 +104,7 @@ def _run(
         components.residency.release("dit")
         if cache is not None:
             _tell_of_cache(cache, request, record)
-        yield from decode(components, latents, decode_chunk, on_progress, cancel, record)
+        yield from decode(components, latents, on_progress, cancel, record)
     finally:
         names: tuple[ComponentName, ...] = ("text_encoder", "image_encoder", "dit", "vae")
         for name in names:

@@ -23,6 +23,7 @@ from torch import nn
 from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.layers import Downsample, Stream, Upsample, norm_silu_conv
 from cygnet.models.vae.model import WanVAE
+from cygnet.pipelines.record import Half
 from cygnet.types import Tiles
 
 TILED_LEVELS = 2
@@ -33,10 +34,9 @@ TILED_LEVELS = 2
 class Portions:
     """How much of a video the VAE works on at a time."""
 
-    decode_chunk: int | None = None
-    """Latent frames that are decoded together; None for as many as suit the size. One where there are tiles."""
     decode_tiles: Tiles | None = None
-    """None for whole frames."""
+    """None for whole frames, as many at a time as suit the size. In tiles it is one latent frame at a time, also where
+    one tile holds the whole frame."""
     encode_tiles: Tiles | None = None
     """The same of encoding."""
     parked: bool = False
@@ -80,8 +80,14 @@ def spans(length: int, tile: int, beyond: int) -> list[Span]:
     ]
 
 
-def smaller(tiles: Tiles | None, width: int, height: int) -> Tiles | None:
-    """Tiles of half the sides, at least of the smallest; None if those are smallest or as large as the picture."""
+def smaller(tiles: Tiles | None, width: int, height: int, at_once: int = 1) -> Tiles | None:
+    """The next smaller portion of a picture; None if there is none.
+
+    Where ``at_once`` latent frames, more than one, are worked on whole, it is a single one, whole: one tile as large as
+    the picture. Else tiles of half the sides, of the smallest at least.
+    """
+    if tiles is None and at_once > 1:
+        return Tiles(width=max(width, Tiles.LEAST), height=max(height, Tiles.LEAST))
     before = (width, height) if tiles is None else (min(tiles.width, width), min(tiles.height, height))
     halves = [max(-(-side // (2 * Tiles.CELL)) * Tiles.CELL, Tiles.LEAST) for side in before]
     if all(half >= side for half, side in zip(halves, before, strict=True)):
@@ -105,6 +111,13 @@ def describe(tiles: Tiles, width: int, height: int) -> str:
     count = tiles.count(width, height)
     size = f"{min(tiles.width, width)}x{min(tiles.height, height)}"
     return f"{count} tiles of {size}" if count > 1 else f"one tile of {size}"
+
+
+def in_portions(half: Half, tiles: Tiles, width: int, height: int) -> str:
+    """In words: frames are decoded in 4 tiles of 416x240."""
+    if half == "decode" and tiles.count(width, height) == 1:
+        return "latent frames are decoded one at a time"
+    return f"frames are {half}d in {describe(tiles, width, height)}"
 
 
 def grid_of(config: VAEConfig, tiles: Tiles, rows: int, columns: int) -> list[tuple[Span, Span]]:

@@ -10,8 +10,8 @@ import torch
 
 from cygnet.pipelines.record import Half
 from cygnet.pipelines.request import GenerateRequest
-from cygnet.pipelines.sizes import fewer_at_once, latent_frames_at_once, latent_grid
-from cygnet.pipelines.tiles import Portions, describe
+from cygnet.pipelines.sizes import latent_frames_at_once, latent_grid
+from cygnet.pipelines.tiles import Portions, in_portions
 from cygnet.planning.machine import Machine
 from cygnet.planning.needs import SLACK, Needs, bounds_of, frame_bytes, needs_of
 from cygnet.planning.subject import Subject
@@ -40,9 +40,9 @@ def decide(
     """The placement of a request. Unless ``exact``, nothing is traced where the request plainly fits."""
     free, weights = machine.device_room, subject.weights
     frames = frame_bytes(request)
-    usual = _asked(subject, request)
+    usual = Portions(decode_tiles=subject.decode_tiles, encode_tiles=subject.encode_tiles)
     if not exact:
-        bounds = bounds_of(subject, request, usual.decode_chunk or 1)
+        bounds = bounds_of(subject, request)
         placement = choose(weights, free, offload, bounds)
         # What is whole even by these bounds, and resident unless that was ruled out, is so by any measure.
         best = not placement.eight_bit and not placement.streamed and placement.resident == (not offload)
@@ -60,19 +60,18 @@ def decide(
     )
 
 
-def _asked(subject: Subject, request: GenerateRequest) -> Portions:
-    """What the VAE works on at a time where memory is no matter."""
-    rows, columns = latent_grid(request.num_frames, request.width, request.height)[1:]
-    chunk = latent_frames_at_once(rows, columns) if subject.decode_tiles is None else 1
-    return Portions(decode_chunk=chunk, decode_tiles=subject.decode_tiles, encode_tiles=subject.encode_tiles)
+def _at_once(request: GenerateRequest) -> int:
+    """Latent frames that are decoded at a time without tiles; the first is alone."""
+    frames, *grid = latent_grid(request.num_frames, request.width, request.height)
+    return min(latent_frames_at_once(*grid), frames - 1)
 
 
 def _in_portions_that_fit(
     subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload, needs: Needs
 ) -> Needs:
-    """Fewer latent frames at a time where they do not fit well, and tiles where one whole frame does not fit at all.
+    """Smaller portions where the usual ones do not fit at all, for they can change rounding: the largest that fit.
 
-    Tiles that were asked for stay as they are.
+    Of decoding that is one latent frame at a time, then tiles; those that were asked for stay as they are.
     """
     free, weights = machine.device_room, subject.weights
     beside = sum(it.eight_bit for it in weights.values()) if offload is False else weights["vae"].whole
@@ -83,7 +82,7 @@ def _in_portions_that_fit(
         needs = needs.in_portions(subject, request, replace(needs.portions, **portions))
 
     def tile(half: Half, phase: Phase, asked: Tiles | None, dtype: torch.dtype, others: int) -> None:
-        if others + needs.taken(phase) <= free:
+        if phase not in needs.demands or others + needs.taken(phase) <= free:
             return
         if asked is not None:
             change(parked=not machine.shares)
@@ -95,8 +94,6 @@ def _in_portions_that_fit(
     encoding: tuple[Phase, ...] = ("image", "encode")
     for phase in encoding:
         tile("encode", phase, subject.encode_tiles, subject.dtypes["vae"], beside)
-    while beside + needs.taken("decode") > MARGIN * free and (chunk := needs.portions.decode_chunk or 1) > 1:
-        change(decode_chunk=fewer_at_once(chunk))
     held = frame_bytes(request) if machine.shares else 0
     tile("decode", "decode", subject.decode_tiles, subject.decode_dtype, beside + held)
     return needs
@@ -104,10 +101,17 @@ def _in_portions_that_fit(
 
 def room_left(placement: Placement, subject: Subject, work: Mapping[ComponentName, int], free: int) -> int:
     """Bytes left in the fullest stage; negative if it does not fit."""
+    return free - fullest_stage(placement, subject, work)[1]
+
+
+def fullest_stage(
+    placement: Placement, subject: Subject, work: Mapping[ComponentName, int]
+) -> tuple[ComponentName, int]:
+    """The network whose stage takes most, and how many bytes that is; ``work`` is what each takes beside weights."""
     taken = {part: placement.bytes(part, each) for part, each in subject.weights.items()}
-    if placement.resident:
-        return free - sum(taken.values()) - max(work.values())
-    return free - max(taken[part] + work.get(part, 0) for part in taken)
+    held = {part: sum(taken.values()) if placement.resident else size for part, size in taken.items()}
+    fullest = max(held, key=lambda part: held[part] + work.get(part, 0))
+    return fullest, held[fullest] + work.get(fullest, 0)
 
 
 def _fits(
@@ -159,16 +163,17 @@ def _why(
             )
         else:
             words.append(f"the {WORDS[part]} is streamed because that was asked for")
-    chunk = portions.decode_chunk
-    if portions.decode_tiles is None and chunk != usual.decode_chunk:
-        words.append(f"{chunk} latent frames are decoded at a time, not {usual.decode_chunk}, to fit {free}")
-    for half, asked, tiles in (
+    halves: tuple[tuple[Half, Tiles | None, Tiles | None], ...] = (
         ("encode", usual.encode_tiles, portions.encode_tiles),
         ("decode", usual.decode_tiles, portions.decode_tiles),
-    ):
-        if tiles is not None:
-            reason = f"one whole does not fit {free}" if asked is None else "that was asked for"
-            words.append(f"frames are {half}d in {describe(tiles, request.width, request.height)} because {reason}")
+    )
+    for half, asked, tiles in halves:
+        if tiles is None:
+            continue
+        single = half == "decode" and tiles.count(request.width, request.height) == 1
+        what = f"{_at_once(request)} at a time do" if single else "one whole does"
+        reason = f"{what} not fit {free}" if asked is None else "that was asked for"
+        words.append(f"{in_portions(half, tiles, request.width, request.height)} because {reason}")
     if portions.parked:
         words.append("what tiles remember waits in the host's memory, for the device's does not hold it")
     if not words:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from cygnet.pipelines.denoise import Guidance
 from cygnet.pipelines.request import GenerateRequest
-from cygnet.pipelines.sizes import FRAME_STRIDE, latent_grid, num_tokens
+from cygnet.pipelines.sizes import FRAME_STRIDE, latent_frames_at_once, latent_grid, num_tokens
 from cygnet.pipelines.tiles import Portions
 from cygnet.planning import stages, tiling
 from cygnet.planning.stages import Demand, Grid
@@ -67,7 +67,7 @@ def _vae_demand(subject: Subject, grid: Grid, phase: Phase, portions: Portions) 
         tiles, dtype = portions.decode_tiles, subject.decode_dtype
         if tiles is not None:
             return tiling.demand(subject.vae, dtype, grid, tiles, "decode", parked=portions.parked)
-        return stages.decode(subject.vae, dtype, grid, portions.decode_chunk or 1)
+        return stages.decode(subject.vae, dtype, grid, latent_frames_at_once(*grid[1:]))
     tiles, dtype = portions.encode_tiles, subject.dtypes["vae"]
     grey, last = phase == "image", subject.dit.variant == "flf2v"
     if tiles is not None:
@@ -121,11 +121,12 @@ def frame_bytes(request: GenerateRequest) -> int:
     return round(3 * request.width * request.height * min(request.num_frames, ENCODER_FRAMES))
 
 
-def bounds_of(subject: Subject, request: GenerateRequest, chunk: int) -> dict[ComponentName, int]:
+def bounds_of(subject: Subject, request: GenerateRequest) -> dict[ComponentName, int]:
     """More than each network can take beside its weights, without a trace: for requests that fit many times over."""
     tokens = num_tokens(request.num_frames, request.width, request.height)
     dit, text, base = subject.dit, subject.text_encoder, subject.vae.base_width
-    pixels = request.width * request.height * max(FRAME_STRIDE * chunk, FRAME_STRIDE)
+    chunk = latent_frames_at_once(*latent_grid(request.num_frames, request.width, request.height)[1:])
+    pixels = request.width * request.height * FRAME_STRIDE * chunk
     work: dict[ComponentName, int] = {
         "text_encoder": 4 * dit.text_length * (8 * text.dim + 4 * text.ffn_dim + text.num_heads * dit.text_length),
         "dit": 2 * tokens * 4 * (24 * dit.dim + 4 * dit.ffn_dim) + 2**27,

@@ -9,15 +9,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cygnet.errors import OutOfMemory
+from cygnet.pipelines.record import Half
 from cygnet.pipelines.request import GenerateRequest
-from cygnet.pipelines.tiles import Portions, describe
+from cygnet.pipelines.sizes import latent_frames_at_once, latent_grid
+from cygnet.pipelines.tiles import Portions, in_portions, smaller
+from cygnet.planning.assumptions import assumptions
 from cygnet.planning.costs import Stage, stage_costs
-from cygnet.planning.decision import Decision, decide, host_fits
+from cygnet.planning.decision import Decision, decide, fullest_stage, host_fits
 from cygnet.planning.machine import DEVICE_BASE, Machine
 from cygnet.planning.nearest import nearest
 from cygnet.planning.needs import frame_bytes, needs_of
 from cygnet.planning.subject import Subject
-from cygnet.planning.words import advice, gib, shape
+from cygnet.planning.words import advice, gib, shape, ways_to_less
+from cygnet.runtime.execution import check_fp8_streams
 from cygnet.runtime.plan import Offload, Placement
 from cygnet.types import ComponentName, Tiles
 
@@ -51,6 +55,12 @@ class Plan:
     """Of a device with memory of its own: whether the host holds what passes through it."""
     nearest: GenerateRequest | None = None
     """Of a request that does not fit: the nearest that does; None if none does."""
+    ways: tuple[str, ...] = ()
+    """Of one that does not fit: with what else it might, in words."""
+    ways_to_the_same: tuple[str, ...] = ()
+    """Those of them that change nothing of the result."""
+    assumes: tuple[str, ...] = ()
+    """What the run will do otherwise than it is counted here, in words."""
 
     @property
     def device_peak(self) -> int:
@@ -64,21 +74,20 @@ class Plan:
 
     @property
     def decode_chunk(self) -> int:
-        """Latent frames that are decoded at a time."""
-        return self.portions.decode_chunk or 1
-
-    @property
-    def tiled(self) -> dict[str, str]:
-        """In what tiles frames are encoded or decoded, in words; empty where they are whole."""
-        parts = (("encoded", self.portions.encode_tiles), ("decoded", self.portions.decode_tiles))
-        size = self.request.width, self.request.height
-        return {done: describe(tiles, *size) for done, tiles in parts if tiles is not None}
+        """Latent frames that are decoded at a time: by the size alone, but one in tiles, also where one tile is all."""
+        if self.portions.decode_tiles is not None:
+            return 1
+        return latent_frames_at_once(*latent_grid(1, self.request.width, self.request.height)[1:])
 
     def held(self) -> str:
         """In words, where weights are, and in what tiles the VAE works."""
-        return "; ".join(
-            [self.placement.describe(), *(f"frames are {done} in {it}" for done, it in self.tiled.items())]
+        halves: tuple[tuple[Half, Tiles | None], ...] = (
+            ("encode", self.portions.encode_tiles),
+            ("decode", self.portions.decode_tiles),
         )
+        size = self.request.width, self.request.height
+        told = [in_portions(half, tiles, *size) for half, tiles in halves if tiles is not None]
+        return "; ".join([self.placement.describe(), *told])
 
     @property
     def seconds(self) -> float | None:
@@ -91,14 +100,16 @@ class Plan:
         """Whether the times come from a measurement of this machine."""
         return self.machine.rates is not None and self.machine.rates.measured
 
-    def refusal(self) -> str:
-        """Why the request is not begun, and what could be."""
-        machine = self.machine
+    def refusal(self, *, same: bool = False) -> str:
+        """Why the request is not begun, and what could be; with ``same`` only what gives the same video."""
+        machine, instead = self.machine, advice(self.nearest, self.ways)
+        if same:
+            instead = advice(None, self.ways_to_the_same, same=True)
         if not self.host_fits:
             take = self.host_peak - (0 if machine.host_stated else machine.host_base)
             return (
                 f"{shape(self.request)} need {gib(take)} of the host's memory, through which the weights pass to the "
-                f"device, and {gib(machine.host_free)} are free; {advice(self.nearest)}"
+                f"device, and {gib(machine.host_free)} are free; {instead}"
             )
         where = "memory" if machine.shares else "the device's memory"
         # What is free was measured in a process that has taken its own share, or was stated for one that has not.
@@ -106,7 +117,7 @@ class Plan:
         take = (self.host_peak if machine.shares else self.device_peak) - base
         return (
             f"{shape(self.request)} need {gib(take)} of {where} even with {self.held()}, and "
-            f"{gib(machine.device_free)} are free; {advice(self.nearest)}"
+            f"{gib(machine.device_free)} are free; {instead}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -119,6 +130,8 @@ class Plan:
             "fits": self.fits,
             "request": self.request.model_dump(mode="json"),
             "nearest": None if self.nearest is None else self.nearest.model_dump(mode="json"),
+            "ways": list(self.ways),
+            "assumes": list(self.assumes),
             "placement": {
                 "resident": self.placement.resident,
                 "eight_bit": sorted(self.placement.eight_bit),
@@ -155,15 +168,20 @@ class Plan:
 def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload = True) -> Plan:
     """What the request will take on the machine. Of one that does not fit, also the nearest that does."""
     subject = on_machine(subject, machine)
+    check_fp8_streams(subject.execution, offload, subject.weights)
     decision = decide(subject, request, machine, offload, exact=True)
     assert decision.needs is not None
     pixels = request.width * request.height * request.num_frames
+    placement, parked = decision.placement, decision.needs.parked()
+    passes = host_fits(placement, subject, machine, frame_bytes(request), parked)
+    fullest, _ = fullest_stage(placement, subject, decision.needs.work())
+    open_ways = not decision.fits and passes
     return Plan(
         model=subject.name,
         variant=subject.variant,
         request=request,
         machine=machine,
-        placement=decision.placement,
+        placement=placement,
         portions=decision.portions,
         why=decision.why,
         stages=tuple(stage_costs(subject, request, machine, decision, decision.needs)),
@@ -171,8 +189,11 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
         output=round(pixels * BYTES_PER_PIXEL) + 20_000,
         present=subject.present,
         fits=decision.fits,
-        host_fits=host_fits(decision.placement, subject, machine, frame_bytes(request), decision.needs.parked()),
+        host_fits=passes,
         nearest=None if decision.fits else nearest(subject, request, machine, offload),
+        assumes=tuple(assumptions(subject, request, machine, placement)),
+        ways=tuple(ways_to_less(subject, placement, fullest)) if open_ways else (),
+        ways_to_the_same=tuple(ways_to_less(subject, placement, fullest, same=True)) if open_ways else (),
     )
 
 
@@ -184,11 +205,17 @@ def on_machine(subject: Subject, machine: Machine) -> Subject:
     return replace(subject, weights=weights)
 
 
-def refuse_what_cannot_fit(subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload) -> Decision:
-    """The decision for a run; raises :class:`~cygnet.errors.OutOfMemory`, with the nearest request that fits."""
+def refuse_what_cannot_fit(
+    subject: Subject, request: GenerateRequest, machine: Machine, offload: Offload, *, same: bool = False
+) -> Decision:
+    """The decision for a run; raises :class:`~cygnet.errors.OutOfMemory`, with the nearest request that fits.
+
+    With ``same`` no other request will do.
+    """
     decision = decide(subject, request, machine, offload)
     if not decision.fits:
-        raise OutOfMemory(f"not begun, for want of memory: {plan(subject, request, machine, offload).refusal()}")
+        refusal = plan(subject, request, machine, offload).refusal(same=same)
+        raise OutOfMemory(f"not begun, for want of memory: {refusal}")
     return decision
 
 
@@ -200,16 +227,26 @@ def after_failure(
     *,
     placement: Placement,
     part: ComponentName | None,
+    half: Half = "decode",
+    tried: Tiles | None = None,
+    same: bool = False,
 ) -> str:
     """What to ask for after memory ran out although the plan did not see it.
 
     It fits by plan, and takes clearly less than the request in the stage that failed: that of ``part``, with weights
-    held by ``placement``; the fullest stage if ``part`` is None.
+    held by ``placement``; the fullest stage if ``part`` is None. Of the VAE that is the ``half`` that was at work, in
+    the tiles that were ``tried`` last, if any. With ``same`` no other request will do.
     """
     portions = decide(subject, request, machine, offload, exact=True).portions
-    taken = {each: placement.bytes(each, weights) for each, weights in subject.weights.items()}
     work = needs_of(subject, request, portions).work()
-    failed: ComponentName = part if part is not None else max(taken, key=lambda each: taken[each] + work.get(each, 0))
+    fullest, _ = fullest_stage(placement, subject, work)
+    failed = part if part is not None else fullest
+    ways = ways_to_less(subject, placement, failed, same=same, failed=True)
+    if same:
+        return advice(None, ways, same=True)
+    if failed == "vae" and (tiles := smaller(tried, request.width, request.height)) is not None:
+        ways.append(f"add --{half}-tiles {tiles}")
+    taken = {each: placement.bytes(each, weights) for each, weights in subject.weights.items()}
     weights = sum(taken.values()) if placement.resident else taken[failed]
     # Where weights are most of it, less of the request can only mean less of the work.
     less = max(round(SHARE_AFTER_FAILURE * (weights + work[failed])) - weights, work[failed] // 2)
@@ -217,4 +254,4 @@ def after_failure(
     def clearly_less(other: GenerateRequest) -> bool:
         return needs_of(subject, other, portions).work()[failed] <= less
 
-    return advice(nearest(subject, request, machine, offload, also=clearly_less))
+    return advice(nearest(subject, request, machine, offload, also=clearly_less), ways)

@@ -53,10 +53,6 @@ class Subject:
     dtypes: Mapping[ComponentName, torch.dtype]
     decode_dtype: torch.dtype
     """Of the VAE's decoding half."""
-    decode_tiles: Tiles | None
-    """Those that were asked for; None where memory decides."""
-    encode_tiles: Tiles | None
-    """The same of the other half."""
     files: Mapping[ComponentName, int]
     """Bytes on disk that a run reads once."""
     converted: frozenset[ComponentName]
@@ -64,6 +60,17 @@ class Subject:
     present: bool
     """Whether the weights are on this machine."""
     tokenizer: TokenizerSource | None
+    execution: Execution
+
+    @property
+    def decode_tiles(self) -> Tiles | None:
+        """Those that were asked for; None where memory decides."""
+        return self.execution.tiles("decode_tiles")
+
+    @property
+    def encode_tiles(self) -> Tiles | None:
+        """The same of the VAE's other half."""
+        return self.execution.tiles("encode_tiles")
 
     @property
     def variant(self) -> str:
@@ -142,15 +149,17 @@ def _subject(
         vae=vae,
         text_encoder=text,
         image_encoder=eye if isinstance(eye, CLIPVisionConfig) and dit.image_dim is not None else None,
-        weights={part: weights_taken(each, dtypes[part], decode_dtype) for part, each in weights.items()},
+        weights={
+            part: weights_taken(each, dtypes[part], decode_dtype, execution.fp8 and part == "dit")
+            for part, each in weights.items()
+        },
         dtypes=dtypes,
         decode_dtype=decode_dtype,
-        decode_tiles=execution.tiles("decode_tiles"),
-        encode_tiles=execution.tiles("encode_tiles"),
         files={part: sum(info.nbytes for info in each.infos.values()) for part, each in weights.items()},
         converted=frozenset(part for part, each in weights.items() if _converted(part, each, dtypes[part])),
         present=True,
         tokenizer=tokenizer,
+        execution=execution,
     )
 
 
@@ -179,6 +188,8 @@ def _published(
         if file.role in files:
             files[file.role] += file.bytes
     weights = {part: network_taken(part, config, dtypes[part], decode_dtype) for part, config in configs.items()}
+    if execution.fp8:
+        weights["dit"] = weights["dit"].rounded_when_loaded()
     return Subject(
         name=entry.name,
         dit=dit,
@@ -188,10 +199,9 @@ def _published(
         weights=weights,
         dtypes=dtypes,
         decode_dtype=decode_dtype,
-        decode_tiles=execution.tiles("decode_tiles"),
-        encode_tiles=execution.tiles("encode_tiles"),
         files=files,
         converted=frozenset(part for part in files if part == "vae" or files[part] > 1.2 * weights[part].whole),
         present=False,
         tokenizer=None,
+        execution=execution,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ from cygnet.errors import RequestError
 from cygnet.runtime.attention import AttentionName, check_attention, choose_attention, use_attention
 from cygnet.runtime.compile import Compile, compile_blocks
 from cygnet.runtime.fp8 import check_fp8, use_fp8
+from cygnet.runtime.plan import Offload, Weights
 from cygnet.runtime.precision import parse_dtype, pick_decode_dtype
-from cygnet.types import Tiles
+from cygnet.types import ComponentName, Tiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,8 @@ class Execution:
     """What the VAE decodes in. "auto": bfloat16 where the device multiplies it, for decoding only loses what 8 bits a
     pixel do not show; encoding is in float32 in any case."""
     decode_tiles: str = "auto"
-    """In which tiles of a frame the VAE decodes, such as "416x240"; "auto": in none, unless a whole frame does not fit
-    into memory. The pixels are those of a whole frame, up to rounding."""
+    """In which tiles of a frame the VAE decodes, such as "416x240"; "auto": in none, unless whole frames do not fit
+    into memory. The pixels are those of whole frames, up to rounding."""
     encode_tiles: str = "auto"
     """The same of encoding pictures and videos."""
     fp8: bool = False
@@ -80,6 +81,16 @@ class Execution:
         """
         chosen: dict[str, Any] = {"attention": self.attention, "compile": self.compile, "fp8": self.fp8}
         return {name: value for name, value in chosen.items() if value != getattr(DEFAULT, name)}
+
+
+def check_fp8_streams(execution: Execution, offload: Offload, weights: Mapping[ComponentName, Weights]) -> None:
+    """Raise :class:`~cygnet.errors.RequestError` where a transformer with fp8 products cannot be streamed as asked."""
+    if execution.fp8 and offload == "stream" and weights["dit"].streamed is None:
+        raise RequestError(
+            "fp8 products need the transformer's weights in memory, the device's or all of them in the machine's, and "
+            "here they would be streamed from the file; leave fp8 or streaming out, or free memory",
+            field="fp8",
+        )
 
 
 DEFAULT = Execution()
