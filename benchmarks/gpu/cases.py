@@ -27,9 +27,10 @@ from cygnet.models.vae.config import WAN_VAE
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.conditioning import Conditioning, image_condition
 from cygnet.pipelines.denoise import Guidance, GuidedVelocity, Sampling, denoise
+from cygnet.pipelines.tiles import decode_chunks
 from cygnet.runtime.block_swap import BlockSwap
 from cygnet.runtime.execution import Execution
-from cygnet.types import CancelToken
+from cygnet.types import CancelToken, Tiles
 
 BF16 = torch.bfloat16
 P480, P720 = (21, 60, 104), (21, 90, 160)
@@ -178,9 +179,9 @@ def vae_decode(_: Left) -> list[Row]:
     ours.channels_last()
     raw = ours.denormalise(latents)
 
-    def work(vae: WanVAE, chunk: int) -> Callable[[], torch.Tensor]:
+    def work(vae: WanVAE, chunk: int, tiles: Tiles | None = None) -> Callable[[], torch.Tensor]:
         def decode() -> torch.Tensor:
-            (last,) = collections.deque(vae.decode_chunks(latents, chunk=chunk), maxlen=1)
+            (last,) = collections.deque(decode_chunks(vae, latents, chunk=chunk, tiles=tiles), maxlen=1)
             return last
 
         return decode
@@ -188,6 +189,7 @@ def vae_decode(_: Left) -> list[Row]:
     sides: dict[str, Callable[[], torch.Tensor]] = {
         "cygnet": work(half, 1),
         "cygnet, 4 latent frames at once": work(half, 4),
+        "cygnet, 4 tiles of a frame": work(half, 1, Tiles(width=416, height=240)),
         "cygnet, float32": work(ours, 1),
         "Diffusers, bfloat16, tuned": lambda: tuned.decode(
             raw.to(BF16, memory_format=torch.channels_last_3d), return_dict=False

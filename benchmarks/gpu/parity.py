@@ -23,15 +23,18 @@ from cygnet.models.umt5.config import UMT5_XXL
 from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.vae.config import WAN_VAE
 from cygnet.models.vae.model import WanVAE
+from cygnet.pipelines.tiles import decode_chunks, encode_chunks
 from cygnet.runtime.attention import ORDER, TorchAttention, attention_error, choose_attention, use_attention
 from cygnet.runtime.block_swap import BlockSwap
 from cygnet.runtime.compile import compile_blocks
 from cygnet.runtime.eight_bit import keep_in_eight_bits
 from cygnet.runtime.fp8 import use_fp8
 from cygnet.runtime.streaming import MatrixStream, streamed_names
+from cygnet.types import Tiles
 
 FP32, BF16 = torch.float32, torch.bfloat16
 SMALL = replace(T2V_1_3B, num_layers=3)
+TILES = Tiles(width=64, height=64)
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,14 @@ def autoencoder() -> Iterator[Check]:
         decoded = vae.decode(latents)
         yield Check(f"VAE decode {kind}, GPU and CPU", relative_error(decoded.cpu(), on_cpu.decode(latents)), tolerance)
     yield Check("VAE decode in chunks", relative_error(vae.decode(latents, chunk=2), decoded), 1e-5)
+    # 64 of 96 columns, and the rest; what a tile remembers waits on the host while the other is worked on.
+    for parked in (False, True):
+        tiled = torch.cat(list(decode_chunks(vae, latents, tiles=TILES, parked=parked)), dim=2)
+        name = "waiting on the host" if parked else "on the GPU"
+        yield Check(f"VAE decode in tiles, {name}", relative_error(tiled, decoded), 1e-5)
+    pieces = [video[:, :, :1], *video[:, :, 1:].split(4, dim=2)]
+    tiled = torch.cat(list(encode_chunks(vae, pieces, tiles=TILES, parked=True)), dim=2)
+    yield Check("VAE encode in tiles, waiting on the host", relative_error(tiled, vae.encode(video)), 1e-5)
     theirs = peer_of(vae, WAN_VAE, FP32).decode(vae.denormalise(latents.to(DEVICE))).sample
     yield Check("VAE decode float32, ours and Diffusers'", relative_error(decoded, theirs), 1e-4)
     torch.backends.cudnn.allow_tf32 = True

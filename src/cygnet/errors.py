@@ -25,6 +25,9 @@ A message says what was given, what is allowed and what to do next. It never hol
 
 from __future__ import annotations
 
+import signal
+import threading
+import traceback
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
@@ -125,6 +128,27 @@ class Cancelled(CygnetError):
 
     code = "cancelled"
     exit_code = 130
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Like KeyboardInterrupt it is no Exception, so that nothing swallows it."""
+
+
+def by_signal(error: BaseException) -> bool:
+    """Whether a signal raised this, and not foreign code that raises KeyboardInterrupt by itself.
+
+    Signals are heard in the main thread. Ours takes its handler away before it raises; of another one (asyncio's) the
+    traceback goes through the handler. Python's own leaves no trace, so with that one the answer is yes.
+    """
+    if not isinstance(error, KeyboardInterrupt) or threading.current_thread() is not threading.main_thread():
+        return isinstance(error, Terminated)
+    handler = signal.getsignal(signal.SIGINT)
+    if handler in (signal.SIG_IGN, None):  # the studio's processes
+        return False
+    if handler in (signal.SIG_DFL, signal.default_int_handler):
+        return True
+    code = getattr(getattr(handler, "func", handler), "__code__", None)
+    return any(frame.f_code is code for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def text_of(error: BaseException) -> str:

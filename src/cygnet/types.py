@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, get_args
 
-from cygnet.errors import Cancelled
+from cygnet.errors import Cancelled, RequestError
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,44 @@ class StepCaching:
     """The share of the steps, from the first on, that are always computed."""
     sigmas: tuple[float, float] = (1.0, 0.0)
     """Nothing is skipped above the first noise level nor at or below the second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """The size of the tiles in which the VAE works on a picture that is too large for it, in pixels.
+
+    Those at the right and at the bottom are what is left. A size beyond the picture's is one tile.
+    """
+
+    width: int
+    height: int
+    from_frame: int = 0
+    """Frames before this one are decoded whole: memory ran out only then."""
+
+    CELL: ClassVar[int] = 8
+    """Pixels of a side of a latent cell, of which a tile has a whole number."""
+    LEAST: ClassVar[int] = 64
+    """Pixels of a side at least; smaller ones would see mostly what their neighbours see too."""
+
+    @classmethod
+    def parse(cls, text: object, field: str) -> Tiles:
+        """``WxH``, or in a receipt ``WxH@FRAME``; raises :class:`~cygnet.errors.RequestError` for anything else."""
+        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})(?:@(\d{1,6}))?", text) if isinstance(text, str) else None
+        sides = (0, 0) if match is None else (int(match[1]), int(match[2]))
+        if match is None or min(sides) < cls.LEAST or any(side % cls.CELL for side in sides):
+            raise RequestError(
+                f'{field} is {str(text)[:40]!r}; give "auto", or a width and height in multiples of {cls.CELL} pixels '
+                f"from {cls.LEAST} on, such as 416x240",
+                field=field,
+            )
+        return cls(width=sides[0], height=sides[1], from_frame=int(match[3] or 0))
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}" + (f"@{self.from_frame}" if self.from_frame else "")
+
+    def count(self, width: int, height: int) -> int:
+        """How many tiles a picture of ``width`` x ``height`` has."""
+        return -(-width // self.width) * -(-height // self.height)
 
 
 ProgressSink = Callable[[Progress], None]

@@ -118,6 +118,40 @@ def test_the_lora_of_a_recipe_is_planned_with_or_said_to_be_absent(
     assert asked == [[(file, 1.0)]]
 
 
+def test_a_published_model_is_planned_for_where_its_folders_do_not_hold_it(cygnet: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    words = ["plan", "--model", "t2v-1.3b", "--size", "256x256", "--frames", "5", "--json"]
+    words += ["--device-memory", "24GiB", "--host-memory", "64GiB"]
+    plain = cygnet(*words).json()
+    done = cygnet(*words, "--model-paths", folder)
+    assert (done.code, done.json()["bytes"], done.json()["weights_present"]) == (0, plain["bytes"], False)
+    assert "a UMT5 text encoder missing); planned from its published sizes" in done.err
+    refused = cygnet(*words, "--vae", folder / "own.safetensors")
+    assert refused.code == 2
+    assert "leave out --vae, or run: cygnet pull t2v-1.3b" in refused.json()["error"]["message"]
+    assert "does not exist" in cygnet(*words, "--model-paths", tmp_path / "absent").json()["error"]["message"]
+
+
+def test_a_part_that_is_missing_may_be_given(tmp_path: Path) -> None:
+    """Of a published model, all of whose other parts are here, for plans and for videos."""
+    from cygnet.cli.output import Voice
+    from cygnet.cli.wish import model_source, planned_source
+
+    here = {"diffusion_models": "wan2.1_t2v_1.3B_bf16", "text_encoders": "umt5_xxl_fp8_e4m3fn_scaled"}
+    for kind, name in here.items():
+        (tmp_path / kind).mkdir()
+        save_file({"x": torch.zeros(1)}, tmp_path / kind / f"{name}.safetensors")
+    own = tmp_path / "own.safetensors"
+    parts, places = {"vae": own, "dit": None}, [tmp_path]
+    for found in (
+        model_source("t2v-1.3b", parts, places, with_image=False),
+        planned_source("t2v-1.3b", parts, places, Voice(), with_image=False),
+    ):
+        assert isinstance(found, dict)
+        assert (sorted(found), found["vae"]) == (["dit", "text_encoder", "vae"], own)
+
+
 def test_a_plan_takes_every_option_of_generate() -> None:
     from cygnet.cli.generate import generate
     from cygnet.cli.plan import plan

@@ -36,6 +36,7 @@ def test_a_check_keeps_nothing_and_fails_when_pixels_differ(
     cygnet("generate", PROMPT, *small, "--seed", "1", "--out", "x.mp4")
     before = sorted(path.name for path in place.iterdir())
     assert cygnet("replay", "x.mp4", "--check", *small[:2]).code == 0
+    assert cygnet("replay", "x.mp4", "--check", "--stream", *small[:2]).code == 0
     receipt = json.loads((place / "x.mp4.json").read_text())
     receipt["request"]["seed"] = 2
     receipt["model"]["components"]["vae"]["digest"] = "sha256:another"
@@ -70,6 +71,21 @@ def test_frames_can_be_replayed_as_often_as_a_video(cygnet: Command, small: list
         done = cygnet("replay", "f", *small[:2])
         assert (done.code, "difference 0" in done.out) == (0, True), done.err
         assert len(list((place / folder).glob("*.png"))) == 5
+
+
+def test_tiles_are_said_recorded_and_replayed(cygnet: Command, t2v: Path, place: Path) -> None:
+    quick = ["--model", t2v, "--size", "96x80", "--frames", "5", "--steps", "1"]
+    made = cygnet("generate", PROMPT, *quick, "--decode-tiles", "64x64", "--out", "x.mp4")
+    assert made.code == 0, made.err
+    assert "note: frames are decoded in 4 tiles of 64x64; pixels are the same as without" in made.err
+    assert json.loads((place / "x.mp4.json").read_text())["tiles"] == {"decode": "64x64"}
+    done = cygnet("replay", "x.mp4", "--check", "--model", t2v)
+    assert (done.code, "difference 0" in done.out) == (0, True), done.err
+    assert "frames are decoded in 4 tiles" in done.err
+    planned = cygnet("plan", *quick, "--decode-tiles", "64x64")
+    assert "frames are decoded in 4 tiles of 64x64" in planned.out
+    wrong = cygnet("generate", PROMPT, *quick, "--decode-tiles", "60x64")
+    assert (wrong.code, "decode_tiles is '60x64'; give \"auto\"" in wrong.err) == (2, True), wrong.err
 
 
 def test_what_the_video_was_made_without_is_refused(cygnet: Command, small: list[str], place: Path) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cygnet.cli.interrupts import cancelled_by_interrupt, terminated_by_signal
+from cygnet.errors import Terminated
 from cygnet.graph.cache import Cache
 from cygnet.graph.context import current
-from cygnet.graph.contract import Classic, NodeClass
+from cygnet.graph.contract import Classic, NodeClass, describe_all
 from cygnet.graph.events import (
     Event,
     JobEnded,
@@ -27,6 +31,7 @@ from cygnet.graph.events import (
 )
 from cygnet.graph.execute import Executor, Job
 from cygnet.graph.results import ExecutionBlocker
+from cygnet.graph.validate import validate
 from cygnet.types import CancelToken
 
 RUNS: list[Any] = []
@@ -73,16 +78,20 @@ class OutOfMemoryError(RuntimeError):
     """As torch names its own."""
 
 
-ERRORS: list[BaseException] = []
+ERRORS: list[Any] = []
 
 
 def raise_it(**_: Any) -> Any:
-    raise ERRORS.pop()
+    error = ERRORS.pop()
+    if isinstance(error, signal.Signals):
+        os.kill(os.getpid(), error)
+        raise AssertionError("it was not heard")
+    raise error
 
 
 async def raise_later(**_: Any) -> Any:
     await asyncio.sleep(0)
-    raise ERRORS.pop()
+    raise_it()
 
 
 class Panic(BaseException):
@@ -468,6 +477,7 @@ def test_a_failure_ends_the_job_and_says_where() -> None:
         (RecursionError("deep"), "deep"),
         (Panic("index out of bounds"), "index out of bounds"),
         (GeneratorExit(), "GeneratorExit"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
         (BaseExceptionGroup("several", [Panic("one")]), "several"),
     ],
 )
@@ -483,10 +493,42 @@ def test_whatever_a_node_raises_is_its_failure(kind: str, error: BaseException, 
     assert run({"1": node("Show", text="next")}, executor=executor)[1].state == "success"
 
 
-def test_what_signals_raise_is_no_failure_of_a_node() -> None:
-    ERRORS[:] = [KeyboardInterrupt()]
-    with pytest.raises(KeyboardInterrupt):
-        run({"1": node("Raise", text="a"), "2": node("Show", text=["1", 0])})
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", ["Raise", "RaiseLater"])
+def test_what_signals_raise_is_no_failure_of_a_node(kind: str, number: signal.Signals) -> None:
+    """As the second Ctrl-C in ``cygnet run``, and what service managers send."""
+    with cancelled_by_interrupt(lambda _: None) as cancel, terminated_by_signal():
+        if number == signal.SIGINT:
+            os.kill(os.getpid(), number)
+            assert cancel.cancelled
+        ERRORS[:] = [number]
+        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Terminated):
+            run({"1": node(kind, text="a"), "2": node("Show", text=["1", 0])})
+
+
+def test_a_hook_that_interrupts_is_its_nodes_own() -> None:
+    """In the studio's processes, which leave Ctrl-C to the server."""
+
+    def interrupt(cls: type, **_: object) -> None:
+        raise KeyboardInterrupt
+
+    odd = classic({"text": STRING}, ("STRING",), lambda text: (text,), VALIDATE_INPUTS=classmethod(interrupt))
+    sly = classic({"text": STRING}, ("STRING",), lambda text: (text,), IS_CHANGED=classmethod(interrupt))
+    torn = classic({}, (), lambda: (), INPUT_TYPES=classmethod(interrupt))
+    classes = CLASSES | {name: Classic(name, it) for name, it in (("Odd", odd), ("Sly", sly), ("Torn", torn))}
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        verdict = validate({"1": node("Odd", text="a"), "2": node("Show", text=["1", 0])}, classes)
+        assert verdict.nodes["1"].errors[0].details == "KeyboardInterrupt"
+        assert validate({"1": node("Torn")}, classes).error is not None
+        failed: list[str] = []
+        assert describe_all({"Torn": classes["Torn"]}, lambda name, _: failed.append(name)) == {}
+        assert failed == ["Torn"]
+        events: list[Event] = []
+        prompt = {"1": node("Sly", text="a"), "2": node("Show", text=["1", 0])}
+        assert Executor(classes).run(Job(prompt=prompt, outputs=("2",)), events.append).state == "success"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("value", "type_name"), [("method", "Odd"), ("raises", "Torn"), ("digits", "int")])

@@ -231,3 +231,41 @@ NODE_CLASS_MAPPINGS = {}
     told = (shop.folders.temp / "out.txt").read_text()
     assert told == "[['v.safetensors'], None, True, ('p', 1, 's'), 'cpu', 16384, [1, 3, 4, 4]]"
     assert ("GET", "/mine") in host.patterns()
+
+
+@pytest.mark.parametrize("titles", ["[('Mine', 'My node')]", "'Mine'", "[]", "None"])
+def test_titles_that_are_no_mapping_cost_the_titles_alone(
+    titles: str, shop: Workshop, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = "class Mine:\n    RETURN_TYPES = ()\n    INPUT_TYPES = classmethod(lambda cls: {})\n"
+    names = f"NODE_CLASS_MAPPINGS = {{'Mine': Mine}}\nNODE_DISPLAY_NAME_MAPPINGS = {titles}"
+    pack(root, "listed", __init__=node + names)
+    found = {it.name: it for it in packs.load(shop, [root], ())}
+    assert (found["listed"].error, found["listed"].nodes["Mine"].describe().display_name) == ("", "Mine")
+    assert ("NODE_DISPLAY_NAME_MAPPINGS is a" in caplog.text) == (titles not in ("[]", "None"))
+
+
+def test_choices_may_be_a_generator(shop: Workshop, root: Path) -> None:
+    """Made anew by each call, or once for all of them, which a second call finds drained."""
+    code = """
+SIZES = (f"{side}p" for side in (480, 720))
+class Mine:
+    @classmethod
+    def INPUT_TYPES(cls):
+        new = (letter for letter in "ab")
+        return {"required": {"a": (SIZES,), "b": ("COMBO", {"options": SIZES}), "c": (new, {"default": "b"}),
+                             "d": ("COMBO", {"options": {"x": 1}.keys()})}}
+    RETURN_TYPES = (); FUNCTION = "run"; OUTPUT_NODE = True
+    def run(self, **given): return ()
+NODE_CLASS_MAPPINGS = {"Mine": Mine}
+"""
+    pack(root, "generous", __init__=code)
+    node = next(it for it in packs.load(shop, [root], ()) if it.name == "generous").nodes["Mine"]
+    for _ in range(2):
+        told = json.loads(json.dumps(node.describe().info()))["input"]["required"]
+        assert [told[name][0] for name in "ac"] == [["480p", "720p"], ["a", "b"]]
+        assert [told[name][1]["options"] for name in "bd"] == [["480p", "720p"], ["x"]]
+    prompt = {"1": {"class_type": "Mine", "inputs": {"a": "720p", "b": "480p", "c": "a", "d": "x"}}}
+    assert not validate(prompt, {"Mine": node}).nodes
+    prompt["1"]["inputs"]["a"] = "1080p"
+    assert validate(prompt, {"Mine": node}).nodes

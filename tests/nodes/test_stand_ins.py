@@ -487,6 +487,10 @@ def test_the_server_is_a_class_that_packs_may_derive_from_and_change(
     queue = server.instance.prompt_queue
     with pytest.raises(AbsentNameError, match=r"prompt_queue.currently_running is not there.*over HTTP"):
         queue.currently_running  # noqa: B018
+    assert queue.get_tasks_remaining() == 0
+    server.instance.tasks_remaining = 3
+    assert queue.get_tasks_remaining() == 3
+    assert Host().prompt_queue.get_tasks_remaining() == 0
     with running(Context(Place(node="1", display="1", real="1"), told.append, CancelToken())):
         server.instance.send_progress_text("half", "1")
     assert told[-1].text == "half"

@@ -13,7 +13,14 @@ from cygnet.errors import RequestError
 from cygnet.models.dit.model import DiT
 from cygnet.ops.attention import sdpa
 from cygnet.runtime import attention
-from cygnet.runtime.attention import ORDER, TorchAttention, attention_error, choose_attention, use_attention
+from cygnet.runtime.attention import (
+    ORDER,
+    TorchAttention,
+    attention_error,
+    choose_attention,
+    use_attention,
+    verdicts,
+)
 from cygnet.types import Attention
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -100,6 +107,17 @@ def test_flash_attention_3_is_used_where_it_is_installed_and_right(
     bias = torch.randn(1, 1, 1, 5, dtype=torch.bfloat16)
     torch.testing.assert_close(chosen(q, q, q, bias), sdpa(q, q, q, bias))
     assert len(asked) == 2  # a bias goes to torch
+
+
+def test_every_kernel_has_a_verdict(on_the_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(monkeypatch, "flash_attn_interface", flash_attn_func=lambda q, *_, **__: torch.zeros_like(q))
+    told = {it.kernel: it for it in verdicts(CUDA, torch.bfloat16, 16)}
+    assert list(told) == ["cudnn", "flash", "efficient", "math", "flash3", "sage"]
+    assert told["flash"].admitted
+    assert (told["flash3"].error, told["flash3"].reason) == (pytest.approx(1), "it is 1 off, more than 0.02")
+    assert told["sage"].reason == "its package sageattention is not installed"
+    assert verdicts(CUDA, torch.float32, 16)[4].reason == "it takes 16-bit numbers alone"
+    assert [it.kernel for it in verdicts(CPU, torch.float32, 16)] == ["cudnn", "flash", "efficient", "math"]
 
 
 def test_a_package_that_errs_is_left_out_or_refused(

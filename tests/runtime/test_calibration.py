@@ -80,3 +80,30 @@ def test_calibrating_measures_everything(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(rate > 0 for points in measured.compute.values() for _, rate in points)
     assert measured.disk > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_long_runs_are_measured_twice_and_short_ones_for_the_budget() -> None:
+    """What calibrating takes is runs; the first one of each warms up."""
+    for length, runs in ((1.0, 3), (calibration._BUDGET / 9.5, 11), (1e-9, 51)):
+        now, done = 0.0, 0
+
+        def work() -> None:
+            nonlocal now, done
+            now, done = now + length, done + 1  # noqa: B023 (called in this turn)
+
+        assert calibration._Stopwatch(CPU, lambda: now)(work) == pytest.approx(length)  # noqa: B023
+        assert done == runs
+
+
+def test_attention_is_measured_with_the_kernel_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def chosen(*of: object) -> object:
+        asked.append(of)
+        return lambda q, k, v: q
+
+    monkeypatch.setattr(calibration, "choose_attention", chosen)
+    width, rate = calibration._attention(
+        calibration._Stopwatch(CPU, iter(range(999)).__next__), CPU, torch.float32, 1, 8
+    )
+    assert (width, rate, asked) == (8, 4 * 8 * 8 * 128, [("auto", CPU, torch.float32, 128)])

@@ -21,6 +21,7 @@ from cygnet.runtime import compile as compiling
 from cygnet.runtime import execution as executing
 from cygnet.runtime.compile import CompiledForward, compile_blocks
 from cygnet.runtime.fp8 import Fp8Linear, check_fp8, round_rows, use_fp8
+from cygnet.runtime.plan import Weights
 from cygnet.runtime.precision import pick_decode_dtype
 from random_models import write_model
 
@@ -75,14 +76,8 @@ def test_auto_compiles_long_steps_on_a_processor(
 
 
 def test_auto_compiles_long_videos_on_a_gpu() -> None:
-    class OnGpu:
-        device = torch.device("cuda")
-
-        def __init__(self, tokens: int) -> None:
-            self.shape = (1, tokens, 1536)
-
-    assert compiling._worth_it(OnGpu(32_760))  # type: ignore[arg-type]
-    assert not compiling._worth_it(OnGpu(1_280))  # type: ignore[arg-type]
+    assert compiling.pays("cuda", torch.bfloat16, 32_760, 1536)
+    assert not compiling.pays("cuda", torch.bfloat16, 1_280, 1536)
 
 
 def test_a_block_that_is_watched_runs_plain(counted: list[str]) -> None:
@@ -151,8 +146,14 @@ def test_a_missing_compiler_is_said_when_it_was_asked_for(
 def test_what_is_missing_for_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     compiling.missing_for_compiling.cache_clear()
     monkeypatch.setattr(compiling.shutil, "which", lambda _: None)
-    assert compiling.missing_for_compiling("cpu") == "no C compiler is found; install gcc"
+    monkeypatch.delenv("CXX", raising=False)
+    assert compiling.missing_for_compiling("cpu") == "no C++ compiler is found (g++); install g++"
     assert compiling.missing_for_compiling("mps") == "torch does not compile for mps here"
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/bin/{name}" if name in ("gcc", "own") else None)
+    compiling.missing_for_compiling.cache_clear()
+    assert compiling.missing_for_compiling("cpu") is not None  # a compiler of C alone does not do
+    monkeypatch.setenv("CXX", "own")
+    assert (compiling.find_compiler("cpu"), compiling.find_compiler("cuda")) == ("own", "gcc")
     compiling.missing_for_compiling.cache_clear()
 
 
@@ -267,12 +268,16 @@ def test_a_loaded_transformer_computes_as_chosen(
     assert model.describe()["fp8"] is True
 
 
+def swapped(taken: Weights) -> Weights:
+    return replace(taken, swaps=True, streamed=taken.swapped or None)
+
+
 def test_fp8_products_on_blocks_that_are_swapped_are_those_of_resident_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executing, "check_fp8", lambda _: None)
     monkeypatch.setattr(executing, "use_fp8", functools.partial(use_fp8, keep=()))  # it has a first and a last block
-    monkeypatch.setattr(placing, "weights_taken", lambda *which: replace(weights_taken(*which), swaps=True))
+    monkeypatch.setattr(placing, "weights_taken", lambda *which: swapped(weights_taken(*which)))
     place, fp8 = write_model(tmp_path), Execution(fp8=True)
     answers = []
     for offload in (False, "stream"):
@@ -291,9 +296,5 @@ def test_fp8_products_on_weights_that_are_streamed_from_the_file_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executing, "check_fp8", lambda _: None)
-    model = load_components(write_model(tmp_path), device="cpu", offload="stream", execution=Execution(fp8=True))
-    with (
-        pytest.raises(RequestError, match="fp8 products need the transformer's weights in memory"),
-        model.components.use_dit(),
-    ):
-        pass
+    with pytest.raises(RequestError, match="fp8 products need the transformer's weights in memory"):
+        load_components(write_model(tmp_path), device="cpu", offload="stream", execution=Execution(fp8=True))

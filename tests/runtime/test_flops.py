@@ -16,7 +16,9 @@ from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.vae.config import WAN_VAE
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.conditioning import image_condition
+from cygnet.pipelines.tiles import TILED_LEVELS, decode_chunks, encode_chunks
 from cygnet.runtime import flops
+from cygnet.types import Tiles
 from random_models import CLIP, VAE, dit_config, text_config
 
 
@@ -100,6 +102,20 @@ def test_encoding_moving_pictures_and_one_picture_before_grey(vae: WanVAE, last:
     formula = flops.vae_encode(VAE, 16, 2, 2, windows=vae.encoder.windows, last=last)
     assert counted(condition) == flops.total(formula)
     assert flops.total(formula) < 0.5 * flops.total(flops.vae_encode(VAE, 16, 2, 2))
+
+
+def test_tiles(vae: WanVAE) -> None:
+    """Eight rows of ten cells in two tiles: the first sees all columns, and the other three beside its own two."""
+    tiles, tiled = Tiles(width=64, height=64), flops.Tiled(TILED_LEVELS, (10 + 5) / 10)
+    latents, video = torch.zeros(1, 16, 3, 8, 10), torch.rand(1, 3, 9, 64, 80)
+    decoding = flops.vae_decode(VAE, 3, 8, 10, tiled=tiled)
+    assert counted(lambda: list(decode_chunks(vae, latents, tiles=tiles))) == pytest.approx(flops.total(decoding))
+    pieces = [video[:, :, :1], *video[:, :, 1:].split(4, dim=2)]
+    encoding = flops.vae_encode(VAE, 3, 8, 10, tiled=tiled)
+    assert counted(lambda: list(encode_chunks(vae, pieces, tiles=tiles))) == pytest.approx(flops.total(encoding))
+    grey = [video[:, :, :1], *[torch.zeros(1, 3, 4, 64, 80)] * 9]
+    formula = flops.vae_encode(VAE, 10, 8, 10, windows=vae.encoder.windows, tiled=tiled)
+    assert counted(lambda: list(encode_chunks(vae, grey, tiles=tiles))) == pytest.approx(flops.total(formula))
 
 
 def test_the_published_sizes() -> None:

@@ -8,9 +8,13 @@ import pytest
 import torch
 
 import cygnet
+from cygnet.models.umt5.config import UMT5Config
+from cygnet.models.umt5.model import UMT5Encoder
+from cygnet.pipelines.conditioning import encode_text
 from cygnet.pipelines.presets import defaults_for
 from cygnet.runtime.text_memory import DiskTextMemory
 from random_models import dit_config, write_model
+from support import filled_weights, parameter_shapes
 
 NEGATIVE = defaults_for(dit_config("t2v")).negative_prompt
 
@@ -75,3 +79,24 @@ def test_the_models_own_negative_prompt_is_encoded_once_and_the_video_stays_the_
     (first, encoded), (second, encoded_again) = video(), video()
     assert (encoded, encoded_again) == (2, 1)
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
+    """Else features that one number of threads kept would be another's; the docstring of the module has more widths."""
+    embedded = cygnet.load_text_encoder("tiny-text-encoder", dtype=dtype)
+    config = UMT5Config(vocab_size=300, dim=512, attention_dim=512, ffn_dim=1024, num_heads=8, num_layers=2)
+    seeded = UMT5Encoder(config)
+    seeded.load_state_dict(filled_weights(parameter_shapes(seeded)))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            with torch.no_grad():
+                ids = torch.arange(126).remainder(300)[None]
+                answer = seeded.to(dtype)(ids)
+            found.append((answer, encode_text(embedded.model, embedded.tokenizer, "a red ball " * 20)[0]))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0][0].std() > 0
+    assert all(torch.equal(*pair) for other in found[1:] for pair in zip(found[0], other, strict=True))

@@ -58,7 +58,7 @@ class Text:
     """A source; the text "crash" takes the process down, "fail" and "memory" raise, "wait" waits to be stopped, and
     "short" takes a moment.
 
-    A text that begins with "freed" becomes the number of times that models were unloaded.
+    A text that begins with "freed" becomes the number of times that models were unloaded, "remaining" that of jobs.
     """
 
     @classmethod
@@ -77,6 +77,10 @@ class Text:
             raise MemoryError
         if text.startswith("freed"):
             return (str(len(FREED)),)
+        if text.startswith("remaining"):
+            return (str(REMAINING[-1]),)
+        if text == "interrupt":
+            raise KeyboardInterrupt
         if text in ("wait", "short"):
             steps = 10_000 if text == "wait" else 60
             for i in range(steps):
@@ -143,13 +147,17 @@ PACKS: list[dict[str, Any]] = []
 CLASSES = {"Text": Classic("Text", Text), "Show": Classic("Show", Show)}
 
 
+REMAINING: list[int] = []
+
+
 def worker(channel: Channel, options: Mapping[str, Any]) -> None:
-    serve_jobs(channel, CLASSES, free=lambda: FREED.append(True))
+    serve_jobs(channel, CLASSES, free=lambda: FREED.append(True), remaining=REMAINING.append)
 
 
 def odd_catalogue(channel: Channel, options: Mapping[str, Any]) -> None:
     odd = {it.__name__: Classic(it.__name__, it) for it in (Odd, Single, Leaving)}
-    serve_catalogue(channel, {**odd, **CLASSES})
+    packs = [{"name": "torn", "error": "ImportError: x"}, {"name": "good", "error": ""}]
+    serve_catalogue(channel, {**odd, **CLASSES}, packs)
 
 
 def dying_catalogue(channel: Channel, options: Mapping[str, Any]) -> None:

@@ -15,10 +15,15 @@ from typing import Any
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
-from tests.server.conftest import PROMPT, submit, until_running, wait
+from tests.server.conftest import HERE, PROMPT, submit, until_running, wait
 
+from cygnet.graph.folders import Folders
 from cygnet.server import packs
+from cygnet.server.app import create_app, features
 from cygnet.server.engine import Engine
+from cygnet.server.settings import Settings
+from cygnet.server.sockets import Sockets
+from cygnet.server.store import JobStore
 
 # Start
 
@@ -464,3 +469,16 @@ def test_the_scripts_and_examples_of_packs_are_served(
     assert client.get(f"/api/global_subgraphs/{key}").json() == {**listed, "data": '{"nodes": []}'}
     assert client.get("/api/global_subgraphs/none").status_code == 404
     assert client.get("/api/i18n").json() == packs.OWN_WORDS
+
+
+def test_what_was_left_out_is_told_by_number(tmp_path: Path) -> None:
+    """Anybody may ask, so no names; and it keeps no job from being done."""
+    settings = Settings(folders=Folders.below(tmp_path), user=tmp_path / "user")
+    store = JobStore(tmp_path / "jobs.sqlite")
+    engine = Engine(store, Sockets(features(settings)), f"{HERE}:worker", f"{HERE}:odd_catalogue")
+    with TestClient(create_app(engine, settings), base_url="http://127.0.0.1:8188") as it:
+        it.get("/object_info")
+        told = it.get("/health").json()
+    see = "the studio's log, and cygnet nodes list"
+    assert (told["status"], told["left_out"]) == ("ok", {"packs": 1, "node_types": 2, "see": see})
+    store.close()

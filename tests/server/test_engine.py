@@ -17,6 +17,7 @@ import pytest
 
 from cygnet.errors import OutputError
 from cygnet.server import engine as module
+from cygnet.server.child import ChildFailed
 from cygnet.server.engine import Engine, Refused
 from cygnet.server.sockets import Sockets
 from cygnet.server.store import MOST_ATTEMPTS, JobStore
@@ -214,6 +215,32 @@ def test_when_memory_runs_out_the_models_are_unloaded_and_the_next_job_runs(path
         ending = it.store.require(good).ending
         assert ending is not None
         assert ending.outputs == {"2": {"text": ["1"]}}
+
+    studio(path, story)
+
+
+def test_a_node_that_raises_keyboard_interrupt_fails_alone(path: Path) -> None:
+    async def story(it: Studio) -> None:
+        bad, good = await it.submit("interrupt"), await it.submit("fine")
+        assert await it.ended(bad) == "failed"
+        assert await it.ended(good) == "completed"
+        assert it.engine.lost_workers == 0
+
+    studio(path, story)
+
+
+def test_the_worker_knows_how_many_jobs_there_are(path: Path) -> None:
+    """Packs ask their prompt_queue."""
+
+    async def story(it: Studio) -> None:
+        jobs = [await it.submit(text) for text in ("short", "remaining 1", "remaining 2")]
+        for job in jobs:
+            assert await it.ended(job) == "completed"
+        told = [it.store.require(job).ending for job in jobs[1:]]
+        assert [ending.outputs for ending in told if ending is not None] == [
+            {"2": {"text": ["2"]}},
+            {"2": {"text": ["1"]}},
+        ]
 
     studio(path, story)
 
@@ -522,6 +549,7 @@ def test_a_type_that_cannot_be_told_is_left_out_and_hides_no_other(path: Path) -
         assert problem["type"] == "value_not_in_list"
         assert "object object" in str(problem["extra_info"]["input_config"])
         assert it.engine.problems() == []
+        assert it.engine.left_out == {"packs": 1, "node_types": 2}
 
     studio(path, story, "odd_catalogue")
 
@@ -558,9 +586,17 @@ def test_a_node_that_cannot_be_judged_is_refused_in_words(path: Path) -> None:
             "1": {"class_type": "Leaving", "inputs": {"text": "a"}},
             "2": {"class_type": "Show", "inputs": {"text": ["1", 0]}},
         }
-        with pytest.raises(Refused, match="cannot be judged") as caught:
+        with pytest.raises(Refused, match=r"Node 1 \(Leaving\) cannot be described") as caught:
             await it.engine.submit({"prompt": prompt})
         assert caught.value.http_status == 400
         assert await it.engine.know("describe", name="Show")
+
+        async def fail(what: str, **_: Any) -> Any:
+            raise ChildFailed("RuntimeError: of any kind")
+
+        it.engine.know = fail  # type: ignore[method-assign]
+        with pytest.raises(Refused, match="cannot be judged") as caught:
+            await it.engine.submit({"prompt": prompt})
+        assert caught.value.http_status == 400
 
     studio(path, story, "odd_catalogue")

@@ -135,6 +135,7 @@ class VideoStream:
                 "system": f"{platform.system()} {platform.machine()}",
                 "threads": torch.get_num_threads(),
             },
+            **({"tiles": {half: str(it) for half, it in self._record.tiles.items()}} if self._record.tiles else {}),
             **({"cached": dict(self._record.cached)} if self._record.cached else {}),
             "seconds": {phase: round(seconds, 3) for phase, seconds in self._record.seconds.items()},
             "notices": list(self._record.notices),

@@ -18,12 +18,13 @@ from cygnet.assembly import DEFAULT, Device, Dtype, Execution, LoadedModel, Lora
 from cygnet.checkpoints import ComponentConfig, save_diffusers_pipeline, save_official
 from cygnet.checkpoints.folders import TOKENIZER_FILES
 from cygnet.checkpoints.saving import staged_folder
-from cygnet.errors import OutOfMemory, RequestError, out_of_memory
+from cygnet.errors import OutOfMemory, RequestError, out_of_memory, text_of
 from cygnet.pipelines.generate import generate
 from cygnet.pipelines.inputs import check_combination
 from cygnet.pipelines.presets import Defaults, defaults_for
-from cygnet.pipelines.record import Record
+from cygnet.pipelines.record import Half, Record
 from cygnet.pipelines.request import GenerateRequest, shown
+from cygnet.pipelines.tiles import Portions
 from cygnet.planning import (
     Machine,
     Plan,
@@ -124,7 +125,7 @@ class Wan:
         """Make again what ``request`` says, such as ``receipt["request"]``; no default is applied to it."""
         if not isinstance(request, GenerateRequest):
             request = GenerateRequest.create(request)
-        return self._run(request, Given.read(image, last_image, video), on_progress, cancel)
+        return self._run(request, Given.read(image, last_image, video), on_progress, cancel, same=True)
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], layout: Layout = "diffusers", *, overwrite: bool = False
@@ -173,7 +174,13 @@ class Wan:
         return self.model.describe()
 
     def _run(
-        self, request: GenerateRequest, given: Given, on_progress: ProgressSink, cancel: CancelToken | None
+        self,
+        request: GenerateRequest,
+        given: Given,
+        on_progress: ProgressSink,
+        cancel: CancelToken | None,
+        *,
+        same: bool = False,
     ) -> VideoStream:
         record = Record(notices=[*given.notices, *(f"LoRA {told}" for _, told in self.model.loras)])
         check_combination(self.model.components, request, given.inputs)
@@ -184,22 +191,26 @@ class Wan:
             on_progress=on_progress,
             cancel=cancel,
             record=record,
-            decode_chunk=self._placed(request),
+            portions=self._placed(request, same=same),
         )
         return VideoStream(
-            self.model, self._identity, request, given.described, self._told(chunks, request, record), record
+            self.model, self._identity, request, given.described, self._told(chunks, request, record, same=same), record
         )
 
-    def _placed(self, request: GenerateRequest) -> int:
-        """Put the weights where the plan of ``request`` has them; returns how many latent frames to decode at a time.
+    def _placed(self, request: GenerateRequest, *, same: bool) -> Portions:
+        """Put the weights where the plan of ``request`` has them; returns how much the VAE is to work on at a time.
+
+        With ``same`` no other request will do.
 
         Raises :class:`~cygnet.errors.OutOfMemory` if the request fits nowhere.
         """
-        decision = refuse_what_cannot_fit(self._subject, request, self._machine(), self.model.offload)
+        decision = refuse_what_cannot_fit(self._subject, request, self._machine(), self.model.offload, same=same)
         self.model.residency.move(decision.placement)
-        return decision.decode_chunk
+        return decision.portions
 
-    def _told(self, chunks: Iterator[torch.Tensor], request: GenerateRequest, record: Record) -> Iterator[torch.Tensor]:
+    def _told(
+        self, chunks: Iterator[torch.Tensor], request: GenerateRequest, record: Record, *, same: bool
+    ) -> Iterator[torch.Tensor]:
         """The chunks; where memory runs out for good, the error names the request that fits."""
         try:
             yield from chunks
@@ -207,13 +218,22 @@ class Wan:
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            message = str(error) if isinstance(error, OutOfMemory) else f"out of memory ({str(error)[:200]})"
+            message = str(error) if isinstance(error, OutOfMemory) else f"out of memory ({text_of(error)[:200]})"
         # Only now is free what the failed run held.
         placement = self.model.residency.placement
+        half: Half = "decode" if "denoise" in record.seconds else "encode"
         raise OutOfMemory(
             f"{message}; "
             + after_failure(
-                self._subject, request, self._machine(), self.model.offload, placement=placement, part=record.at_work
+                self._subject,
+                request,
+                self._machine(),
+                self.model.offload,
+                placement=placement,
+                part=record.at_work,
+                half=half,
+                tried=record.tiles.get(half),
+                same=same,
             )
         )
 

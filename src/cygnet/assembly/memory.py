@@ -29,16 +29,23 @@ def fits(
     return fits_alone(taken.eight_bit if eight_bit else taken.whole, free_memory(place))
 
 
-def weights_taken(weights: ComponentWeights, dtype: torch.dtype, decode_dtype: torch.dtype | None = None) -> Weights:
+def weights_taken(
+    weights: ComponentWeights, dtype: torch.dtype, decode_dtype: torch.dtype | None = None, fp8: bool = False
+) -> Weights:
     """What a network's weights take in memory in ``dtype``, by how they are held; from its header.
 
-    ``decode_dtype`` is that of the VAE's decoding half.
+    ``decode_dtype`` is that of the VAE's decoding half. With ``fp8`` the weights are rounded for fp8 products once they
+    are loaded; what that gives back is not counted, for until then it is there.
     """
     taken = network_taken(weights.component, weights.config, dtype, decode_dtype)
-    plan = in_eight_bits(weights, stored=True)
+    plan = in_eight_bits(weights, stored=not fp8, rounded=fp8)
+    beside = plan.branches.parameters * dtype.itemsize  # of LoRAs, however the matrices beside them are held
+    whole = taken.whole + beside
+    if fp8:
+        return replace(taken, whole=whole).rounded_when_loaded()
     kept = sum(weights.infos[name].numel for name in plan.matrices)
-    beside = plan.branches.parameters * dtype.itemsize
-    return replace(taken, eight_bit=taken.whole - kept * (dtype.itemsize - 1) + beside)
+    streamed = None if taken.streamed is None else taken.streamed + beside
+    return replace(taken, whole=whole, eight_bit=whole - kept * (dtype.itemsize - 1), streamed=streamed)
 
 
 @functools.lru_cache(maxsize=64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
@@ -13,10 +13,9 @@ from cygnet.assembly.eight_bit import in_eight_bits
 from cygnet.assembly.kinds import KINDS, STACKS
 from cygnet.assembly.memory import weights_taken
 from cygnet.checkpoints import ComponentWeights, materialise, without_weights
-from cygnet.errors import RequestError
 from cygnet.models.dit.model import DiT
 from cygnet.runtime.block_swap import BlockSwap
-from cygnet.runtime.execution import Execution
+from cygnet.runtime.execution import Execution, check_fp8_streams
 from cygnet.runtime.memory import free_memory
 from cygnet.runtime.plan import Offload, Placement, Weights, choose
 from cygnet.runtime.residency import Placed, Resident, Stage, StageResidency, loaded
@@ -38,9 +37,10 @@ class Networks:
     @cached_property
     def taken(self) -> Mapping[ComponentName, Weights]:
         """What each takes on the device, by how it is held."""
-        taken = {part: weights_taken(it, self.dtypes[part], self.decode_dtype) for part, it in self.weights.items()}
-        if self.execution.fp8:  # which has a storage of its own
-            taken["dit"] = replace(taken["dit"], eight_bit=taken["dit"].whole)
+        taken = {
+            part: weights_taken(it, self.dtypes[part], self.decode_dtype, self.execution.fp8 and part == "dit")
+            for part, it in self.weights.items()
+        }
         if self.device.type == "cuda":
             host = free_memory(torch.device("cpu"))
             taken = {part: it.swapped_from(host) for part, it in taken.items()}
@@ -48,6 +48,7 @@ class Networks:
 
     def placed(self, offload: Offload, on_progress: ProgressSink) -> Placed:
         """The networks in the fastest placement that fits the free memory; those that stay resident are read now."""
+        check_fp8_streams(self.execution, offload, self.taken)
         placement = choose(self.taken, free_memory(self.device), offload)
         residency = Placed(placement, self.taken, partial(self._hold, on_progress=on_progress))
         residency.prepare()
@@ -96,12 +97,6 @@ class Networks:
                 module: torch.nn.Module = build(KINDS[part], weights, dtype, "cpu", execution=execution, runs_on=device)
                 bringers.append(BlockSwap(module, STACKS, device))
                 return module
-            if self.execution.fp8 and part == "dit":
-                raise RequestError(
-                    "fp8 products need the transformer's weights in memory, and they are streamed here; leave fp8 out, "
-                    "or free memory",
-                    field="fp8",
-                )
             # LoRAs are merged into each matrix as it comes, as they are into a resident network.
             plan = in_eight_bits(weights, stored=False)
             with without_weights():

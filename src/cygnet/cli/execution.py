@@ -25,6 +25,10 @@ class ExecutionOptions:
         Compile the transformer's blocks, or never. Without either: where steps take long enough that it pays.
     decode_dtype
         auto, float32, bfloat16 or float16, for the VAE's decoder.
+    decode_tiles
+        Decode each frame in tiles of this size, such as 416x240; auto does so only where a whole frame does not fit.
+    encode_tiles
+        The same for encoding pictures and videos.
     fp8
         Multiply in 8-bit floats, on GPUs that can: faster, not exact.
     """
@@ -32,6 +36,8 @@ class ExecutionOptions:
     attention: Annotated[str, Parameter(metavar="NAME")] = "auto"
     compile: bool | None = None
     decode_dtype: Annotated[str, Parameter(metavar="NAME")] = "auto"
+    decode_tiles: Annotated[str, Parameter(metavar="WxH")] = "auto"
+    encode_tiles: Annotated[str, Parameter(metavar="WxH")] = "auto"
     fp8: Switch = False
 
     def chosen(self) -> Execution:
@@ -42,5 +48,7 @@ class ExecutionOptions:
             attention=self.attention,  # type: ignore[arg-type]
             compile="auto" if self.compile is None else self.compile,
             decode_dtype=self.decode_dtype,
+            decode_tiles=self.decode_tiles,
+            encode_tiles=self.encode_tiles,
             fp8=self.fp8,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Annotated
 
@@ -12,10 +11,11 @@ from cygnet.cli.execution import ExecutionOptions
 from cygnet.cli.interrupts import cancelled_by_interrupt
 from cygnet.cli.making import make_all
 from cygnet.cli.options import Debug, File, Json, Loras, Number, Partial, Places, Quiet, Switch, Text, Whole
-from cygnet.cli.output import Voice, error_line
+from cygnet.cli.output import Voice
 from cygnet.cli.progress import open_display
 from cygnet.cli.wish import (
     Wish,
+    check_places,
     find_loras,
     model_source,
     parse_loras,
@@ -24,7 +24,6 @@ from cygnet.cli.wish import (
     recipe_loras,
     seeds_of,
 )
-from cygnet.errors import RequestError
 
 _WHAT = Group.create_ordered("The video")
 _HOW = Group.create_ordered("How it is made")
@@ -158,9 +157,7 @@ def generate(
         Print one JSON object per event: progress lines, each video, and the result.
     """
     voice = Voice(as_json=json, as_stream=json_stream, quiet=quiet)
-    for place in model_paths:
-        if not os.path.exists(place):
-            raise RequestError(f"--model-paths {error_line(str(place))[:200]} does not exist", field="model_paths")
+    check_places(model_paths)
     wish = Wish(
         prompt=read_prompt(prompt),
         images={"image": image, "last_image": last_image, "video": video},

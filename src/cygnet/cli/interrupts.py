@@ -13,14 +13,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 
+from cygnet.errors import Terminated
 from cygnet.types import CancelToken
 
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived. Like KeyboardInterrupt it is no Exception, so that nothing swallows it."""
 
 
 @dataclass

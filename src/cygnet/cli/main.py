@@ -14,10 +14,10 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cygnet.cli.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, terminated_by_signal
+from cygnet.cli.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED, terminated_by_signal
 from cygnet.cli.options import DASH
 from cygnet.cli.output import Voice, error_line, print_error
-from cygnet.errors import CygnetError, OutOfMemory, OutputError, RequestError, out_of_memory
+from cygnet.errors import CygnetError, OutOfMemory, OutputError, RequestError, Terminated, out_of_memory
 
 if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
@@ -98,7 +98,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # the last line of defence: everything expected is a CygnetError
         if debug:
             traceback.print_exc()
-        return _failed(_unexpected(error, debug=debug), as_json)
+        return _failed(_unexpected(error, given, debug=debug), as_json)
 
 
 def _dispatch(given: list[str]) -> int:
@@ -177,14 +177,22 @@ def _stopped(as_json: bool, word: str, code: int) -> int:
     return _failed(Stopped(f"{word}; nothing half-written was left"), as_json)
 
 
-def _unexpected(error: Exception, *, debug: bool) -> CygnetError:
+_LESS_MEMORY = {
+    "generate": "add --stream or --dtype bfloat16, ask for a smaller --size or fewer --frames, or take a smaller model",
+    "replay": "add --stream",
+    "run": "set a smaller size or fewer frames with --set, or choose a smaller model in the workflow",
+    "bench": "ask for a smaller --size or fewer --frames, or --dtype bfloat16",
+    "train": "cygnet train FILE --plan says what it takes, and what to change",
+}
+"""By verb, what takes less memory; the others work on files, which take what they take."""
+
+
+def _unexpected(error: Exception, given: Sequence[str], *, debug: bool) -> CygnetError:
     """What a person is told about an error that nobody foresaw."""
     text = error_line(str(error)) or "no message"
     if out_of_memory(error):
-        return OutOfMemory(
-            f"out of memory ({text[:200]}); ask for a smaller --size or fewer --frames, a model with fewer parameters, "
-            "or --dtype bfloat16"
-        )
+        instead = _LESS_MEMORY.get(given[0] if given else "", "end other programs, or use a machine with more memory")
+        return OutOfMemory(f"out of memory ({text[:200]}); {instead}")
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
         name = error_line(repr(os.path.basename(str(error.filename))))[:80]
         return RequestError(f"the system refused the name {name}: {(error.strerror or '').lower()}; give another")

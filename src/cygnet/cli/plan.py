@@ -10,10 +10,11 @@ from cygnet.cli.execution import ExecutionOptions
 from cygnet.cli.options import Debug, File, Json, Loras, Number, Partial, Places, Quiet, Switch, Text, Whole
 from cygnet.cli.output import Voice, gigabytes, table
 from cygnet.cli.wish import (
+    check_places,
     find_loras,
     frames_for,
-    model_source,
     parse_loras,
+    planned_source,
     read_cache_table,
     read_prompt,
     recipe_loras,
@@ -107,7 +108,8 @@ def plan(
     parts = {
         "dit": dit, "vae": vae, "text_encoder": text_encoder, "image_encoder": image_encoder, "tokenizer": tokenizer,
     }  # fmt: skip
-    source = model_source(model, parts, model_paths, with_image=image is not None)
+    check_places(model_paths)
+    source = planned_source(model, parts, model_paths, voice, with_image=image is not None)
     loras = find_loras(parse_loras(lora), model_paths)
     if not loras:
         try:
@@ -171,7 +173,7 @@ def lines_of(plan: Plan, count: int) -> list[str]:
         f"{name}: {shape(request)}, {request.num_steps} steps, on {place}",
         f"weights: {gigabytes(plan.files)} to read{'' if plan.present else ', not on this machine'}; "
         f"result about {gigabytes(plan.output)}",
-        f"placement: {plan.placement.describe()}",
+        f"placement: {plan.held()}",
         f"because: {plan.why}",
         *table(rows),
     ]
@@ -188,6 +190,7 @@ def lines_of(plan: Plan, count: int) -> list[str]:
         lines.append(f"time: {duration(plan.seconds)}{each} ({how})")
     else:
         lines.append("time: unknown for a device that is not here")
+    lines += [f"assumed: {words}" for words in plan.assumes]
     return lines
 
 

@@ -19,6 +19,7 @@ from cygnet.cli.progress import open_display
 from cygnet.cli.targets import DEFAULT_SUFFIX, Target, check_target
 from cygnet.cli.wish import find_loras, model_source, parse_loras
 from cygnet.errors import CygnetError, MediaError, ModelNotFoundError, RequestError
+from cygnet.types import Tiles
 
 if TYPE_CHECKING:
     from cygnet.assembly import Execution
@@ -44,6 +45,7 @@ def replay(
     lora: Loras = (),
     model_paths: Places = (),
     device: Annotated[str | None, Parameter(metavar="NAME")] = None,
+    stream: Switch = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -72,6 +74,8 @@ def replay(
         A LoRA that it was made with, as for generate; those found by their name nearby need not be given.
     device
         Where to run; by default where the video was made, if this machine has that.
+    stream
+        Read the large networks block by block, in a few GB of memory; without it, if they do not fit.
     """
     from cygnet.media.receipt import MADE_BY_WORKFLOW, read_receipt
 
@@ -107,17 +111,17 @@ def replay(
             source,
             device=place,
             dtype=_recorded_dtype(receipt, place),
-            offload=True,
+            offload="stream" if stream else True,
             loras=find_loras(parse_loras(lora), model_paths) if lora else recorded_loras(receipt, file, model_paths),
             allow_partial_loras=any(it.get("partial") is True for it in _loras(receipt)),
             execution=_recorded_execution(receipt),
             on_progress=display.report,
         )
-        stream = wan.replay(request, **images, on_progress=display.report, cancel=cancel)
-        target = Target(folder=folder, stem=f"{_stem(file)}-replay", suffix=_suffix(file, stream.request), exact=False)
-        _check(target, stream.request)
-        made_from = stream.receipt
-        result = write_stream(stream, target, inputs=images, overwrite=False)
+        again = wan.replay(request, **images, on_progress=display.report, cancel=cancel)
+        target = Target(folder=folder, stem=f"{_stem(file)}-replay", suffix=_suffix(file, again.request), exact=False)
+        _check(target, again.request)
+        made_from = again.receipt
+        result = write_stream(again, target, inputs=images, overwrite=False)
         notes += [*changes(receipt, made_from), *result.notices]
         difference = compare(original, result.path) if original is not None else None
     for note in notes:
@@ -269,6 +273,7 @@ def _recorded_execution(receipt: Mapping[str, Any]) -> Execution:
     model = _part(receipt, "model")
     decoded = _part(_part(model, "components"), "vae").get("decode_dtype", "float32")
     attention, compiled = model.get("attention", "auto"), model.get("compile")
+    tiles = _tiles(receipt)
     try:
         check_attention(str(attention))
     except RequestError:  # not on this machine; the comparison of the receipts says so
@@ -277,6 +282,8 @@ def _recorded_execution(receipt: Mapping[str, Any]) -> Execution:
         attention=attention,
         compile=compiled if isinstance(compiled, bool) else "auto",
         decode_dtype=decoded if isinstance(decoded, str) else "float32",
+        decode_tiles=tiles.get("decode", "auto"),
+        encode_tiles=tiles.get("encode", "auto"),
         fp8=model.get("fp8") is True,
     )
 
@@ -298,6 +305,11 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         first, second = (_part(receipt, "model").get(name, "the usual way") for receipt in (before, now))
         if first != second:
             found.append(f"{name} is {_short(second)}; the first time {_short(first)}")
+    first_tiles, tiles = _tiles(before), _tiles(now)
+    for half in sorted(first_tiles.keys() | tiles.keys()):
+        first, second = (it.get(half, "whole frames") for it in (first_tiles, tiles))
+        if first != second:
+            found.append(f"the VAE {_short(half)}s in {second}; the first time in {first}")
     kept = [[(it.get("digest"), it.get("strength")) for it in _loras(receipt)] for receipt in (before, now)]
     if kept[0] != kept[1]:
         found.append("the LoRAs or their strengths are not those that the video was made with")
@@ -312,6 +324,17 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             if old_group.get(name) != value:
                 found.append(f"{name} is {value}; the first time it was {_short(old_group.get(name))}")
     return found
+
+
+def _tiles(receipt: Mapping[str, Any]) -> dict[str, str]:
+    """The tiles in which the VAE worked, by half; raises MediaError for what are none."""
+    recorded = receipt.get("tiles", {})
+    try:
+        if not isinstance(recorded, dict):
+            raise RequestError("tiles are no table")
+        return {half: str(Tiles.parse(size, "tiles")) for half, size in recorded.items()}
+    except RequestError as error:
+        raise MediaError("the receipt's tiles cannot be read; it is damaged or from a later version") from error
 
 
 def _loras(receipt: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from cygnet.cli.options import Debug, Json, Places, Quiet, Switch
 from cygnet.cli.output import Voice
 from cygnet.cli.studio import (
     base_folder,
+    child_host,
     child_options,
     folders_of,
     known_nodes,
@@ -108,7 +109,9 @@ def run(
             packs=pack_folders(base, roots),
             only_packs=() if disable_all_custom_nodes else None,
         )
-        classes, packs = known_nodes(workshop(options), options, "run")
+        host = child_host(options)
+        host.tasks_remaining = 1  # the one that is run here
+        classes, packs = known_nodes(workshop(options), options, "run", host)
         for pack in packs:
             if pack.error:
                 voice.note(f"pack {pack.name} is left out: {pack.error}")

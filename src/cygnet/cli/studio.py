@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -156,7 +157,7 @@ def known_nodes(
     return {**classes, **{name: node for pack in found for name, node in pack.nodes.items()}}, found
 
 
-def _host(options: Mapping[str, Any], tell: Callable[[str, Any, str | None], None] | None = None) -> Host:
+def child_host(options: Mapping[str, Any], tell: Callable[[str, Any, str | None], None] | None = None) -> Host:
     """What packs in a child process of the server take for it."""
     from cygnet.nodes.host import Host
 
@@ -173,7 +174,9 @@ def worker(channel: Channel, options: Mapping[str, Any]) -> None:
     from cygnet.runtime.precision import parse_device
     from cygnet.server.worker import serve_jobs
 
-    host = _host(options, lambda event, data, client: channel.send({"said": event, "data": data, "client": client}))
+    host = child_host(
+        options, lambda event, data, client: channel.send({"said": event, "data": data, "client": client})
+    )
     shop = workshop(options)
     classes, _ = known_nodes(shop, options, "worker", host)
     if options["pack_socket"] is not None:
@@ -187,6 +190,7 @@ def worker(channel: Channel, options: Mapping[str, Any]) -> None:
         preview_method=options["preview_method"],
         free=shop.unload,
         devices=lambda: [device_memory(device)],
+        remaining=functools.partial(setattr, host, "tasks_remaining"),
     )
 
 
@@ -194,7 +198,7 @@ def catalogue(channel: Channel, options: Mapping[str, Any]) -> None:
     """The process that knows the nodes."""
     from cygnet.server.worker import serve_catalogue
 
-    host = _host(options)
+    host = child_host(options)
     classes, found = known_nodes(workshop(options), options, "catalogue", host)
     serve_catalogue(channel, classes, [it.json() for it in found], host.patterns())
 

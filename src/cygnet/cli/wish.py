@@ -12,7 +12,7 @@ from typing import Any
 from cygnet.cli.execution import ExecutionOptions
 from cygnet.cli.options import DASH
 from cygnet.cli.output import Voice, error_line
-from cygnet.errors import RequestError
+from cygnet.errors import ModelNotFoundError, RequestError
 
 MAX_COUNT = 1_000
 MAX_DRAWN_SEED = 2**32
@@ -151,13 +151,49 @@ def model_source(
         return model
     base: dict[str, Path] = {}
     if is_name:
-        base |= dict(catalogue.resolve(model, places=places).items())
+        found = catalogue.look_for(model, places=places)
+        lacks = not set(found.missing) <= set(given)
+        base |= dict((catalogue.resolve(model, places=places) if lacks else found.paths).items())  # or says what lacks
     else:
         folder = resolve_pipeline_folder(Path(model))
         base |= dict(folder.components.items())
         if folder.tokenizer is not None:
             base["tokenizer"] = folder.tokenizer
     return {**base, **given}
+
+
+def planned_source(
+    model: str | None, parts: Mapping[str, Path | None], places: Sequence[Path], voice: Voice, *, with_image: bool
+) -> str | dict[str, Path]:
+    """As :func:`model_source` for a plan, which needs no weights: a published model may be absent, or here in part."""
+    from cygnet.checkpoints import catalogue
+    from cygnet.checkpoints.layouts import COMPONENT_WORDS
+
+    if model is not None and catalogue.is_name(model) and not Path(model).exists():
+        found = catalogue.look_for(model, places=places)
+        given = {part: f"--{part.replace('_', '-')}" for part, path in parts.items() if path is not None}
+        if not set(found.missing) <= set(given) and found.entry.embedded is None:
+            missing = ", ".join(COMPONENT_WORDS[part] for part in found.missing)
+            if given:
+                raise ModelNotFoundError(
+                    f"{found.entry.name} is not complete on this machine ({missing} missing), and a plan by its "
+                    f"published sizes would not be one of the file given; leave out {' and '.join(given.values())}, or "
+                    f"run: cygnet pull {found.entry.name}"
+                )
+            if places:
+                voice.note(
+                    f"note: {found.entry.name} is complete neither in --model-paths nor elsewhere on this machine "
+                    f"({missing} missing); planned from its published sizes"
+                )
+            return model
+    return model_source(model, parts, places, with_image=with_image)
+
+
+def check_places(places: Sequence[Path]) -> None:
+    """Raise :class:`~cygnet.errors.RequestError` for a folder of ``--model-paths`` that is not there."""
+    for place in places:
+        if not place.exists():
+            raise RequestError(f"--model-paths {error_line(str(place))[:200]} does not exist", field="model_paths")
 
 
 def frames_for(seconds: float, fps: float, voice: Voice) -> int:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cygnet.errors import by_signal
 from cygnet.graph.schema import Input, NodeType, Output, Section, type_name
 
 COMPATIBLE_VERSION = "0.38.1"
@@ -219,9 +220,9 @@ def describe_all(classes: Mapping[str, NodeClass], failed: Callable[[str, BaseEx
     for name, it in classes.items():
         try:
             described[name] = it.describe()
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # a foreign class may raise anything, and must not hide the others
+            if by_signal(error):
+                raise
             failed(name, error)
     return described
 

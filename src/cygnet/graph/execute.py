@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from cygnet.errors import Cancelled, out_of_memory, text_of
+from cygnet.errors import Cancelled, by_signal, out_of_memory, text_of
 from cygnet.graph.cache import Cache, Kept, key_of
 from cygnet.graph.context import Context, running
 from cygnet.graph.contract import NodeClass
@@ -37,7 +37,7 @@ from cygnet.types import CancelToken
 
 Values = list[list[Any]]
 """Per output of a node the list of its values."""
-_Task = asyncio.Task[list[Result] | SystemExit]
+_Task = asyncio.Task[list[Result] | BaseException]
 """What comes of an async node."""
 
 
@@ -53,8 +53,8 @@ class Job:
 
 
 _OUT_OF_MEMORY = (
-    "\nMemory did not suffice. All models and kept results were let go; ask for a smaller size or fewer frames, or "
-    "load a model with fewer parameters or a smaller weight_dtype."
+    "\nMemory did not suffice. All models and kept results were let go; ask for a smaller size or fewer frames, "
+    "decode with VAE Decode (Tiled), or load a model with fewer parameters or a smaller weight_dtype."
 )
 
 _EXIT = "the node asked for the whole program to end; it was stopped alone"
@@ -236,7 +236,9 @@ class _Run:
             # Of what the executor fills in only the node's own id: the whole prompt changes with every job.
             own = {name: node.key if kind == "UNIQUE_ID" else None for name, kind in hidden(node.kind).items()}
             fingerprint = node.node_class.fingerprint({**node.constants, **dict.fromkeys(node.all_links), **own})
-        except Exception:  # a foreign hook may raise anything; then its results are not kept
+        except BaseException as error:  # a foreign hook may raise anything; then its results are not kept
+            if by_signal(error):
+                raise
             return None
         personal = not node.node_class.idempotent or "UNIQUE_ID" in hidden(node.kind).values()
         sources = {name: (self.keys[source], slot) for name, (source, slot) in node.all_links.items()}
@@ -368,7 +370,7 @@ class _Run:
             self.now = node.place
             with self._blaming(node.place, self._arguments(node)):
                 outcome = task.result()
-                if isinstance(outcome, SystemExit):
+                if isinstance(outcome, BaseException):
                     raise outcome
                 self._results(node, outcome)
 
@@ -377,9 +379,11 @@ class _Run:
         """Whatever is raised inside ends the job, not the executor, as a failure of the node at ``place``."""
         try:
             yield
-        except (Cancelled, _Stop, KeyboardInterrupt):  # the last is how a signal is heard in this thread
+        except (Cancelled, _Stop):
             raise
         except BaseException as error:  # foreign code may raise anything: panics of Rust extensions are no Exception
+            if by_signal(error):
+                raise
             self._fail(place, error, arguments or {})
 
     def _fail(self, place: Place, error: BaseException, arguments: Mapping[str, list[Any]]) -> None:
@@ -489,14 +493,16 @@ class _Run:
             self.cache.put(self._key(node.key), Kept(columns, ui))
 
 
-async def _gather(returned: list[tuple[Context, Any]], kind: NodeType) -> list[Result] | SystemExit:
+async def _gather(returned: list[tuple[Context, Any]], kind: NodeType) -> list[Result] | BaseException:
     found = []
     for context, answer in returned:
         with running(context):
             try:
                 found.append(_parsed(await answer if inspect.isawaitable(answer) else answer, kind))
-            except SystemExit as error:  # raised out of a task it would end the loop, and with it the executor
-                return error
+            except (SystemExit, KeyboardInterrupt) as error:
+                if by_signal(error):
+                    raise
+                return error  # raised out of a task it would end the loop, and with it the executor
     return found
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import GeneratorType
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from cygnet.errors import RequestError
 
@@ -52,6 +54,19 @@ def type_name(declared: object) -> str:
     return str.__str__(declared) if declared != "the name of no type" else "*"
 
 
+_drained: WeakKeyDictionary[Iterator[Any], list[Any]] = WeakKeyDictionary()
+"""What generators gave that packs declare as choices: one can be gone through once, and is declared again and again."""
+
+
+def _listed(choices: Iterable[Any]) -> list[Any]:
+    """Choices as a list; packs give tuples, keys of mappings, and generators too."""
+    if not isinstance(choices, GeneratorType):
+        return list(choices)
+    if choices not in _drained:
+        _drained[choices] = list(choices)
+    return list(_drained[choices])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Input:
     """One declared input of a node type."""
@@ -71,9 +86,12 @@ class Input:
         """From ``(type,)``, ``(type, options)``, ``(choices,)`` or ``(choices, options)``."""
         kind = declared[0]
         options = dict(declared[1]) if len(declared) > 1 and declared[1] else {}
-        if isinstance(kind, str):
-            return cls(name=name, type=type_name(kind), section=section, options=options)
-        return cls(name=name, type=COMBO, section=section, options={**options, "options": list(kind)}, listed=True)
+        if not isinstance(kind, str):
+            options["options"] = _listed(kind)
+            return cls(name=name, type=COMBO, section=section, options=options, listed=True)
+        if type_name(kind) == COMBO and options.get("options") is not None:
+            options["options"] = _listed(options["options"])
+        return cls(name=name, type=type_name(kind), section=section, options=options)
 
     def declared(self) -> list[Any]:
         """Undo :meth:`parse`."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cygnet.errors import by_signal, text_of
 from cygnet.graph.contract import NodeClass
 from cygnet.graph.convert import Prompt
 from cygnet.graph.schema import AUTOGROW, COMBO, DYNAMIC_COMBO, MATCH, Input, NodeType, fits
@@ -81,7 +82,9 @@ def validate(prompt: Prompt, classes: Mapping[str, NodeClass], targets: Collecti
             return Verdict(prompt, error=_unknown(key, node, name))
         try:
             types[name] = types.get(name) or classes[name].describe()
-        except Exception as error:  # a foreign class may raise anything
+        except BaseException as error:  # a foreign class may raise anything
+            if by_signal(error):
+                raise
             problem = _raised(f"Node {key} ({name}) cannot be described", error)
             return Verdict(prompt, error=problem, nodes={key: NodeProblems(name, [problem])})
     wanted = [
@@ -106,7 +109,9 @@ def _judge(
         kind = types[node["class_type"]]
         try:
             problems = _Node(key, node["inputs"], kind, classes[node["class_type"]], prompt, types).problems()
-        except Exception as error:  # what a foreign class declares may be anything
+        except BaseException as error:  # what a foreign class declares may be anything
+            if by_signal(error):
+                raise
             problems = [_raised("The node cannot be checked by what it declares", error)]
         if problems:
             found[key] = NodeProblems(kind.name, problems)
@@ -229,9 +234,9 @@ def _unknown(key: str, node: Any, name: Any) -> Problem:
     return Problem("missing_node_type", message, f"Node ID '#{key}'", info)
 
 
-def _raised(message: str, error: Exception) -> Problem:
+def _raised(message: str, error: BaseException) -> Problem:
     info = {"exception_type": type(error).__name__, "traceback": trace_of(error)}
-    return Problem("exception_during_validation", message, str(error), info)
+    return Problem("exception_during_validation", message, text_of(error), info)
 
 
 # One node
@@ -333,7 +338,9 @@ class _Node:
         link_types = {name: output.type for name, output in sources.items() if output is not None}
         try:
             wrong = self.node_class.check(constants, link_types)
-        except Exception as error:  # a foreign hook may raise anything
+        except BaseException as error:  # a foreign hook may raise anything
+            if by_signal(error):
+                raise
             return [_raised("The node's own check failed", error)]
         if wrong is None:
             return []

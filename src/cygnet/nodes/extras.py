@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,16 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from cygnet.errors import RequestError
-from cygnet.graph.context import current
 from cygnet.nodes.conditioning import Conditioning
 from cygnet.nodes.described import described
 from cygnet.nodes.files import HIDDEN, PICTURES, LoadImage, animated, input_files, save_whole
+from cygnet.nodes.grids import CELL
 from cygnet.nodes.images import METHODS, scaled
-from cygnet.nodes.latents import MOST, Latent
+from cygnet.nodes.latents import MOST, Latent, decode
 from cygnet.nodes.videos import to_bytes
 from cygnet.nodes.workshop import FileHandle, Node
+from cygnet.pipelines.tiles import within
 
-_CELL = 8
-"""Pixels of one latent cell."""
 _AXES = {"x": -1, "y": -2, "t": -3}
 
 
@@ -141,7 +139,8 @@ class LatentConcat(Node):
 class VAEDecodeTiled(Node):
     """Latents to frames, a tile of the picture at a time, where the whole does not fit into memory.
 
-    Time needs no tiles: the autoencoder decodes a video frame by frame with nothing lost.
+    Each tile sees all that its pixels depend on, so the overlap that is asked for does not matter: there is nothing to
+    blend. Time needs no tiles: the autoencoder decodes a video frame by frame with nothing lost.
     """
 
     CATEGORY = "experimental"
@@ -170,52 +169,9 @@ class VAEDecodeTiled(Node):
         temporal_overlap: int = 8,
     ) -> tuple[torch.Tensor]:
         network = self.shop.vae(vae)
-        side = tile_size // _CELL
-        shared = min(overlap, tile_size // 2) // _CELL
-        return (torch.cat([_tiled(network, latents[None], side, shared) for latents in samples["samples"]]),)
-
-
-def _tiled(network: Any, latents: torch.Tensor, side: int, shared: int) -> torch.Tensor:
-    """``[T, H, W, 3]`` in 0..1 of raw ``latents [1, 16, t, h, w]``; ``side`` and ``shared`` count latent cells."""
-    given = network.normalise(latents.to(network.device, network.dtype))
-    frames, height, width = 4 * given.shape[2] - 3, given.shape[3] * _CELL, given.shape[4] * _CELL
-    total = torch.zeros(frames, height, width, 3)
-    weights = torch.zeros(height, width)
-    rows_at, columns_at = (list(_starts(length, side, shared)) for length in given.shape[3:])
-    places = [(top, left) for top in rows_at for left in columns_at]
-    for done, (top, left) in enumerate(places, 1):
-        tile = given[..., top : top + side, left : left + side]
-        rows = _ramp(tile.shape[3], top, given.shape[3], shared)
-        columns = _ramp(tile.shape[4], left, given.shape[4], shared)
-        weight = rows[:, None] * columns  # [H, W]
-        where = (slice(top * _CELL, top * _CELL + len(rows)), slice(left * _CELL, left * _CELL + len(columns)))
-        first = 0
-        for chunk in network.decode_chunks(tile):
-            pixels = ((chunk[0].float() + 1) / 2).clamp(0, 1).permute(1, 2, 3, 0).cpu()
-            total[first : first + len(pixels), *where] += pixels * weight[..., None]
-            first += len(pixels)
-            current().cancel.check()
-        weights[where] += weight
-        current().progress(done, len(places))
-    return total / weights[..., None]
-
-
-def _starts(length: int, side: int, shared: int) -> Iterator[int]:
-    """Where tiles begin so that they cover ``length`` cells and share at least ``shared`` with the next."""
-    step = max(1, side - shared)
-    yield from range(0, max(length - shared, 1), step)
-
-
-def _ramp(size: int, start: int, whole: int, shared: int) -> torch.Tensor:
-    """Weights of a tile's pixels along one axis: less towards edges at which another tile takes over."""
-    pixels = size * _CELL
-    weights = torch.ones(pixels)
-    slope = (torch.arange(min(shared * _CELL, pixels)) + 0.5) / max(shared * _CELL, 1)
-    if start > 0:
-        weights[: len(slope)] *= slope
-    if start + size < whole:
-        weights[pixels - len(slope) :] *= slope.flip(0)
-    return weights
+        height, width = (side * CELL for side in samples["samples"].shape[3:])
+        tiles = within(network.config, tile_size, width, height)
+        return (decode(network, samples["samples"], tiles),)
 
 
 class LoadImageMask(LoadImage):

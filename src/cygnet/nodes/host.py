@@ -45,9 +45,6 @@ class Host:
     last_node_id: str | None = None
     supports = ("custom_nodes_from_web",)
     """What packs ask before they copy their scripts into the page themselves."""
-    prompt_queue: Any = absent(
-        "server.PromptServer.instance", "prompt_queue", "jobs are submitted and listed over HTTP (/prompt, /queue)"
-    )["prompt_queue"]
 
     def __init__(
         self,
@@ -59,6 +56,14 @@ class Host:
         self._tell = tell
         self.preview_method = preview_method
         self._address = address
+        self.tasks_remaining = 0
+        """How many jobs wait or run."""
+        self.prompt_queue: Any = absent(
+            "server.PromptServer.instance",
+            "prompt_queue",
+            "jobs are submitted and listed over HTTP (/prompt, /queue)",
+            get_tasks_remaining=staticmethod(lambda: self.tasks_remaining),
+        )["prompt_queue"]
         self.loop = asyncio.new_event_loop()
         """Runs in a thread of its own once :meth:`serve` is called."""
         self.routes: Any = _Unserved()

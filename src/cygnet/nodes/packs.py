@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cygnet.errors import by_signal
 from cygnet.graph.contract import Classic, NodeClass
 from cygnet.nodes import modern
 from cygnet.nodes.host import Host
@@ -147,6 +148,13 @@ def _made(name: str, path: Path | None, taken: Collection[str], load: Callable[[
         module = load()
         mapping = _classes(name, module)
         titles = getattr(module, "NODE_DISPLAY_NAME_MAPPINGS", None) or {}
+        if not isinstance(titles, Mapping):
+            _log.warning(
+                "pack %s: NODE_DISPLAY_NAME_MAPPINGS is a %s and no mapping; its nodes go by the names of their types",
+                name,
+                type(titles).__name__,
+            )
+            titles = {}
         nodes: dict[str, NodeClass] = {}
         for kind, implementation in mapping.items():
             if not isinstance(kind, str):
@@ -159,9 +167,9 @@ def _made(name: str, path: Path | None, taken: Collection[str], load: Callable[[
                 )
         web = None if path is None else _web(name, path, getattr(module, "WEB_DIRECTORY", None))
         examples = next((path / it for it in _EXAMPLES if (path / it).is_dir()), None) if path is not None else None
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # a pack may raise anything, SystemExit too, and must not hide the others
+        if by_signal(error):
+            raise
         _log.error("pack %s is left out: %s: %s", name, type(error).__name__, error)
         return Pack(
             name=name, path=path, error=f"{type(error).__name__}: {error}", traceback="".join(traceback.format_exc())
@@ -246,9 +254,9 @@ def _guarded(path: Path, notes: _Notes, work: Callable[[], object]) -> None:
     try:
         with notes.importing(path):
             work()
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:
+        if by_signal(error):
+            raise
         _log.error("pack %s: its prestartup script failed: %s: %s", path.name, type(error).__name__, error)
 
 

@@ -22,6 +22,8 @@ from cygnet.models.umt5.prompt import encode_tokens
 from cygnet.models.umt5.tokenizer import Tokenizer
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.sizes import FRAME_STRIDE
+from cygnet.pipelines.tiles import encode_chunks
+from cygnet.types import Tiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +99,20 @@ def image_condition(
     width: int,
     height: int,
     last_image: torch.Tensor | None = None,
+    tiles: Tiles | None = None,
+    parked: bool = False,
     on_piece: Callable[[int, int], None] = lambda done, total: None,
 ) -> torch.Tensor:
     """Mask and latents ``[1, 20, t, h, w]`` of a video of which the first frame is given, or the first and the last.
 
     The frames between are grey (0). Pictures are stretched to ``width`` x ``height`` by the official bicubic resize,
     whose overshoot is not clipped. Frames reach the VAE a few at a time, so memory does not grow with ``num_frames``;
-    ``on_piece`` is told how many latent frames are done, and of how many. What it raises ends the work.
+    ``tiles`` and ``parked`` as of :class:`~cygnet.pipelines.tiles.Portions`. ``on_piece`` is told how many latent
+    frames are done, and of how many. What it raises ends the work.
     """
     pieces: list[torch.Tensor] = []
     total = 1 + (num_frames - 1) // FRAME_STRIDE
-    for piece in vae.encode_chunks(_frames(image, last_image, num_frames, width, height)):
+    for piece in encode_chunks(vae, _frames(image, last_image, num_frames, width, height), tiles=tiles, parked=parked):
         pieces.append(piece)
         on_piece(len(pieces), total)
     latents = torch.cat(pieces, dim=2)

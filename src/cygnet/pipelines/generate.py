@@ -14,7 +14,7 @@ import torch
 
 from cygnet.errors import NumericalError, RequestError
 from cygnet.models.umt5.model import UMT5Encoder
-from cygnet.pipelines.attempts import attempt
+from cygnet.pipelines.attempts import attempt, tile_further
 from cygnet.pipelines.components import Components
 from cygnet.pipelines.conditioning import Conditioning, encode_images, encode_text, image_condition, resize
 from cygnet.pipelines.decoding import decode
@@ -24,6 +24,7 @@ from cygnet.pipelines.presets import defaults_for
 from cygnet.pipelines.record import Record, using
 from cygnet.pipelines.request import GenerateRequest
 from cygnet.pipelines.sizes import FRAME_STRIDE, latent_grid
+from cygnet.pipelines.tiles import WHOLE, Portions, encode_chunks, in_portions
 from cygnet.solvers import add_noise, start_step_for_strength
 from cygnet.types import CancelToken, ComponentName, Progress, ProgressSink, ignore_progress
 
@@ -36,21 +37,30 @@ def generate(
     on_progress: ProgressSink = ignore_progress,
     cancel: CancelToken | None = None,
     record: Record | None = None,
-    decode_chunk: int | None = None,
+    portions: Portions = WHOLE,
 ) -> Iterator[torch.Tensor]:
     """Frames float32 ``[1, 3, k, H, W]`` in [-1, 1] as they are decoded: 1 first, then 4 to 32 at a time, T in all.
 
     Whether model, request and inputs go together is checked by the call itself; the work begins with the first
-    ``next`` and stops when the iterator is closed. ``decode_chunk`` latent frames are decoded at a time; by default as
-    many as suit the size. A stage in which memory runs out is done once more in less memory, if there is a way; a
-    notice says so. Raises :class:`~cygnet.errors.RequestError` for a combination that cannot be,
+    ``next`` and stops when the iterator is closed. ``portions`` says in which tiles the VAE works, by default in none.
+    A stage in which memory runs out is done once more in less memory, if there is a way, decoding twice; a notice says
+    so, and ``record`` which tiles. Raises :class:`~cygnet.errors.RequestError` for a combination that cannot be,
     :class:`~cygnet.errors.Cancelled` when ``cancel`` was set, :class:`~cygnet.errors.OutOfMemory`, and
     :class:`~cygnet.errors.NumericalError` when NaN or infinity appears.
     """
     inputs = inputs or Inputs()
     check_combination(components, request, inputs)
     _step_cache(components, request)  # refuses what cannot be
-    return _run(components, request, inputs, on_progress, cancel or CancelToken(), record or Record(), decode_chunk)
+    record = record or Record()
+    if portions.decode_tiles is not None:
+        record.tiles["decode"] = portions.decode_tiles
+    if portions.encode_tiles is not None and (inputs.image is not None or inputs.video is not None):
+        record.tiles["encode"] = portions.encode_tiles
+    record.parked = portions.parked
+    for half, tiles in record.tiles.items():
+        told = in_portions(half, tiles, request.width, request.height)
+        record.notices.append(f"{told}; pixels are the same as without, up to rounding")
+    return _run(components, request, inputs, on_progress, cancel or CancelToken(), record)
 
 
 def _run(
@@ -60,7 +70,6 @@ def _run(
     on_progress: ProgressSink,
     cancel: CancelToken,
     record: Record,
-    decode_chunk: int | None,
 ) -> Iterator[torch.Tensor]:
     try:
         record.notices += _expectations(components, request)
@@ -95,7 +104,7 @@ def _run(
         components.residency.release("dit")
         if cache is not None:
             _tell_of_cache(cache, request, record)
-        yield from decode(components, latents, decode_chunk, on_progress, cancel, record)
+        yield from decode(components, latents, on_progress, cancel, record)
     finally:
         names: tuple[ComponentName, ...] = ("text_encoder", "image_encoder", "dit", "vae")
         for name in names:
@@ -227,10 +236,15 @@ def _encoded_pictures(
                 width=request.width,
                 height=request.height,
                 last_image=inputs.last_image,
+                tiles=record.tiles.get("encode"),
+                parked=record.parked,
                 on_piece=encoded,
             )
 
-    condition = attempt(components, "vae", "encoding the picture", record, conditioned)
+    def tiled() -> str | None:
+        return tile_further(record, "encode", request.width, request.height)
+
+    condition = attempt(components, "vae", "encoding the picture", record, conditioned, otherwise=tiled)
     _check_finite(image_context, "the image encoder made NaN or infinity of the picture")
     _check_finite(condition, "the VAE made NaN or infinity of the picture")
     return image_context, condition
@@ -267,13 +281,17 @@ def _start(
     def encoded() -> torch.Tensor:
         pieces: list[torch.Tensor] = []
         with using(components.use_vae(), "encode", record) as vae:
-            for piece in vae.encode_chunks(_pieces(video, request.width, request.height)):
+            frames = _pieces(video, request.width, request.height)
+            for piece in encode_chunks(vae, frames, tiles=record.tiles.get("encode"), parked=record.parked):
                 pieces.append(piece)
                 cancel.check()
                 on_progress(Progress(phase="encode", step=len(pieces), total=total))
         return torch.cat(pieces, dim=2)
 
-    source = attempt(components, "vae", "encoding the source video", record, encoded)
+    def tiled() -> str | None:
+        return tile_further(record, "encode", request.width, request.height)
+
+    source = attempt(components, "vae", "encoding the source video", record, encoded, otherwise=tiled)
     _check_finite(source, "the VAE made NaN or infinity of the source video")
     return add_noise(source, noise.to(source.device), sampling.sigmas[0])
 

@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
-from cygnet.types import ComponentName, Phase
+from cygnet.types import ComponentName, Phase, Tiles
 
+Half = Literal["decode", "encode"]
+"""Of the VAE."""
 _M = TypeVar("_M", bound=torch.nn.Module)
 
 
@@ -24,6 +26,10 @@ class Record:
     sigmas: tuple[float, ...] = ()
     cached: dict[str, Any] = field(default_factory=dict)
     """What a step cache did: ``skipped`` of ``steps``, and ``tables`` if it measured any; empty without one."""
+    tiles: dict[Half, Tiles] = field(default_factory=dict)
+    """In which tiles the VAE works on the picture; absent for what it sees whole."""
+    parked: bool = False
+    """Whether what tiles remember waits in the host's memory; see :class:`~cygnet.pipelines.tiles.Portions`."""
     seconds: dict[Phase, float] = field(default_factory=dict)
     """Time spent per phase, without the caller's own between chunks."""
     at_work: ComponentName | None = None

@@ -53,16 +53,12 @@ def latent_grid(num_frames: int, width: int, height: int) -> tuple[int, int, int
 
 
 def latent_frames_at_once(rows: int, columns: int) -> int:
-    """How many latent frames of ``rows`` x ``columns`` cells the VAE decodes together; the result is the same."""
-    return min(max(CELLS_AT_ONCE // (rows * columns), 1), MAX_CHUNK)
+    """How many latent frames of ``rows`` x ``columns`` cells the VAE decodes together.
 
-
-def fewer_at_once(chunk: int) -> int:
-    """The next smaller number of latent frames to decode together: 2, and then 1.
-
-    Kernels may sum a single frame in another order, so 1 can change the last digit; 2 and more are equal.
+    A choice by the size alone: kernels may sum other numbers of frames in another order, most of all a single one, so
+    the result would depend on whatever else chose.
     """
-    return 2 if chunk > 2 else 1
+    return min(max(CELLS_AT_ONCE // (rows * columns), 1), MAX_CHUNK)
 
 
 def size_for_image(width: int, height: int, area: int, *, reference_exact: bool = False) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """What a request will take, before any of it is done: memory, disk, time, and where weights will be.
 
 What the model is (``subject``) and where it runs (``machine``); what its stages need (``stages``, ``needs``), where
-that fits (``decision``, ``nearest``), what it costs (``costs``); and all of it for one request (``plan``).
+that fits (``decision``, ``nearest``), what it costs (``costs``) and what is not known of that (``assumptions``); and
+all of it for one request (``plan``).
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def stage_costs(
         yield Stage(
             phase=phase,
             device_peak=base + peak + frames if machine.shares else DEVICE_BASE + peak,
-            host_peak=base + (peak if machine.shares else _host_share(subject, placement, several)) + frames,
+            host_peak=base + frames + (peak if machine.shares else _host_share(subject, placement, several)),
             flops=work,
             seconds=None if rates is None else seconds,
         )
@@ -91,10 +91,13 @@ def _host_share(subject: Subject, placement: Placement, several: tuple[tuple[Com
     swapped = [
         subject.weights[part].whole for part, _ in several if part in placement.streamed and subject.weights[part].swaps
     ]
+    parked = max(demand.parked for _, demand in several)
     if swapped:
-        return max(swapped)
-    return AHEAD_BYTES + max(
-        (subject.weights[part].largest for part, _ in several if part in placement.streamed), default=0
+        return max(swapped) + parked
+    return (
+        parked
+        + AHEAD_BYTES
+        + max((subject.weights[part].largest for part, _ in several if part in placement.streamed), default=0)
     )
 
 

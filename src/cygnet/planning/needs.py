@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cygnet.pipelines.denoise import Guidance
 from cygnet.pipelines.request import GenerateRequest
-from cygnet.pipelines.sizes import FRAME_STRIDE, latent_grid, num_tokens
-from cygnet.planning import stages
-from cygnet.planning.stages import Demand
+from cygnet.pipelines.sizes import FRAME_STRIDE, latent_frames_at_once, latent_grid, num_tokens
+from cygnet.pipelines.tiles import Portions
+from cygnet.planning import stages, tiling
+from cygnet.planning.stages import Demand, Grid
 from cygnet.planning.subject import Subject
 from cygnet.solvers import start_step_for_strength
 from cygnet.types import ComponentName, Phase
@@ -25,7 +26,7 @@ class Needs:
     """The demands of a request's stages, and of each network the most that it takes beside weights."""
 
     demands: Mapping[Phase, tuple[tuple[ComponentName, Demand], ...]]
-    chunk: int
+    portions: Portions
     held: int
     """Bytes of the network that stays from one stage to a later one."""
 
@@ -38,8 +39,44 @@ class Needs:
                 most[part] = max(most.get(part, 0), round(SLACK * demand.cost.peak) + more)
         return most
 
+    def taken(self, phase: Phase) -> int:
+        """What the VAE takes in a phase beside its weights, allocators' losses counted; 0 if it is not in it."""
+        peaks = [demand.cost.peak for part, demand in self.demands.get(phase, ()) if part == "vae"]
+        return round(SLACK * max(peaks, default=0))
 
-def needs_of(subject: Subject, request: GenerateRequest, chunk: int) -> Needs:
+    def parked(self) -> int:
+        """Bytes that wait in the host's memory while a device of its own works."""
+        return max(demand.parked for several in self.demands.values() for _, demand in several)
+
+    def in_portions(self, subject: Subject, request: GenerateRequest, portions: Portions) -> Needs:
+        """The same with the VAE working on so much at a time."""
+        grid = latent_grid(request.num_frames, request.width, request.height)
+        demands = {
+            phase: tuple(
+                (part, _vae_demand(subject, grid, phase, portions) if part == "vae" else demand)
+                for part, demand in several
+            )
+            for phase, several in self.demands.items()
+        }
+        return replace(self, demands=demands, portions=portions)
+
+
+def _vae_demand(subject: Subject, grid: Grid, phase: Phase, portions: Portions) -> Demand:
+    """What the VAE takes in one phase: of decoding, of a source video, or of pictures and grey frames."""
+    if phase == "decode":
+        tiles, dtype = portions.decode_tiles, subject.decode_dtype
+        if tiles is not None:
+            return tiling.demand(subject.vae, dtype, grid, tiles, "decode", parked=portions.parked)
+        return stages.decode(subject.vae, dtype, grid, latent_frames_at_once(*grid[1:]))
+    tiles, dtype = portions.encode_tiles, subject.dtypes["vae"]
+    grey, last = phase == "image", subject.dit.variant == "flf2v"
+    if tiles is not None:
+        parked = portions.parked
+        return tiling.demand(subject.vae, dtype, grid, tiles, "encode", parked=parked, grey=grey, last=grey and last)
+    return stages.encode(subject.vae, dtype, grid, grey=grey, last=grey and last)
+
+
+def needs_of(subject: Subject, request: GenerateRequest, portions: Portions) -> Needs:
     """Traces of all stages."""
     grid = latent_grid(request.num_frames, request.width, request.height)
     dtypes, eye = subject.dtypes, subject.image_encoder
@@ -55,10 +92,10 @@ def needs_of(subject: Subject, request: GenerateRequest, chunk: int) -> Needs:
         rows = eye.num_tokens * pictures
         demands["image"] = (
             ("image_encoder", stages.look_at_pictures(eye, dtypes["image_encoder"], pictures)),
-            ("vae", stages.encode(subject.vae, dtypes["vae"], grid, grey=True, last=pictures == 2)),
+            ("vae", _vae_demand(subject, grid, "image", portions)),
         )
     if request.strength < 1:
-        demands["encode"] = (("vae", stages.encode(subject.vae, dtypes["vae"], grid, grey=False)),)
+        demands["encode"] = (("vae", _vae_demand(subject, grid, "encode", portions)),)
     if eye is not None or request.strength < 1:
         held = subject.weights["vae"].whole
     demands["denoise"] = (
@@ -75,8 +112,8 @@ def needs_of(subject: Subject, request: GenerateRequest, chunk: int) -> Needs:
             ),
         ),
     )
-    demands["decode"] = (("vae", stages.decode(subject.vae, subject.decode_dtype, grid, chunk)),)
-    return Needs(demands=demands, chunk=chunk, held=held)
+    demands["decode"] = (("vae", _vae_demand(subject, grid, "decode", portions)),)
+    return Needs(demands=demands, portions=portions, held=held)
 
 
 def frame_bytes(request: GenerateRequest) -> int:
@@ -84,11 +121,12 @@ def frame_bytes(request: GenerateRequest) -> int:
     return round(3 * request.width * request.height * min(request.num_frames, ENCODER_FRAMES))
 
 
-def bounds_of(subject: Subject, request: GenerateRequest, chunk: int) -> dict[ComponentName, int]:
+def bounds_of(subject: Subject, request: GenerateRequest) -> dict[ComponentName, int]:
     """More than each network can take beside its weights, without a trace: for requests that fit many times over."""
     tokens = num_tokens(request.num_frames, request.width, request.height)
     dit, text, base = subject.dit, subject.text_encoder, subject.vae.base_width
-    pixels = request.width * request.height * max(FRAME_STRIDE * chunk, FRAME_STRIDE)
+    chunk = latent_frames_at_once(*latent_grid(request.num_frames, request.width, request.height)[1:])
+    pixels = request.width * request.height * FRAME_STRIDE * chunk
     work: dict[ComponentName, int] = {
         "text_encoder": 4 * dit.text_length * (8 * text.dim + 4 * text.ffn_dim + text.num_heads * dit.text_length),
         "dit": 2 * tokens * 4 * (24 * dit.dim + 4 * dit.ffn_dim) + 2**27,

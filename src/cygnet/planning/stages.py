@@ -28,6 +28,7 @@ from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.conditioning import Conditioning
 from cygnet.pipelines.denoise import Guidance, Sampling, denoise
 from cygnet.runtime import flops
+from cygnet.runtime.attention import choose_attention, use_attention
 from cygnet.runtime.calibration import Clock, Rates
 from cygnet.runtime.flops import Work
 from cygnet.runtime.trace import Cost, Ledger
@@ -40,7 +41,7 @@ _FEW, _MORE = 2, 3
 """Blocks of which the costs are taken; what lies between them is one more."""
 _STEPS = range(2)
 """Of denoising: the first, in which every part of the network is watched, and one of the others."""
-_CELLS = 16
+CELLS = 16
 """Latent cells of a side of the picture that the VAE is traced with."""
 
 
@@ -52,6 +53,8 @@ class Demand:
     work: tuple[Work, ...]
     passes: int = 1
     """How often the weights are gone through."""
+    parked: int = 0
+    """Bytes that wait in the host's memory while the device works."""
 
     def and_then(self, other: Demand) -> Demand:
         """Both, one after the other."""
@@ -60,7 +63,8 @@ class Demand:
             self.cost.moved + other.cost.moved,
             self.cost.kernels + other.cost.kernels,
         )
-        return Demand(cost=cost, work=self.work + other.work, passes=self.passes + other.passes)
+        parked = max(self.parked, other.parked)
+        return Demand(cost=cost, work=self.work + other.work, passes=self.passes + other.passes, parked=parked)
 
 
 def encode_text(config: UMT5Config, dtype: torch.dtype, tokens: int) -> Demand:
@@ -75,7 +79,7 @@ def encode_text(config: UMT5Config, dtype: torch.dtype, tokens: int) -> Demand:
 
         return _laps(run)
 
-    return Demand(cost=_total(over_blocks(laps, config.num_layers), 1), work=tuple(flops.umt5(config, tokens)))
+    return Demand(cost=total_of(over_blocks(laps, config.num_layers), 1), work=tuple(flops.umt5(config, tokens)))
 
 
 def look_at_pictures(config: CLIPVisionConfig, dtype: torch.dtype, pictures: int) -> Demand:
@@ -92,7 +96,7 @@ def look_at_pictures(config: CLIPVisionConfig, dtype: torch.dtype, pictures: int
         return _laps(run)
 
     one = over_blocks(laps, config.num_layers - 1)
-    return Demand(cost=_total(one, pictures), work=tuple(flops.clip(config, pictures)), passes=pictures)
+    return Demand(cost=total_of(one, pictures), work=tuple(flops.clip(config, pictures)), passes=pictures)
 
 
 def denoise_latents(
@@ -116,7 +120,7 @@ def denoise_latents(
     work += flops.dit_step(config, tokens, joined, image_rows, prompts=2) * guided
     work += flops.dit_step(config, tokens, rows[0], image_rows) * plain
     costs = [
-        _total(_denoise_laps(config, dtype, grid, texts, image_rows, solver, count == 0), number)
+        total_of(_denoise_laps(config, dtype, grid, texts, image_rows, solver, count == 0), number)
         for count, number in ((1, guided), (0, plain))
         if number
     ]
@@ -161,30 +165,30 @@ def decode(config: VAEConfig, dtype: torch.dtype, grid: Grid, chunk: int) -> Dem
     """``chunk`` latent frames at a time."""
     frames, rows, columns = grid
     chunk = max(min(chunk, frames - 1), 1)
-    laps = _scaled(_decode_laps(config, dtype, chunk), rows * columns / _CELLS**2)
+    laps = _scaled(_decode_laps(config, dtype, chunk), rows * columns / CELLS**2)
     count = 1 + (frames - 1) / chunk
-    return Demand(cost=_total(laps, count), work=tuple(flops.vae_decode(config, frames, rows, columns, chunk)))
+    return Demand(cost=total_of(laps, count), work=tuple(flops.vae_decode(config, frames, rows, columns, chunk)))
 
 
 def encode(config: VAEConfig, dtype: torch.dtype, grid: Grid, *, grey: bool, last: bool = False) -> Demand:
     """Frames four at a time; with ``grey`` one picture and then none that change, but with ``last`` the last."""
     frames, rows, columns = grid
-    laps = _scaled(_encode_laps(config, dtype), rows * columns / _CELLS**2)
+    laps = _scaled(_encode_laps(config, dtype), rows * columns / CELLS**2)
     work = whole = flops.vae_encode(config, frames, rows, columns)
     if grey:
-        windows = _vae(config, dtype).encoder.windows
+        windows = vae_on_meta(config, dtype).encoder.windows
         work = flops.vae_encode(config, frames, rows, columns, windows=windows, last=last)
     # What is left out because nothing changes is left out of the time; the first grey frames take all the memory.
-    share, cost = flops.total(work) / flops.total(whole), _total(laps, frames)
+    share, cost = flops.total(work) / flops.total(whole), total_of(laps, frames)
     return Demand(cost=Cost(cost.peak, round(cost.moved * share), round(cost.kernels * share)), work=tuple(work))
 
 
 @functools.lru_cache(maxsize=32)
 def _decode_laps(config: VAEConfig, dtype: torch.dtype, chunk: int) -> Laps:
-    vae = _vae(config, dtype)
+    vae = vae_on_meta(config, dtype)
 
     def run(lap: Callable[[], None]) -> None:
-        latents = torch.empty(1, config.latent_channels, 1 + 2 * chunk, _CELLS, _CELLS, device="meta")
+        latents = torch.empty(1, config.latent_channels, 1 + 2 * chunk, CELLS, CELLS, device="meta")
         for frames in vae.decode_chunks(latents, chunk=chunk):
             frames.aminmax()
             lap()
@@ -194,7 +198,7 @@ def _decode_laps(config: VAEConfig, dtype: torch.dtype, chunk: int) -> Laps:
 
 @functools.lru_cache(maxsize=32)
 def _encode_laps(config: VAEConfig, dtype: torch.dtype) -> Laps:
-    vae, side = _vae(config, dtype), _CELLS * config.spatial_stride
+    vae, side = vae_on_meta(config, dtype), CELLS * config.spatial_stride
 
     def run(lap: Callable[[], None]) -> None:
         pieces = (torch.empty(1, 3, count, side, side, device="meta") for count in (1, 4, 4))
@@ -217,35 +221,36 @@ def measured_together(rates: Rates, device: torch.device, clock: Clock) -> dict[
         dit = DiTConfig(variant="t2v", dim=512, ffn_dim=2048, num_heads=4, num_layers=2, in_channels=16, text_dim=64)
         text = torch.zeros(1, 20, dit.text_dim, device=device, dtype=dtype)
         network = _random(DiT, dit, dtype, device)
+        use_attention(network, choose_attention("auto", device, dtype, dit.dim // dit.num_heads))
         latents = torch.randn(1, 16, *grid, device=device)
         given = Conditioning(context=text, negative_context=text)
 
         def denoised() -> None:
-            sampling = Sampling(solver="unipc", num_steps=3, shift=3.0)
+            sampling = Sampling(solver="unipc", num_steps=2, shift=3.0)
             denoise(network, latents, given, sampling, Guidance(scale=2.0))  # noqa: B023 (called in this turn)
 
-        whole = denoise_latents(dit, dtype, grid, texts=(20, 20), image_rows=0, solver="unipc", steps=(3, 0))
+        whole = denoise_latents(dit, dtype, grid, texts=(20, 20), image_rows=0, solver="unipc", steps=(2, 0))
         found[f"dit {name}"] = _fastest(denoised, device, clock) / seconds(whole, rates, dtype)
         vae = VAEConfig(base_width=32)
-        decoder, cells = _random(WanVAE, vae, dtype, device).channels_last(), (5, 12, 12)
+        decoder, cells = _random(WanVAE, vae, dtype, device).channels_last(), (3, 12, 12)
         noise = torch.randn(1, 16, *cells, device=device)
-        shown = decode(vae, dtype, cells, 4)
-        took = _fastest(lambda: decoder.decode(noise, chunk=4), device, clock)  # noqa: B023
+        shown = decode(vae, dtype, cells, 2)
+        took = _fastest(lambda: decoder.decode(noise, chunk=2), device, clock)  # noqa: B023
         found[f"vae {name}"] = took / seconds(shown, rates, dtype)
     return found
 
 
 def _fastest(work: Callable[[], object], device: torch.device, clock: Clock) -> float:
-    """Seconds of the faster of two runs, after one that warms up."""
+    """Seconds of the faster of two runs: the first is at most a little slower, for the kernels have run before."""
     took: list[float] = []
     with torch.no_grad():
-        for _ in range(3):
+        for _ in range(2):
             start = clock()
             work()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             took.append(clock() - start)
-    return min(took[1:])
+    return min(took)
 
 
 def _random(kind: Callable[[Any], Any], config: Any, dtype: torch.dtype, device: torch.device) -> Any:
@@ -279,7 +284,7 @@ def over_blocks(laps: Callable[[int], Laps], blocks: int) -> Laps:
     return tuple(more.beyond(few, blocks - _MORE) for few, more in pairs)
 
 
-def _total(laps: Laps, count: float) -> Cost:
+def total_of(laps: Laps, count: float) -> Cost:
     """The cost of ``count`` laps, of which those that were not run are like the last one."""
     shares = [min(max(count - number, 0.0), 1.0) for number in range(len(laps))]
     shares[-1] += max(count - len(laps), 0.0)
@@ -306,6 +311,6 @@ def on_meta(kind: Callable[[Any], Any], config: Any, dtype: torch.dtype) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def _vae(config: VAEConfig, dtype: torch.dtype) -> WanVAE:
+def vae_on_meta(config: VAEConfig, dtype: torch.dtype) -> WanVAE:
     vae: WanVAE = on_meta(WanVAE, config, dtype)
     return vae.channels_last()

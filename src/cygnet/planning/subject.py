@@ -28,7 +28,7 @@ from cygnet.models.vae.config import WAN_VAE, VAEConfig
 from cygnet.pipelines.presets import Defaults, defaults_for
 from cygnet.runtime.plan import Weights
 from cygnet.runtime.precision import parse_dtype, pick_dtype
-from cygnet.types import ComponentName
+from cygnet.types import ComponentName, Tiles
 
 PUBLISHED: Mapping[str, DiTConfig] = {
     "t2v-1.3b": T2V_1_3B,
@@ -60,6 +60,17 @@ class Subject:
     present: bool
     """Whether the weights are on this machine."""
     tokenizer: TokenizerSource | None
+    execution: Execution
+
+    @property
+    def decode_tiles(self) -> Tiles | None:
+        """Those that were asked for; None where memory decides."""
+        return self.execution.tiles("decode_tiles")
+
+    @property
+    def encode_tiles(self) -> Tiles | None:
+        """The same of the VAE's other half."""
+        return self.execution.tiles("encode_tiles")
 
     @property
     def variant(self) -> str:
@@ -94,10 +105,10 @@ def subject_of(
     if isinstance(source, str) and source.lower() in PUBLISHED and not Path(source).exists():
         found = catalogue.look_for(source)
         if not found.complete:
-            return _published(found.entry, device, asked, decoded)
+            return _published(found.entry, device, asked, decoded, execution)
     read = read_model(source, loras, allow_partial_loras=allow_partial_loras)
     dtypes = {part: _dtype(part, device, asked) for part in read.weights}
-    return _subject(read.name, read.weights, read.tokenizer, dtypes, decoded)
+    return _subject(read.name, read.weights, read.tokenizer, dtypes, decoded, execution)
 
 
 def _dtype(part: ComponentName, device: torch.device, asked: torch.dtype | None) -> torch.dtype:
@@ -115,7 +126,7 @@ def _decode_dtype(device: torch.device, asked: torch.dtype | None, execution: Ex
 
 def subject_of_loaded(model: LoadedModel) -> Subject:
     """A model that is loaded."""
-    subject = _subject(model.name, model.weights, model.tokenizer, model.dtypes, model.decode_dtype)
+    subject = _subject(model.name, model.weights, model.tokenizer, model.dtypes, model.decode_dtype, model.execution)
     return replace(subject, weights=model.taken)
 
 
@@ -125,6 +136,7 @@ def _subject(
     tokenizer: TokenizerSource | None,
     dtypes: Mapping[ComponentName, torch.dtype],
     decode_dtype: torch.dtype,
+    execution: Execution,
 ) -> Subject:
     configs: dict[ComponentName, ComponentConfig] = {part: each.config for part, each in weights.items()}
     dit, vae, text, eye = (configs.get(part) for part in ("dit", "vae", "text_encoder", "image_encoder"))
@@ -137,13 +149,17 @@ def _subject(
         vae=vae,
         text_encoder=text,
         image_encoder=eye if isinstance(eye, CLIPVisionConfig) and dit.image_dim is not None else None,
-        weights={part: weights_taken(each, dtypes[part], decode_dtype) for part, each in weights.items()},
+        weights={
+            part: weights_taken(each, dtypes[part], decode_dtype, execution.fp8 and part == "dit")
+            for part, each in weights.items()
+        },
         dtypes=dtypes,
         decode_dtype=decode_dtype,
         files={part: sum(info.nbytes for info in each.infos.values()) for part, each in weights.items()},
         converted=frozenset(part for part, each in weights.items() if _converted(part, each, dtypes[part])),
         present=True,
         tokenizer=tokenizer,
+        execution=execution,
     )
 
 
@@ -155,7 +171,11 @@ def _converted(part: ComponentName, weights: ComponentWeights, dtype: torch.dtyp
 
 
 def _published(
-    entry: catalogue.Entry, device: torch.device, asked: torch.dtype | None, decode_dtype: torch.dtype
+    entry: catalogue.Entry,
+    device: torch.device,
+    asked: torch.dtype | None,
+    decode_dtype: torch.dtype,
+    execution: Execution,
 ) -> Subject:
     """As the first source that `cygnet pull` would fetch from has it."""
     dit = PUBLISHED[entry.name]
@@ -168,6 +188,8 @@ def _published(
         if file.role in files:
             files[file.role] += file.bytes
     weights = {part: network_taken(part, config, dtypes[part], decode_dtype) for part, config in configs.items()}
+    if execution.fp8:
+        weights["dit"] = weights["dit"].rounded_when_loaded()
     return Subject(
         name=entry.name,
         dit=dit,
@@ -181,4 +203,5 @@ def _published(
         converted=frozenset(part for part in files if part == "vae" or files[part] > 1.2 * weights[part].whole),
         present=False,
         tokenizer=None,
+        execution=execution,
     )

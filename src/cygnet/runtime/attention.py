@@ -14,6 +14,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -123,6 +124,38 @@ _PACKAGES: dict[str, tuple[str, Callable[[Attention], Attention]]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a kernel is used on a device, and why not."""
+
+    kernel: str
+    error: float | None
+    """How far it is from float64, relative L2; None for one that does not run there."""
+    reason: str
+    """Why it is left out; empty for one that is admitted."""
+
+    @property
+    def admitted(self) -> bool:
+        """Whether it is used."""
+        return not self.reason
+
+
+def verdicts(device: torch.device, dtype: torch.dtype, head_width: int) -> list[Verdict]:
+    """What becomes of each kernel that is known here: torch's in their order, then the packages for CUDA.
+
+    Each is tried as before its use. "sage" is used where it is asked for alone.
+    """
+    found = [_of_torch(kernel, device, dtype, head_width) for kernel in ORDER]
+    for name, (package, _) in _PACKAGES.items() if device.type == "cuda" else ():
+        if importlib.util.find_spec(package) is None:
+            found.append(Verdict(kernel=name, error=None, reason=f"its package {package} is not installed"))
+        elif dtype == torch.float32:  # which it gives to torch's kernels
+            found.append(Verdict(kernel=name, error=None, reason="it takes 16-bit numbers alone"))
+        else:
+            found.append(_of_package(name, sdpa, device, dtype, head_width)[0])
+    return found
+
+
 def check_attention(name: str) -> None:
     """Raise :class:`~cygnet.errors.RequestError` unless ``name`` is an :data:`AttentionName` whose package is here."""
     if name not in get_args(AttentionName):
@@ -152,38 +185,56 @@ def choose_attention(name: AttentionName, device: torch.device, dtype: torch.dty
 
 @functools.cache
 def _tested(name: str, device: torch.device, dtype: torch.dtype, head_width: int) -> Attention:
-    sound = tuple(kernel for kernel in ORDER if _torch_kernel_is_sound(kernel, device, dtype, head_width))
+    sound = tuple(kernel for kernel in ORDER if _is_sound(kernel, device, dtype, head_width))
     plain = TorchAttention((*sound, SDPBackend.MATH) if SDPBackend.MATH not in sound else sound)
     wanted = "flash3" if name == "auto" and importlib.util.find_spec("flash_attn_interface") else name
     if wanted not in _PACKAGES:
         return plain
-    tolerance = _SAGE_TOLERANCE if wanted == "sage" else _TOLERANCE[dtype]
-    try:
-        special = _PACKAGES[wanted][1](plain)
-        error = attention_error(special, device, dtype, head_width)
-    except Exception as problem:  # a foreign package may fail in any way; what matters is that it does
-        reason = f"{type(problem).__name__}: {problem}"[:200]
-    else:
-        if error <= tolerance:
-            return special
-        reason = f"it is {error:.2g} off, more than {tolerance:g}"
+    verdict, special = _of_package(wanted, plain, device, dtype, head_width)
+    if special is not None:
+        return special
     if name == wanted:
-        raise RequestError(f"attention {name!r} does not work on {device}: {reason}; use auto", field="attention")
-    _log.warning("attention %s is left out on %s: %s", wanted, device, reason)
+        raise RequestError(
+            f"attention {name!r} does not work on {device}: {verdict.reason}; use auto", field="attention"
+        )
+    _log.warning("attention %s is left out on %s: %s", wanted, device, verdict.reason)
     return plain
 
 
-def _torch_kernel_is_sound(kernel: SDPBackend, device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+def _of_package(
+    name: str, otherwise: Attention, device: torch.device, dtype: torch.dtype, head_width: int
+) -> tuple[Verdict, Attention | None]:
+    """The verdict on an installed package's kernel, and the kernel if it is admitted."""
+    tolerance = _SAGE_TOLERANCE if name == "sage" else _TOLERANCE[dtype]
+    try:
+        special = _PACKAGES[name][1](otherwise)
+        error = attention_error(special, device, dtype, head_width)
+    except Exception as problem:  # a foreign package may fail in any way; what matters is that it does
+        reason = f"{type(problem).__name__}: {problem}"[:200]
+        return Verdict(kernel=name, error=None, reason=reason), None
+    if error <= tolerance:
+        return Verdict(kernel=name, error=error, reason=""), special
+    return Verdict(kernel=name, error=error, reason=f"it is {error:.2g} off, more than {tolerance:g}"), None
+
+
+def _of_torch(kernel: SDPBackend, device: torch.device, dtype: torch.dtype, head_width: int) -> Verdict:
+    name = kernel.name.lower().removesuffix("_attention")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch explains each refusal
             error = attention_error(TorchAttention((kernel,)), device, dtype, head_width)
     except RuntimeError:  # not built in, or not for this chip or dtype
-        return False
-    if error <= _TOLERANCE[dtype]:
-        return True
-    _log.warning("torch's %s is left out on %s: it is %.2g off", kernel.name, device, error)
-    return False
+        return Verdict(kernel=name, error=None, reason=f"torch has none for {device.type} here")
+    reason = "" if error <= _TOLERANCE[dtype] else f"it is {error:.2g} off"
+    return Verdict(kernel=name, error=error, reason=reason)
+
+
+def _is_sound(kernel: SDPBackend, device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    """Whether one of torch's kernels is admitted; one that runs and errs is left out with a line."""
+    verdict = _of_torch(kernel, device, dtype, head_width)
+    if verdict.error is not None and not verdict.admitted:
+        _log.warning("torch's %s is left out on %s: %s", kernel.name, device, verdict.reason)
+    return verdict.admitted
 
 
 @torch.no_grad()

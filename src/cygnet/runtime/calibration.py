@@ -24,8 +24,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from cygnet.ops.attention import sdpa
 from cygnet.ops.conv import conv3d
+from cygnet.runtime.attention import choose_attention
 from cygnet.runtime.flops import Kind, Work
 
 Points = Sequence[tuple[int, float]]
@@ -34,8 +34,8 @@ Clock = Callable[[], float]
 
 _FORMAT = 1
 _DISK_BYTES = 64 * 2**20
-_BUDGET = 0.1
-"""Seconds that each figure is measured for, if three runs take no longer."""
+_BUDGET = 0.06
+"""Seconds that each figure is measured for, if two runs take no longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,10 @@ def _at(points: Points, width: float) -> float:
 
 
 def calibrate(device: torch.device, folder: Path, *, clock: Clock = time.perf_counter) -> Rates:
-    """Measure the device and the disk of ``folder``; takes a few seconds."""
+    """Measure the device and the disk of ``folder``; takes about three seconds of a processor.
+
+    Attention is measured with the kernel that "auto" takes on the device.
+    """
     dtypes = [torch.float32, torch.bfloat16]
     if device.type == "cuda":
         dtypes.append(torch.float16)
@@ -149,9 +152,9 @@ def device_name(device: torch.device) -> str:
 
 # Rows, features in and out; heads and rows; channels and side. Small ones are those of the embedded models, the large
 # ones those of T2V-1.3B: bfloat16 and narrow layers are much slower on some processors than their peak.
-_MATMULS = ((640, 256, 1024), (640, 1536, 1536), (256, 4096, 4096))
-_ATTENTIONS = ((4, 320), (12, 1280))
-_CONVS = ((16, 64), (32, 64), (96, 64), (192, 48), (384, 24))
+_MATMULS = ((640, 256, 1024), (640, 1536, 1536), (256, 4096, 2048))
+_ATTENTIONS = ((4, 320), (6, 1280))
+_CONVS = ((16, 64), (32, 64), (96, 64), (192, 36), (384, 24))
 
 
 class _Stopwatch:
@@ -159,16 +162,16 @@ class _Stopwatch:
         self._device, self._clock = device, clock
 
     def __call__(self, work: Callable[[], object]) -> float:
-        """Seconds of one run: the median of as many as fit the budget, three at least, after one that warms up."""
+        """Seconds of one run: the lower median of as many as fit the budget, two at least, after one that warms up."""
         work()
         self._settle()
         seconds: list[float] = []
-        while len(seconds) < 3 or (sum(seconds) < _BUDGET and len(seconds) < 50):
+        while len(seconds) < 2 or (sum(seconds) < _BUDGET and len(seconds) < 50):
             start = self._clock()
             work()
             self._settle()
             seconds.append(self._clock() - start)
-        return statistics.median(seconds)
+        return statistics.median_low(seconds)
 
     def _settle(self) -> None:
         if self._device.type == "cuda":
@@ -178,25 +181,30 @@ class _Stopwatch:
 def _matmul(
     timed: _Stopwatch, device: torch.device, dtype: torch.dtype, rows: int, inside: int, outside: int
 ) -> tuple[int, float]:
-    x = torch.randn(rows, inside, device=device).to(dtype)
-    weight, bias = torch.randn(outside, inside, device=device).to(dtype), torch.zeros(outside, device=device).to(dtype)
+    x, weight, bias = (_filled(device, dtype, *shape) for shape in ((rows, inside), (outside, inside), (outside,)))
     return inside, 2 * rows * inside * outside / timed(lambda: F.linear(x, weight, bias))
+
+
+def _filled(device: torch.device, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """Of a number that processors are neither fast nor slow with; to draw them would take longer than the work."""
+    return torch.full(shape, 0.7, device=device, dtype=dtype)
 
 
 def _reading(timed: _Stopwatch, device: torch.device, dtype: torch.dtype) -> tuple[int, float]:
     """Bytes per second of a matrix that meets one row, so that its time is that of reading it."""
-    x, weight = (torch.ones(rows, 4096, device=device, dtype=dtype) for rows in (1, 12288))
+    x, weight = (_filled(device, dtype, rows, 4096) for rows in (1, 12288))
     return 4096, weight.nbytes / timed(lambda: F.linear(x, weight))
 
 
 def _attention(timed: _Stopwatch, device: torch.device, dtype: torch.dtype, heads: int, rows: int) -> tuple[int, float]:
     q = torch.randn(1, rows, heads, 128, device=device).to(dtype).transpose(1, 2)
-    return rows, 4 * rows * rows * heads * 128 / timed(lambda: sdpa(q, q, q))
+    kernel = choose_attention("auto", device, dtype, 128)
+    return rows, 4 * rows * rows * heads * 128 / timed(lambda: kernel(q, q, q))
 
 
 def _conv(timed: _Stopwatch, device: torch.device, dtype: torch.dtype, channels: int, side: int) -> tuple[int, float]:
     def laid_out(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+        return _filled(device, dtype, *shape).contiguous(memory_format=torch.channels_last_3d)
 
     x, weight = laid_out(1, channels, 6, side, side), laid_out(channels, channels, 3, 3, 3)
     done = 2 * channels * channels * 27 * 4 * side * side
@@ -206,7 +214,7 @@ def _conv(timed: _Stopwatch, device: torch.device, dtype: torch.dtype, channels:
 def _pointwise(timed: _Stopwatch, device: torch.device, size: int) -> tuple[int, float]:
     """Kernels of a norm and of a rotation, some of which convert; the mix is that of a transformer block."""
     count = size // 4
-    x, y = torch.randn(count, device=device), torch.randn(count, device=device)
+    x, y = (_filled(device, torch.float32, count) for _ in range(2))
     half = x.to(torch.bfloat16)
 
     def work() -> None:
@@ -234,9 +242,10 @@ def disk_rate(folder: Path, clock: Clock = time.perf_counter) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".disk.{secrets.token_hex(4)}"
     try:
+        piece = os.urandom(2**20)  # more than file systems compress or compare at a time
         with open(path, "xb") as file:
             for _ in range(_DISK_BYTES >> 20):
-                file.write(os.urandom(2**20))
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
             if hasattr(os, "posix_fadvise"):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import os
 import shutil
+import sys
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
@@ -25,6 +27,8 @@ COMPILE_FROM_VALUES = 1_000_000
 """Tokens times width from which "auto" compiles on a processor, and there in bfloat16 alone: a processor's float32
 products take so much longer than the passes between them that fusing those saves nothing."""
 
+_CXX = "clang++" if sys.platform == "darwin" else "g++"
+
 _log = logging.getLogger("cygnet")
 
 
@@ -35,9 +39,21 @@ def missing_for_compiling(device_type: str) -> str | None:
         return f"torch does not compile for {device_type} here"
     if device_type == "cuda" and importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    if not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cc", "gcc", "clang")):
-        return "no C compiler is found; install gcc"
+    if find_compiler(device_type) is None:
+        # Each as torch and triton look for theirs: CXX or g++ (clang++ on macOS) writes loops for a processor.
+        if device_type == "cpu":
+            return f"no C++ compiler is found ({os.environ.get('CXX') or _CXX}); install {_CXX}"
+        return f"no C compiler is found ({os.environ.get('CC') or 'gcc, clang'}); install gcc"
     return None
+
+
+def find_compiler(device_type: str) -> str | None:
+    """The compiler that torch ("cpu") or triton ("cuda") would call; None if that is not there."""
+    if device_type == "cpu":
+        names = [os.environ.get("CXX") or _CXX]
+    else:
+        names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    return next((name for name in names if shutil.which(name)), None)
 
 
 def compile_blocks(
@@ -60,11 +76,16 @@ def compile_blocks(
             block.forward = CompiledForward(block, worth, switch, learning=learning)
 
 
+def pays(device_type: str, dtype: torch.dtype, tokens: int, width: int) -> bool:
+    """Whether a video of so many tokens is long enough for compiling to pay."""
+    if device_type == "cuda":
+        return tokens >= COMPILE_FROM_TOKENS
+    return dtype == torch.bfloat16 and tokens * width >= COMPILE_FROM_VALUES
+
+
 def _worth_it(x: torch.Tensor) -> bool:
-    """Whether a stream ``[B, L, D]`` is long enough for compiling to pay."""
-    if x.device.type == "cuda":
-        return x.shape[1] >= COMPILE_FROM_TOKENS
-    return x.dtype == torch.bfloat16 and x.shape[1] * x.shape[2] >= COMPILE_FROM_VALUES
+    """The same of a stream ``[B, L, D]``."""
+    return pays(x.device.type, x.dtype, x.shape[1], x.shape[2])
 
 
 class _Switch:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,7 +13,9 @@ from cygnet.errors import RequestError
 from cygnet.runtime.attention import AttentionName, check_attention, choose_attention, use_attention
 from cygnet.runtime.compile import Compile, compile_blocks
 from cygnet.runtime.fp8 import check_fp8, use_fp8
+from cygnet.runtime.plan import Offload, Weights
 from cygnet.runtime.precision import parse_dtype, pick_decode_dtype
+from cygnet.types import ComponentName, Tiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +32,30 @@ class Execution:
     decode_dtype: str | torch.dtype = "auto"
     """What the VAE decodes in. "auto": bfloat16 where the device multiplies it, for decoding only loses what 8 bits a
     pixel do not show; encoding is in float32 in any case."""
+    decode_tiles: str = "auto"
+    """In which tiles of a frame the VAE decodes, such as "416x240"; "auto": in none, unless whole frames do not fit
+    into memory. The pixels are those of whole frames, up to rounding."""
+    encode_tiles: str = "auto"
+    """The same of encoding pictures and videos."""
     fp8: bool = False
     """Whether the transformer multiplies in 8-bit floats, on GPUs that can: faster, and not exact."""
 
     def __post_init__(self) -> None:
         check_attention(self.attention)
         parse_dtype(self.decode_dtype)
+        self.tiles("decode_tiles")
+        self.tiles("encode_tiles")
         if self.compile not in (True, False, "auto"):
             raise RequestError(f'compile is {self.compile!r}; give True, False or "auto"', field="compile")
 
     def decodes_in(self, device: torch.device, asked: torch.dtype | None) -> torch.dtype:
         """The dtype of the VAE's decoder on ``device`` when ``asked`` is the dtype of the other networks."""
         return parse_dtype(self.decode_dtype) or pick_decode_dtype(device, asked)
+
+    def tiles(self, which: Literal["decode_tiles", "encode_tiles"]) -> Tiles | None:
+        """The tiles that were asked for; None where memory decides."""
+        asked = self.decode_tiles if which == "decode_tiles" else self.encode_tiles
+        return None if asked == "auto" else Tiles.parse(asked, which)
 
     def check(self, device: torch.device) -> None:
         """Raise :class:`~cygnet.errors.RequestError` for what ``device`` cannot do."""
@@ -61,9 +75,22 @@ class Execution:
         compile_blocks(dit, stacks, self.compile, device)
 
     def describe(self) -> dict[str, Any]:
-        """What of it was asked for and can change pixels, for receipts: rounding is enough for that."""
+        """What of it was asked for and can change pixels, for receipts: rounding is enough for that.
+
+        Tiles are left out: a receipt tells those of its run.
+        """
         chosen: dict[str, Any] = {"attention": self.attention, "compile": self.compile, "fp8": self.fp8}
         return {name: value for name, value in chosen.items() if value != getattr(DEFAULT, name)}
+
+
+def check_fp8_streams(execution: Execution, offload: Offload, weights: Mapping[ComponentName, Weights]) -> None:
+    """Raise :class:`~cygnet.errors.RequestError` where a transformer with fp8 products cannot be streamed as asked."""
+    if execution.fp8 and offload == "stream" and weights["dit"].streamed is None:
+        raise RequestError(
+            "fp8 products need the transformer's weights in memory, the device's or all of them in the machine's, and "
+            "here they would be streamed from the file; leave fp8 or streaming out, or free memory",
+            field="fp8",
+        )
 
 
 DEFAULT = Execution()

@@ -103,6 +103,13 @@ def clip(config: CLIPVisionConfig, pictures: int = 1) -> list[Work]:
     return [_conv(3, d, config.patch_size**2, patches), *block * (config.num_layers - 1)]
 
 
+class Tiled(NamedTuple):
+    """How the autoencoder works in tiles: its ``levels`` widest ones do, on ``seen`` times the cells of the frame."""
+
+    levels: int
+    seen: float
+
+
 # The autoencoder -----------------------------------------------------------------------------------------------------
 
 
@@ -137,16 +144,18 @@ def _middle(width: int, grid: _Grid) -> Iterator[list[Work]]:
     yield _residual(width, width, grid)
 
 
-def vae_decode(config: VAEConfig, frames: int, rows: int, columns: int, chunk: int = 1) -> list[Work]:
+def vae_decode(
+    config: VAEConfig, frames: int, rows: int, columns: int, chunk: int = 1, tiled: Tiled | None = None
+) -> list[Work]:
     """``frames`` latent frames of ``rows`` x ``columns`` cells, the first alone and then ``chunk`` at a time."""
     work: list[Work] = []
     for start in (0, *range(1, frames, chunk)):
         count = min(chunk, frames - start) if start else 1
-        work += _decode_chunk(config, _Grid(count, rows, columns, start == 0), second=start == 1)
+        work += _decode_chunk(config, _Grid(count, rows, columns, start == 0), second=start == 1, tiled=tiled)
     return work
 
 
-def _decode_chunk(config: VAEConfig, grid: _Grid, *, second: bool) -> list[Work]:
+def _decode_chunk(config: VAEConfig, grid: _Grid, *, second: bool, tiled: Tiled | None) -> list[Work]:
     z = config.latent_channels
     widths = [config.base_width * m for m in reversed(config.width_multipliers)]
     width = widths[0]
@@ -158,6 +167,8 @@ def _decode_chunk(config: VAEConfig, grid: _Grid, *, second: bool) -> list[Work]
             work += _residual(width, out, grid)
             width = out
         if level < len(widths) - 1:
+            if tiled is not None and level == len(widths) - 1 - tiled.levels:
+                whole = len(work)
             temporal = tuple(reversed(config.temporal_downsample))[level]
             if temporal and not grid.alone:
                 # The first frame has not been through here, so the second may be the one before which nothing is.
@@ -166,30 +177,46 @@ def _decode_chunk(config: VAEConfig, grid: _Grid, *, second: bool) -> list[Work]
             grid = grid._replace(height=2 * grid.height, width=2 * grid.width)
             work.append(_conv(width, width // 2, 9, grid.places))
             width //= 2
-    return [*work, _conv(width, 3, grid.taps, grid.places)]
+    work.append(_conv(width, 3, grid.taps, grid.places))
+    return work if tiled is None else [*work[:whole], *_more(work[whole:], tiled.seen)]
+
+
+def _more(work: Sequence[Work], times: float) -> list[Work]:
+    return [each._replace(flops=times * each.flops) for each in work]
 
 
 def vae_encode(
-    config: VAEConfig, frames: int, rows: int, columns: int, *, windows: Sequence[Window] = (), last: bool = False
+    config: VAEConfig,
+    frames: int,
+    rows: int,
+    columns: int,
+    *,
+    windows: Sequence[Window] = (),
+    last: bool = False,
+    tiled: Tiled | None = None,
 ) -> list[Work]:
     """``frames`` latent frames of ``rows`` x ``columns`` cells, from pixels: one at first and then four at a time.
 
     With ``windows``, those of the encoder's layers, all pixels but the first frame's are grey, with ``last`` but the
-    last frame's too: layers that see nothing but grey are then left out, as :class:`Still` decides.
+    last frame's too: layers that see nothing but grey are then left out, as :class:`Still` decides; those that are
+    tiled all or none.
     """
     work: list[Work] = []
     still, nothing = Still(), torch.empty(0)
+    in_tiles = 0 if tiled is None else 1 + tiled.levels * (config.residual_blocks + 1)
     for number in range(frames):
         skipped = 0
         if windows:
             final = last and number == frames - 1
             still.note([False] if number == 0 else [number > 1, True, True, not final])
             skipped, _ = still.resume(nothing)
-            if (settled := still.depth(windows)) > skipped:
+            if (settled := still.depth(windows)) > skipped and settled >= in_tiles:
                 still.keep(settled, nothing)
         stride = config.spatial_stride
         grid = _Grid(4 if number else 1, rows * stride, columns * stride, number == 0)
         layers = list(_encoder_layers(config, grid))
+        if tiled is not None:
+            layers = [*(_more(layer, tiled.seen) for layer in layers[:in_tiles]), *layers[in_tiles:]]
         work += [each for layer in layers[skipped:] for each in layer]
     return work
 

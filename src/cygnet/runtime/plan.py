@@ -35,7 +35,7 @@ class Weights:
     streamed: int | None = None
     """The most that is there at a time; None for a network that cannot be streamed."""
     swapped: int = 0
-    """The same where a machine beside the device holds all of them."""
+    """The same where a machine beside the device holds all of them; 0 for a network that cannot be streamed."""
     swaps: bool = False
     """Whether that is so; ``streamed`` is then equal to ``swapped``."""
     gathered: int = 0
@@ -45,9 +45,13 @@ class Weights:
 
     def swapped_from(self, host_free: int) -> Weights:
         """The same on a device of its own, beside a machine with that much free memory."""
-        if self.streamed is None or not fits_alone(self.whole, host_free):
+        if not self.swapped or not fits_alone(self.whole, host_free):
             return self
         return replace(self, streamed=self.swapped, swaps=True)
+
+    def rounded_when_loaded(self) -> Weights:
+        """The same of weights that fp8 products round: all of them are there before, and none comes from the file."""
+        return replace(self, eight_bit=self.whole, streamed=None)
 
     @property
     def narrow(self) -> bool:

@@ -29,7 +29,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from cygnet.errors import CygnetError
+from cygnet.errors import CygnetError, by_signal
 
 PATIENCE = 120.0
 """Seconds for an answer; the first one comes after the process has imported its nodes."""
@@ -85,9 +85,9 @@ class Channel:
         """Do what was asked and send the result, or in words why there is none."""
         try:
             self.send({"answer": message["ask"], "value": work()})
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # the server must hear of any failure, also that an answer is no JSON
+            if by_signal(error):
+                raise
             _log.exception("failed: %s", message.get("what"))
             self.send({"answer": message["ask"], "error": f"{type(error).__name__}: {error}"})
 

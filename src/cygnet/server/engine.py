@@ -98,6 +98,9 @@ class Engine:
     _worker_ready: bool = False
     _catalogue: Child | None = None
     _catalogue_gone: bool = False
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """How many packs could not be loaded, and node types of others not be described when all were asked for last;
+    empty if none."""
     _unanswered: set[str] = field(default_factory=set)
     """What the catalogue died of when it was asked last."""
     _deaths: int = 0
@@ -180,6 +183,8 @@ class Engine:
     def _hear_catalogue(self, message: Mapping[str, Any]) -> None:
         if message.get("ready"):
             self._catalogue_gone = False
+        if "left_out" in message:
+            self.left_out = {what: int(count) for what, count in message["left_out"].items() if count}
 
     def _catalogue_ended(self, how: str) -> None:
         self._catalogue_gone = True
@@ -220,7 +225,7 @@ class Engine:
         if record.ending is not None and record.ending.error is not None:
             self._tell_failure(record, record.ending.error)
         self._idle.set()
-        self.sockets.send(status(self.store.remaining()))
+        self.tell_status()
         if record.ended_ms is not None:  # one that starts again is not over: clients would stop waiting for it
             self.sockets.send(over(record.id), record.submission.client_id)
         self.dispatch()
@@ -313,10 +318,10 @@ class Engine:
         self._idle.clear()
         it = record.submission
         _log.info("job %s: begun, attempt %d", it.id, record.attempts, extra={"job": it.id})
+        self.tell_status()  # first: what runs may ask
         self._worker.tell(
             "run", job=it.id, fence=record.fence, prompt=it.prompt, outputs=list(it.outputs), extra=it.extra
         )
-        self.sockets.send(status(self.store.remaining()))
 
     def _hear(self, message: Mapping[str, Any]) -> None:
         if "devices" in message:
@@ -362,7 +367,7 @@ class Engine:
         _log.info("job %s: %s after %.1f s%s", running.record.id, ending.state, seconds, why, extra=facts)
         self._idle.set()
         # Clients read the history on the next message, so it is stored by now.
-        self.sockets.send(status(self.store.remaining()))
+        self.tell_status()
         self.sockets.send(over(running.record.id), running.record.submission.client_id)
         self.dispatch()
 
@@ -448,8 +453,11 @@ class Engine:
                 socket.put(item)
 
     def tell_status(self) -> None:
-        """Tell all clients how many jobs there are."""
-        self.sockets.send(status(self.store.remaining()))
+        """Tell all clients how many jobs there are, and the worker, whose packs may ask."""
+        remaining = self.store.remaining()
+        self.sockets.send(status(remaining))
+        if self._worker is not None:
+            self._worker.tell("queue", remaining=remaining)
 
     def free(self, *, results: bool) -> None:
         """Unload models once the running job is over; with ``results`` also forget what nodes gave."""

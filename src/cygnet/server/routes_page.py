@@ -172,7 +172,10 @@ def page_router(engine: Engine, settings: Settings, logs: LogLines, packs: PackR
     async def health() -> JSONResponse:
         problems = engine.problems()
         status = "draining" if engine.draining else "degraded" if problems else "ok"
-        return JSONResponse({"status": status, "queue": engine.store.remaining(), "problems": problems})
+        told = {"status": status, "queue": engine.store.remaining(), "problems": problems}
+        if engine.left_out:  # which keeps no job from being done
+            told["left_out"] = {**engine.left_out, "see": "the studio's log, and cygnet nodes list"}
+        return JSONResponse(told)
 
     numbers = Metrics(engine)
 

@@ -35,12 +35,13 @@ def serve_jobs(
     preview_method: str = "auto",
     free: Callable[[], None] = lambda: None,
     devices: Callable[[], Sequence[Mapping[str, Any]]] = list,
+    remaining: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Run jobs one after another until the server stops; ``free`` unloads models, when asked or when memory ran out.
     ``preview_method`` holds where a submission names none.
 
     ``devices`` says what this process computes on and how much memory is free there, as ``system_stats`` shows it; the
-    server is told after each order.
+    server is told after each order. ``remaining`` hears how many jobs wait or run.
 
     Jobs run in the calling thread, which owns the device; another thread listens, so that a stop is heard at once.
     """
@@ -55,6 +56,8 @@ def serve_jobs(
                 token = tokens.get((message["job"], message["fence"]))
                 if token is not None:
                     token.cancel()
+            elif message["what"] == "queue":
+                remaining(message["remaining"])
             else:
                 if message["what"] == "run":
                     tokens[message["job"], message["fence"]] = CancelToken()
@@ -96,8 +99,14 @@ def serve_catalogue(
     ``routes`` are the methods and path patterns of the web routes that packs added.
     """
     channel.send({"ready": True})
+    failed = sum(bool(it.get("error")) for it in packs)
+    channel.send({"left_out": {"packs": failed}})
+
+    def described(found: Mapping[str, Any]) -> None:
+        channel.send({"left_out": {"packs": failed, "node_types": len(classes) - len(found)}})
+
     while (message := channel.receive()) is not None:
-        channel.answer(message, functools.partial(_answer, message, classes, packs, routes))
+        channel.answer(message, functools.partial(_answer, message, classes, packs, routes, described))
 
 
 def _answer(
@@ -105,6 +114,7 @@ def _answer(
     classes: Mapping[str, NodeClass],
     packs: Sequence[Mapping[str, Any]],
     routes: Sequence[tuple[str, str]],
+    described: Callable[[Mapping[str, Any]], None],
 ) -> Any:
     match order["what"]:
         case "packs":
@@ -114,7 +124,10 @@ def _answer(
         case "describe":
             wanted = order.get("name")
             chosen = classes if wanted is None else {wanted: classes[wanted]} if wanted in classes else {}
-            return _entries(describe_all(chosen, _report))
+            found = _entries(describe_all(chosen, _report))
+            if wanted is None:  # not at the start: a declaration may end this process, and should when it is asked for
+                described(found)
+            return found
         case "validate":
             return verdict_json(validate(order["prompt"], classes, order.get("targets")))
         case "convert":

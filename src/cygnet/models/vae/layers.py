@@ -60,6 +60,10 @@ class Stream:
         """Keep the last ``frames`` frames of ``x`` as the layer's history."""
         self._history[layer] = x[:, :, -frames:].clone()
 
+    def park(self) -> None:
+        """Move what is remembered to the host's memory; layers fetch it from there when the next chunk comes."""
+        self._history = {layer: past.cpu() for layer, past in self._history.items()}
+
 
 class Still:
     """Notices a stretch of video in which nothing changes, so that layers that see nothing else need not run again.

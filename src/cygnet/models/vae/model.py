@@ -157,7 +157,7 @@ class WanVAE(nn.Module):
         ``chunk`` is how many latent frames are made at a time after the first; it bounds memory and changes nothing.
         Raises ValueError when T, H or W does not fit the strides.
         """
-        self._check_video(video)
+        self.check_video(video)
         stride = self.config.temporal_stride * _positive(chunk)
         pieces = [video[:, :, :1], *video[:, :, 1:].split(stride, dim=2)] if video.shape[2] > 1 else [video]
         return torch.cat(list(self.encode_chunks(pieces)), dim=2)
@@ -174,7 +174,7 @@ class WanVAE(nn.Module):
     @torch.no_grad()
     def encode_chunk(self, video: torch.Tensor, stream: Stream) -> torch.Tensor:
         """One step of :meth:`encode_chunks` with the state in the caller's hands."""
-        self._check_video(video, first=not stream.started)
+        self.check_video(video, first=not stream.started)
         stream.expect((video.shape[0], *video.shape[3:]))
         stream.still.look(video)
         stats = self._statistics(video, stream)
@@ -187,9 +187,7 @@ class WanVAE(nn.Module):
 
     def decode_chunks(self, latents: torch.Tensor, *, chunk: int = 1) -> Iterator[torch.Tensor]:
         """The frames of :meth:`decode` as they are ready: 1 first, then ``4 * chunk`` at a time."""
-        if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels or not latents.numel():
-            want = f"[B, {self.config.latent_channels}, t, h, w], none of them 0"
-            raise ValueError(f"latents must be {want}, not {list(latents.shape)}")
+        self.check_latents(latents)
         stream = Stream()
         pieces = [latents[:, :, :1]]
         if latents.shape[2] > 1:
@@ -206,7 +204,7 @@ class WanVAE(nn.Module):
 
     def posterior(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Whole-video mean and log-variance (raw, not normalised), with gradients: for training."""
-        self._check_video(video)
+        self.check_video(video)
         mean, log_variance = self._statistics(video, None).chunk(2, dim=1)
         return mean, log_variance
 
@@ -238,7 +236,8 @@ class WanVAE(nn.Module):
         std = torch.tensor(self.config.latents_std, dtype=torch.float32, device=like.device).view(shape)
         return mean, std
 
-    def _check_video(self, video: torch.Tensor, *, first: bool = True) -> None:
+    def check_video(self, video: torch.Tensor, *, first: bool = True) -> None:
+        """Raise ValueError unless a video, or a later chunk of one, has a shape that can be encoded."""
         space, time = self.config.spatial_stride, self.config.temporal_stride
         if video.ndim != 5 or video.shape[1] != 3 or not video.shape[0]:
             raise ValueError(f"video must be [B, 3, T, H, W], not {list(video.shape)}")
@@ -249,6 +248,12 @@ class WanVAE(nn.Module):
             raise ValueError(f"the video has {frames} frames; Wan-VAE needs {time}n+1 (1, 5, 9, ...)")
         if height % space or width % space or not height or not width:
             raise ValueError(f"the video is {width}x{height}; width and height must be multiples of {space}")
+
+    def check_latents(self, latents: torch.Tensor) -> None:
+        """Raise ValueError unless latents have a shape that can be decoded."""
+        if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels or not latents.numel():
+            want = f"[B, {self.config.latent_channels}, t, h, w], none of them 0"
+            raise ValueError(f"latents must be {want}, not {list(latents.shape)}")
 
 
 def _positive(chunk: int) -> int:
