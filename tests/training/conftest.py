@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from teaching import Configure, write_clip
 
-from cygnet.media.video import open_writer
 from cygnet.training.config import TrainConfig
 from cygnet.training.config_file import config_from
 from random_models import write_model
@@ -27,15 +26,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]
         paths = write_model(place / variant, variant)  # type: ignore[arg-type]
         found[variant] = {name: str(path) for name, path in paths.items()}
     return found
-
-
-def write_clip(path: Path, frames: int = 5, side: int = 32, seed: int = 0, fps: int = 16) -> Path:
-    rng = np.random.default_rng(seed)
-    still = rng.integers(0, 255, (side, side, 3), dtype=np.uint8)
-    pixels = np.stack([np.roll(still, 3 * number, axis=1) for number in range(frames)])
-    with open_writer(path, width=side, height=side, fps=fps, num_frames=frames, overwrite=True) as writer:
-        writer.write(pixels)
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +50,6 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clips(tmp_path: Path, made_clips: Path) -> Path:
     """A copy of the clips that a test may change."""
     return Path(shutil.copytree(made_clips, tmp_path / "clips"))
-
-
-Configure = Callable[..., TrainConfig]
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from teaching import Configure, write_clip
 
 from cli_process import Done
-from conftest import Configure, write_clip  # type: ignore[attr-defined]
 from cygnet.checkpoints import save_official
 from cygnet.cli.main import run
 from cygnet.errors import RequestError

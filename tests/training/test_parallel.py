@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from teaching import Configure
 
-from conftest import Configure  # type: ignore[attr-defined]
 from cygnet.errors import RequestError
 from cygnet.models.dit.config import DiTConfig
 from cygnet.training.config import TrainConfig

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from teaching import Configure
 
-from conftest import Configure  # type: ignore[attr-defined]
 from cygnet.training.reports import plot_losses
 from cygnet.training.start import Outcome, train
 

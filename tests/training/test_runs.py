@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from teaching import Configure
 
 import cygnet
-from conftest import Configure  # type: ignore[attr-defined]
 from cygnet.checkpoints.lora import read_lora
 from cygnet.errors import MediaError, NumericalError, OutOfMemory, OutputError, RequestError
 from cygnet.training import flow_run

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from teaching import Configure
 from torch._dynamo.backends.registry import lookup_backend
 
-from conftest import Configure  # type: ignore[attr-defined]
 from cygnet.errors import RequestError
 from cygnet.models.dit.config import DiTConfig
 from cygnet.models.dit.model import DiT
