@@ -86,9 +86,3 @@ def checkpointed(blocks: Iterable[nn.Module], how: Checkpointing) -> Callable[[]
             block.__dict__.pop("forward")
 
     return plain_again
-
-
-def kept_columns(how: Checkpointing, dim: int, ffn_dim: int) -> int:
-    """Values that a block keeps for each token beside its input, for planning."""
-    attention = 2 * dim  # over the clip and over the text
-    return {"none": 0, "full": 0, "attention": attention, "products": attention + 7 * dim + ffn_dim}[how]
