@@ -11,10 +11,11 @@ from torch.nn.attention import SDPBackend
 
 from cygnet.errors import RequestError
 from cygnet.models.dit.model import DiT
-from cygnet.ops.attention import sdpa
+from cygnet.ops.attention import attention_by_products, sdpa
 from cygnet.runtime import attention
 from cygnet.runtime.attention import (
     ORDER,
+    ProductsAttention,
     TorchAttention,
     attention_error,
     choose_attention,
@@ -22,15 +23,18 @@ from cygnet.runtime.attention import (
     verdicts,
 )
 from cygnet.types import Attention
+from support import relative_l2
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    attention._tested.cache_clear()
+    for remembered in (attention._tested, attention._on_processor):
+        remembered.cache_clear()
     yield
-    attention._tested.cache_clear()
+    for remembered in (attention._tested, attention._on_processor):
+        remembered.cache_clear()
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wrong(*_: object, **__: object) -> torch.Tensor:
-    return torch.zeros(1, 2, 333, 16)
+    return torch.zeros(1, 2, 533, 16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -101,7 +105,7 @@ def test_flash_attention_3_is_used_where_it_is_installed_and_right(
 
     package(monkeypatch, "flash_attn_interface", flash_attn_func=flash)
     chosen = choose_attention("auto", CUDA, torch.bfloat16, 16)
-    assert asked == [(1, 333, 2, 16)]
+    assert asked == [(1, 533, 2, 16)]
     q = torch.randn(1, 2, 5, 16, dtype=torch.bfloat16)
     torch.testing.assert_close(chosen(q, q, q), sdpa(q, q, q))
     bias = torch.randn(1, 1, 1, 5, dtype=torch.bfloat16)
@@ -170,3 +174,88 @@ def test_every_attention_layer_of_a_transformer_takes_the_kernel() -> None:
     use_attention(dit, wrong)
     taken = [name for name, part in dit.named_modules() if getattr(part, "attention", None) is wrong]
     assert taken == [f"blocks.{i}.{kind}_attn" for i in range(4) for kind in ("self", "cross")]
+
+
+# By products, on a processor
+
+
+def heads(*shape: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
+    """Seeded heads ``[B, N, L, K]`` in bfloat16, laid out as the projections leave them."""
+    batch, count, rows, width = shape
+    values = torch.randn(batch, rows, count, width, generator=torch.Generator().manual_seed(seed))
+    return (scale * values).bfloat16().transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "biased", "batch"),
+    [(5, 7, False, 2), (130, 70, True, 2), (1100, 1030, False, 1), (600, 2100, True, 1)],
+    ids=["tiny", "padding", "rows-in-parts", "rows-in-parts-padding"],
+)
+def test_attention_by_products_is_attention(queries: int, keys: int, biased: bool, batch: int) -> None:
+    q, k, v = (
+        heads(batch, 3, queries, 32, scale=3),
+        heads(batch, 3, keys, 32, seed=1),
+        heads(batch, 3, keys, 32, seed=2),
+    )
+    bias = torch.zeros(batch, 1, 1, keys, dtype=torch.bfloat16)
+    bias[..., keys // 2 :] = -torch.inf
+    bias[0, ..., 0] = 5
+    given = bias if biased else None
+    out = attention_by_products(q, k, v, given, 0.3)
+    exact = sdpa(q.double(), k.double(), v.double(), None if given is None else given.double(), 0.3)
+    assert relative_l2(out, exact) < 6e-3
+    fake = torch.library.opcheck(attention_by_products, (q, k, v, given, 0.3), test_utils="test_faketensor")
+    assert set(fake.values()) == {"SUCCESS"}
+
+
+def test_large_scores_stay_as_fine_as_in_the_fused_kernel() -> None:
+    q, k, v = heads(1, 1, 600, 64, scale=12), heads(1, 1, 600, 64, seed=1), heads(1, 1, 600, 64, seed=2)
+    exact = sdpa(q.double(), k.double(), v.double())
+    coarse = ((q @ k.transpose(2, 3)) * 0.125).softmax(dim=-1) @ v  # scores in the hundreds, rounded to 8 bits
+    fine = relative_l2(attention_by_products(q, k, v, None, 0.125), exact)
+    assert fine < relative_l2(coarse, exact) / 2
+    assert fine < 2e-2
+
+
+def test_products_are_for_many_keys_in_bfloat16_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(attention, "attention_by_products", lambda *_: asked.append("products"))
+    monkeypatch.setattr(attention, "sdpa", lambda *_: asked.append("torch"))
+    many, few = heads(1, 1, 512, 8), heads(1, 1, 511, 8)
+    kernel = ProductsAttention()
+    kernel(many, many, many)
+    kernel(many, many, many, torch.zeros(1, 1, 1, 512))
+    assert asked == ["products"] * 2
+    kernel(many, few, few)
+    kernel(few, many, many)
+    kernel(many.float(), many.float(), many.float())
+    kernel(many, many, many, torch.zeros(1, 1, 512, 512))
+    kernel(many.clone().requires_grad_(), many, many)
+    assert asked[2:] == ["torch"] * 5
+
+
+@pytest.mark.parametrize(("bf16", "amx", "threads", "pays"), [
+    (True, False, 2, True), (False, False, 2, False), (True, True, 2, False), (True, False, 64, False),
+])  # fmt: skip
+def test_auto_takes_products_where_they_were_measured_to_pay(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, amx: bool, threads: int, pays: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(attention, "uses_amx", lambda: amx)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    chosen = choose_attention("auto", CPU, torch.bfloat16, 16)
+    assert isinstance(chosen, ProductsAttention) == pays
+    assert any(verdict.kernel == "products" for verdict in verdicts(CPU, torch.bfloat16, 16)) == pays
+    assert choose_attention("torch", CPU, torch.bfloat16, 16) is sdpa
+    assert choose_attention("auto", CPU, torch.float32, 16) is sdpa
+
+
+def test_products_that_err_are_left_out_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(attention, "products_pay", lambda *_: True)
+    monkeypatch.setattr(attention, "attention_by_products", lambda q, *_: torch.zeros_like(q))
+    with caplog.at_level(logging.WARNING, "cygnet"):
+        assert choose_attention("auto", CPU, torch.bfloat16, 16) is sdpa
+        assert choose_attention("auto", CPU, torch.bfloat16, 16) is sdpa
+    assert caplog.text.count("attention by products is left out: it is 1 off") == 1

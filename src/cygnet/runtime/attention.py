@@ -23,7 +23,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cygnet.errors import RequestError
-from cygnet.ops.attention import sdpa
+from cygnet.ops.attention import attention_by_products, sdpa
+from cygnet.ops.conv import uses_amx
 from cygnet.types import Attention
 
 AttentionName = Literal["auto", "torch", "flash3", "sage"]
@@ -36,6 +37,10 @@ ORDER = (
     SDPBackend.MATH,
 )
 """Torch's kernels, the fastest on current GPUs first; each call takes the first that can do it."""
+
+PRODUCTS_FROM_KEYS = 512
+"""Queries and keys from which products are two to three times as fast; at 320 they are no faster."""
+PRODUCTS_UP_TO_THREADS = 8
 
 _TOLERANCE = {torch.float32: 2e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 """Relative L2 distance from float64; float32's allows for TF32."""
@@ -61,6 +66,40 @@ class TorchAttention:
         """Shapes as in :class:`cygnet.types.Attention`."""
         with sdpa_kernel(self.backends, set_priority=True):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+class ProductsAttention:
+    """Attention as matrix products (:func:`~cygnet.ops.attention.attention_by_products`) where that is faster.
+
+    That is: in bfloat16, for many keys, without gradients. Everything else goes to torch's own.
+    """
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        scale: float | None = None,
+    ) -> torch.Tensor:
+        """Shapes as in :class:`cygnet.types.Attention`."""
+        learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        rows = bias is None or (bias.ndim == 4 and bias.shape[1:3] == (1, 1) and bias.shape[3] == k.shape[2])
+        if learns or not rows or q.dtype != torch.bfloat16 or min(q.shape[2], k.shape[2]) < PRODUCTS_FROM_KEYS:
+            return sdpa(q, k, v, bias, scale)
+        by_products: Callable[..., torch.Tensor] = attention_by_products
+        return by_products(q, k, v, bias, q.shape[3] ** -0.5 if scale is None else scale)
+
+
+def products_pay(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether :class:`ProductsAttention` is meant for this machine: few threads, bfloat16 products, no AMX.
+
+    Measured there alone (docs/speed.md); with AMX torch's own kernel uses the tiles, and with many threads the
+    pieces are too small to share out.
+    """
+    if device.type != "cpu" or dtype != torch.bfloat16 or torch.get_num_threads() > PRODUCTS_UP_TO_THREADS:
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported()) and not uses_amx()
 
 
 class _Package(abc.ABC):
@@ -146,6 +185,8 @@ def verdicts(device: torch.device, dtype: torch.dtype, head_width: int) -> list[
     Each is tried as before its use. "sage" is used where it is asked for alone.
     """
     found = [_of_torch(kernel, device, dtype, head_width) for kernel in ORDER]
+    if products_pay(device, dtype):
+        found.insert(0, _of_products(head_width))
     for name, (package, _) in _PACKAGES.items() if device.type == "cuda" else ():
         if importlib.util.find_spec(package) is None:
             found.append(Verdict(kernel=name, error=None, reason=f"its package {package} is not installed"))
@@ -179,8 +220,24 @@ def choose_attention(name: AttentionName, device: torch.device, dtype: torch.dty
     if device.type != "cuda":
         if name in _PACKAGES:
             raise RequestError(f"attention {name!r} needs a CUDA device; use auto on {device.type}", field="attention")
-        return sdpa
+        return _on_processor(head_width) if name == "auto" and products_pay(device, dtype) else sdpa
     return _tested(name, device, dtype, head_width)
+
+
+@functools.cache
+def _on_processor(head_width: int) -> Attention:
+    verdict = _of_products(head_width)
+    if verdict.admitted:
+        return ProductsAttention()
+    _log.warning("attention by products is left out: %s", verdict.reason)
+    return sdpa
+
+
+def _of_products(head_width: int) -> Verdict:
+    dtype = torch.bfloat16
+    error = attention_error(ProductsAttention(), torch.device("cpu"), dtype, head_width)
+    reason = "" if error <= _TOLERANCE[dtype] else f"it is {error:.2g} off"
+    return Verdict(kernel="products", error=error, reason=reason)
 
 
 @functools.cache
@@ -244,7 +301,7 @@ def attention_error(attention: Attention, device: torch.device, dtype: torch.dty
     The scores spread over some ten units, as those of a trained network do, and the lengths are no multiples of a tile.
     """
     generator = torch.Generator().manual_seed(7)
-    shapes = ((1, 2, 333, head_width), (1, 2, 517, head_width), (1, 2, 517, head_width))
+    shapes = ((1, 2, 533, head_width), (1, 2, 717, head_width), (1, 2, 717, head_width))
     q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
     q = 3 * q
     out = attention(q, k, v)
