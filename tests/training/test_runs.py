@@ -206,7 +206,7 @@ def test_a_run_does_not_go_on_with_other_clips(configure: Configure, clips: Path
     (clips / "2.mp4").write_bytes(kept)
     (clips / "3.mp4").write_bytes((clips / "0.mp4").read_bytes())
     (clips / "3.txt").write_text("another")
-    with pytest.raises(RequestError, match="the data set is not the one"):
+    with pytest.raises(RequestError, match="is not the one that this run"):
         quiet(config)
     (clips / "3.mp4").unlink()
     assert quiet(config).finished
@@ -349,7 +349,7 @@ def test_clips_that_should_stay_are_asked_as_they_are(
         "without the trigger"
     )
     (kept / "own.txt").write_text("the red circle")
-    with pytest.raises(RequestError, match="the data set is not the one"):
+    with pytest.raises(RequestError, match="is not the one that this run"):
         quiet(config)
 
 

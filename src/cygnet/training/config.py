@@ -341,12 +341,16 @@ class TrainConfig(Section):
         return found + [name for name, value in given.items() if value]
 
     def identity(self) -> str:
-        """Fingerprint of what decides the weights; a checkpoint of another one is refused."""
+        """Fingerprint of what decides the weights; a checkpoint of another one is refused.
+
+        Clips and model are not in it: a checkpoint knows those by their content, wherever they lie.
+        """
         fields = self.model_dump(mode="json", by_alias=True)
-        for name in ("output", "device", "threads", "every", "sample", "parallel", "accumulate"):
+        for name in ("model", "output", "device", "threads", "every", "sample", "parallel", "accumulate"):
             fields.pop(name)
-        for name in ("cache", "validation"):
+        for name in ("path", "cache", "validation"):
             fields["data"].pop(name)
+        fields["preserve"]["path"] = self.preserve.path is not None
         fields["memory"].pop("checkpointing")
         fields["memory"].pop("block_swap")
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

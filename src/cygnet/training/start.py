@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ from cygnet.training.encode import Example, Tell, prepare, prepare_texts
 from cygnet.training.flow import FlowMatching
 from cygnet.training.flow_run import FlowRun, check_samples
 from cygnet.training.loop import Pace, StepReport, Trainer
-from cygnet.training.networks import build_network, build_optimizers
+from cygnet.training.networks import architecture, build_network, build_optimizers
 from cygnet.training.parallel import ALONE, Group, WholeModule, WholeOptimizer
 from cygnet.training.reports import Charts, plot_losses
 from cygnet.training.state import Average, Run
-from cygnet.training.taught import Taught
+from cygnet.training.taught import Begun, Taught
 from cygnet.types import CancelToken
 
 
@@ -58,6 +59,14 @@ def objective_of(config: TrainConfig, model: LoadedModel) -> FlowMatching:
         width, height = max(config.data.shapes, key=lambda size: size[0] * size[1])
         shift = defaults_for(model.components.dit, model.name).shift_for(width, height)
     return FlowMatching(mean=config.objective.mean, std=config.objective.std, shift=shift)
+
+
+def begun_from(config: TrainConfig, model: LoadedModel) -> str:
+    """A digest of what the training changes: weights, or for ``scratch``, which reads none, their shapes."""
+    if config.method == "scratch":
+        return hashlib.sha256(repr(architecture(config, model.components.dit)).encode()).hexdigest()
+    digest: str = model.describe()["components"]["vae" if config.method == "vae" else "dit"]["digest"]
+    return digest
 
 
 def train(
@@ -120,8 +129,11 @@ def train(
         average=average,
         group=group,
     )
-    # First, so that nothing is loaded where the clips are others.
-    parts: dict[str, Any] = {"clips": Taught((one.clip, one.text) for one in [*examples, *kept])}
+    # These first, so that nothing is loaded where they are others.
+    parts: dict[str, Any] = {"clips": Taught((one.clip, one.text) for one in examples)}
+    if kept:
+        parts["kept clips"] = Taught(((one.clip, one.text) for one in kept), "preserve.path")
+    parts["model"] = Begun(begun_from(config, model))
     parts["weights"] = WholeModule(network.trained)
     parts |= {f"optimizer {number}": WholeOptimizer(optimizer) for number, optimizer in enumerate(optimizers)}
     if average is not None:

@@ -150,15 +150,19 @@ class Run:
     def resume(self, parts: Mapping[str, Any]) -> bool:
         """Load the newest good checkpoint into the parts; False when the run is new.
 
-        Log lines past it are removed: they are written again. Raises :class:`~cygnet.errors.RequestError` if it was
-        made by a run with other settings or clips, or by an earlier version that kept less.
+        Log lines past it (all, when the run is new) are removed: they are written again. Raises
+        :class:`~cygnet.errors.RequestError` if it was made by a run with other settings, clips or another model, or by
+        an earlier version that kept less.
         """
         state = newest_state(self.folder, self.identity)
         if state is None:
+            if self.writes:
+                self._cut_log()
             return False
-        if "clips" in parts and "clips" not in state:
-            log.warning("the checkpoint is of an earlier version and names no clips; that they are the same is assumed")
-            state["clips"] = parts["clips"].state_dict()
+        for name, told in (("clips", "names no clips"), ("model", "does not say of which model")):
+            if name in parts and name not in state:
+                log.warning("the checkpoint is of an earlier version and %s; that it is the same is assumed", told)
+                state[name] = parts[name].state_dict()
         if missing := [name for name in parts if name not in state]:
             raise RequestError(
                 f"the checkpoint in {self.folder.name!r} is of an earlier version and lacks {', '.join(missing)}; "
@@ -185,21 +189,23 @@ class Run:
             print(" ".join(f"{name}={value}" for name, value in row.items()), flush=True)
 
     def rows(self) -> list[dict[str, float]]:
-        """The log so far; a last line that a kill cut short does not count."""
+        """The log so far; a last line that a kill cut short does not count, nor any other that is no row of a log."""
         found = []
         try:
-            lines = self.log_path.read_text().splitlines()
+            lines = self.log_path.read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return []
         for line in lines:
             try:
-                found.append(json.loads(line))
-            except ValueError:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                found.append(row)
         return found
 
     def _cut_log(self) -> None:
-        kept = [row for row in self.rows() if row["step"] <= self.step]
+        kept = [row for row in self.rows() if row["step"] <= self.step] if self.step else []
         if self.log_path.exists():
             with staged_file(self.log_path, overwrite=True) as file:
                 file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
@@ -248,8 +254,8 @@ def newest_state(folder: Path, identity: str | None = None) -> dict[str, Any] | 
             continue
         if identity is not None and facts.get("identity") != identity:
             raise RequestError(
-                f"{folder.name!r} holds a run of other settings (step {int(note.stem)}); choose another output, or go "
-                "back to the settings that it was begun with",
+                f"{folder.name!r} holds a run of other settings (step {int(note.stem)}), or one that another version "
+                "of cygnet began; choose another output, or go back to the settings that it was begun with",
                 field="output",
             )
         return cast("dict[str, Any]", torch.load(path, map_location="cpu", weights_only=True))

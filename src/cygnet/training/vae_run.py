@@ -27,9 +27,9 @@ from cygnet.training.dataset import Item, read_items
 from cygnet.training.loop import Pace, Piece, StepReport, Trainer
 from cygnet.training.networks import DTYPES, build_optimizers
 from cygnet.training.reports import Charts, plot_losses
-from cygnet.training.start import Outcome, open_model
+from cygnet.training.start import Outcome, begun_from, open_model
 from cygnet.training.state import Average, Run
-from cygnet.training.taught import Taught
+from cygnet.training.taught import Begun, Taught
 from cygnet.training.vae import VAELoss
 from cygnet.types import CancelToken
 
@@ -49,7 +49,8 @@ def train_vae(
     clocks = time.monotonic(), time.process_time()
     folder, device = Path(config.output), parse_device(config.device)
     run = Run(folder, identity=config.identity(), keep=config.every.keep, quiet=True)
-    vae = load_vae(open_model(config).weights["vae"].file.path, torch.float32, device)
+    model = open_model(config)
+    vae = load_vae(model.weights["vae"].file.path, torch.float32, device)
     vae.requires_grad_(True)
     items = read_items(Path(config.data.path))
     crops = Crops(items, config)
@@ -71,7 +72,8 @@ def train_vae(
         return total
 
     charts = Charts(folder, say)
-    parts: dict[str, Any] = {"clips": Taught((_digest(item),) for item in items), "weights": vae}
+    parts: dict[str, Any] = {"clips": Taught((_digest(item),) for item in items)}
+    parts |= {"model": Begun(begun_from(config, model)), "weights": vae}
     parts |= {f"optimizer {number}": optimizer for number, optimizer in enumerate(optimizers)}
     if average is not None:
         parts["average"] = average
