@@ -24,7 +24,7 @@ from cygnet.training.clips import Bucket, bucket_for, pixels_of, read_clip
 from cygnet.training.config import DataConfig, TrainConfig
 from cygnet.training.dataset import read_items
 from cygnet.training.encode import Example, prepare
-from cygnet.training.start import open_model
+from cygnet.training.start import open_model, train
 from random_models import VAE, state_of
 
 
@@ -223,3 +223,39 @@ def test_a_caption_of_half_a_character_is_refused_and_a_link_to_nothing_is_seen(
     (clips / "gone.txt").write_text("a clip that is gone")
     report = check_items(read_items(clips), DataConfig(path=str(clips), sizes=["32x32"], frames=[5]))
     assert [it.weight for it in report.findings if it.name == "gone.mp4"] == ["refused"]
+
+
+@pytest.mark.parametrize("field", ["preserve.path", "data.validation"])
+def test_errors_name_the_set_that_they_are_about(
+    configure: Configure, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    table, name = field.split(".")
+    config = configure(**{table: {name: "other"}})
+
+    def refused(words: str) -> None:
+        with pytest.raises(RequestError, match=words) as raised:
+            train(config, say=lambda text: None)
+        assert raised.value.field == field
+
+    refused(f"holds no videos or pictures .*; check {field}")
+    (other / "list.jsonl").write_text("{\n")
+    with pytest.raises(RequestError, match=f"{field}: line 1 .* is no JSON"):
+        read_items(tmp_path / "other" / "list.jsonl", field)
+    (other / "list.jsonl").unlink()
+    for number in range(3):
+        write_clip(other / f"{number}.mp4", frames=5)
+    (other / "0.mp4").write_bytes(b"no video, and without a caption")
+    refused(f"3 of 3 clips of {field} cannot be used: '0.mp4'.*; '1.mp4' has no caption; '2.mp4' has no caption;")
+    (tmp_path / "train.toml").write_text(
+        'method = "lora"\nmodel = "tiny-t2v"\noutput = "run"\nsteps = 1\n[data]\npath = "clips"\nsizes = ["32x32"]\n'
+        f'frames = [5]\n{name if table == "data" else "[preserve]" + chr(10) + name} = "other"\n'
+    )
+    done = command(capsys, "data", "check", tmp_path / "train.toml")
+    assert done.code == 1
+    assert "4 of 4 clips of data.path can be trained on" in done.out
+    assert f"0 of 3 clips of {field} can be trained on" in done.out
+    value = command(capsys, "data", "check", tmp_path / "train.toml", "--json").json()
+    assert (value["set"], value["good"]) == ("data.path", 4)
+    assert [(row["set"], row["good"]) for row in value["others"]] == [(field, 0)]

@@ -39,7 +39,8 @@ def data(
         check.
     path
         A folder of videos and pictures with .txt captions beside them, a .jsonl list, tar shards, or the .toml file of
-        a training, whose own sizes, lengths and rate are then used.
+        a training, whose own sizes, lengths and rate are then used; its data.validation and preserve.path are looked
+        at as well.
     sizes
         Sizes that training will use, such as 832x480; may be given again. Default: 832x480.
     frames
@@ -56,24 +57,33 @@ def data(
             raise RequestError(
                 "a .toml file has its own sizes and lengths; leave --size and --frames out", field="size"
             )
-        settings = read_config(path).data
+        config = read_config(path)
+        settings = config.data
+        others = {"data.validation": settings.validation, "preserve.path": config.preserve.path}
     else:
         given = {name: list(value) for name, value in (("sizes", sizes), ("frames", frames)) if value}
-        settings = _checked({"path": str(path), "fps": fps, **given})
+        settings, others = _checked({"path": str(path), "fps": fps, **given}), {}
     voice = Voice(as_json=json, quiet=quiet)
 
     def tell(done: int, total: int) -> None:
         if done % 50 == 0 and done:
             voice.note(f"looked at {done} of {total}")
 
-    report = check_items(read_items(Path(settings.path)), settings, tell)
-    rows: list[tuple[str, ...]] = [("CLIP", "WEIGHT", "WHAT")]
-    rows += [(escaped(it.name), it.weight, escaped(it.what)) for it in report.findings]
-    lines = table(rows) if report.findings else []
-    counts = ", ".join(f"{count} of {bucket}" for bucket, count in report.buckets.items())
-    lines.append(f"{report.good} of {report.total} clips can be trained on{': ' + counts if counts else ''}")
-    voice.result(report.to_json(), lines)
-    return 0 if report.good == report.total else 1
+    # Each set is looked for before any is decoded.
+    sets = {"data.path": read_items(Path(settings.path))}
+    sets |= {field: read_items(Path(place), field) for field, place in others.items() if place is not None}
+    reports = {field: check_items(items, settings, tell) for field, items in sets.items()}
+    lines: list[str] = []
+    for field, report in reports.items():
+        rows: list[tuple[str, ...]] = [("CLIP", "WEIGHT", "WHAT")]
+        rows += [(escaped(it.name), it.weight, escaped(it.what)) for it in report.findings]
+        lines += table(rows) if report.findings else []
+        counts = ", ".join(f"{count} of {bucket}" for bucket, count in report.buckets.items())
+        whose = f" of {field}" if len(reports) > 1 else ""
+        lines.append(f"{report.good} of {report.total} clips{whose} can be trained on{': ' + counts if counts else ''}")
+    value, *further = ({"set": field, **report.to_json()} for field, report in reports.items())
+    voice.result({**value, "others": further} if further else value, lines)
+    return 0 if all(report.good == report.total for report in reports.values()) else 1
 
 
 def _checked(fields: dict[str, object]) -> DataConfig:

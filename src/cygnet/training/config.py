@@ -128,6 +128,15 @@ class PreserveConfig(Section):
     def _one_way(self) -> Self:
         if self.captions and self.path is not None:
             raise ValueError("preserve.captions and preserve.path exclude each other; clips of path have captions")
+        # What is given and not read would be a contradiction.
+        if self.path is None and "empty" in self.model_fields_set:
+            raise ValueError("preserve.empty is for the clips of preserve.path; give that, or remove it")
+        unused = [f"preserve.{name}" for name in ("weight", "batch") if name in self.model_fields_set]
+        if unused and not self.wanted:
+            raise ValueError(
+                f"{' and '.join(unused)} without preserve.captions or preserve.path: nothing is preserved; give one of "
+                "these, or remove what is not used"
+            )
         return self
 
     @property
@@ -188,8 +197,9 @@ class MemoryConfig(Section):
     base: Literal["as_dtype", "fp8", "int8"] = "as_dtype"
     """How a LoRA's frozen matrices are kept: in ``dtype``, or in 8 bits (half the memory)."""
     compile_: Annotated[bool | Literal["auto"], Field(alias="compile")] = "auto"
-    """Whether blocks are compiled: faster, in less memory, the same to rounding. "auto": on a processor in bfloat16,
-    where blocks are large enough. Needs a C++ compiler, and on a GPU triton; without, they are not, which is said."""
+    """Whether blocks are compiled: faster, in less memory, the same to rounding. "auto": a LoRA's, on a processor in
+    bfloat16, where clips are large enough; ``full`` and ``scratch``, between whose products all is float32, only with
+    true. Needs a C++ compiler, and on a GPU triton; without, they are not compiled, which is said."""
     block_swap: Annotated[int, Field(ge=0)] = 0
     """How many of the frozen base's blocks stay in host memory; two of them are on the device at a time. LoRA only."""
 
@@ -275,7 +285,7 @@ class TrainConfig(Section):
     """A model's name, its folder, or a table of its files. Text-to-video or image-to-video follows from it."""
     output: str
     """Folder of checkpoints, log, samples and the result. Running the same file again goes on where it was stopped."""
-    steps: Positive
+    steps: Annotated[int, Field(ge=1, le=10_000_000)]
     """Updates of the weights."""
     batch: Positive = 1
     """Clips per update, over all processes."""
@@ -337,6 +347,7 @@ class TrainConfig(Section):
             "data.cache": self.data.cache,
             "data.trigger": self.data.trigger,
             "memory.checkpointing": "checkpointing" in self.memory.model_fields_set,
+            "memory.compile": self.memory.compile_ is True,
         }
         return found + [name for name, value in given.items() if value]
 

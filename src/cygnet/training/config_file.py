@@ -99,7 +99,13 @@ def _documented(section: type[BaseModel], prefix: str) -> Any:
 
 
 def _dotted(place: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in place if part not in ("str", "ModelFiles"))
+    """The field, without the names that a choice of types puts behind it."""
+    named = [
+        str(part)
+        for depth, part in enumerate(place)
+        if depth == 0 or not (part in ("str", "bool", "ModelFiles") or str(part).startswith("literal["))
+    ]
+    return ".".join(named)
 
 
 def _in_words(fault: Any, fields: dict[str, Any]) -> str:

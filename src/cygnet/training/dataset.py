@@ -76,30 +76,43 @@ class Item:
         return state.hexdigest()
 
 
-def read_items(place: Path) -> list[Item]:
+def read_items(place: Path, field: str = "data.path") -> list[Item]:
     """All clips of a folder, a ``.jsonl`` list, or WebDataset shards, in a fixed order.
 
-    Raises :class:`~cygnet.errors.RequestError` if ``place`` is none of them, or holds no clip.
+    Raises :class:`~cygnet.errors.RequestError`, naming ``field``, if ``place`` is none of them, or holds no clip.
     """
-    if place.is_dir():
-        shards = sorted(place.glob("*.tar"))
-        items = [item for shard in shards for item in _from_tar(shard)] if shards else _from_folder(place)
-    elif place.suffix.lower() == ".jsonl" and place.is_file():
-        items = _from_list(place)
-    elif place.suffix.lower() == ".tar" and place.is_file():
-        items = _from_tar(place)
-    elif not place.exists():
-        raise RequestError(f"there is no {printable(place.name)!r}; check data.path", field="data.path")
-    else:
-        raise RequestError(
-            f"{printable(place.name)!r} is no data set; give a folder, a .jsonl list or a .tar shard", field="data.path"
-        )
+    check_place(place, field)
+    try:
+        items = _items(place)
+    except OSError as error:
+        reason = (error.strerror or "refused").lower()
+        raise RequestError(f"{printable(place.name)!r} cannot be read: {reason}; check {field}", field=field) from error
+    except RequestError as error:
+        raise RequestError(str(error) if field == "data.path" else f"{field}: {error}", field=field) from error
     if not items:
         known = ", ".join(sorted(SUFFIXES))
         raise RequestError(
-            f"{printable(place.name)!r} holds no videos or pictures ({known}); check data.path", field="data.path"
+            f"{printable(place.name)!r} holds no videos or pictures ({known}); check {field}", field=field
         )
     return items
+
+
+def check_place(place: Path, field: str) -> None:
+    """Raise :class:`~cygnet.errors.RequestError`, naming ``field``, if there is nothing that can be a data set."""
+    if not place.exists():
+        raise RequestError(f"there is no {printable(place.name)!r}; check {field}", field=field)
+    if not (place.is_dir() or (place.is_file() and place.suffix.lower() in (".jsonl", ".tar"))):
+        raise RequestError(
+            f"{printable(place.name)!r} is no data set; give a folder, a .jsonl list or a .tar shard as {field}",
+            field=field,
+        )
+
+
+def _items(place: Path) -> list[Item]:
+    if place.is_dir():
+        shards = sorted(place.glob("*.tar"))
+        return [item for shard in shards for item in _from_tar(shard)] if shards else _from_folder(place)
+    return _from_list(place) if place.suffix.lower() == ".jsonl" else _from_tar(place)
 
 
 def _from_folder(folder: Path) -> list[Item]:
@@ -133,7 +146,7 @@ def _cleaned(data: bytes) -> str | None:
 
 def _from_list(path: Path) -> list[Item]:
     if path.stat().st_size > MAX_LIST_BYTES:
-        raise RequestError(f"{printable(path.name)!r} is larger than 1 GiB; split it", field="data.path")
+        raise RequestError(f"{printable(path.name)!r} is larger than 1 GiB; split it")
     items = []
     with path.open(encoding="utf-8-sig", errors="strict") as lines:
         try:
@@ -141,9 +154,7 @@ def _from_list(path: Path) -> list[Item]:
                 if line.strip():
                     items.append(_listed(line, number, path))
         except UnicodeDecodeError:
-            raise RequestError(
-                f"{printable(path.name)!r} is no UTF-8 text; save it as such", field="data.path"
-            ) from None
+            raise RequestError(f"{printable(path.name)!r} is no UTF-8 text; save it as such") from None
     return items
 
 
@@ -152,17 +163,15 @@ def _listed(line: str, number: int, path: Path) -> Item:
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError):
-        raise RequestError(f"{where} is no JSON; each line is one object", field="data.path") from None
+        raise RequestError(f"{where} is no JSON; each line is one object") from None
     if not isinstance(row, dict) or not isinstance(row.get("path"), str) or not row["path"]:
-        raise RequestError(f'{where} has no "path"; write {{"path": "a.mp4", "caption": "..."}}', field="data.path")
+        raise RequestError(f'{where} has no "path"; write {{"path": "a.mp4", "caption": "..."}}')
     if "\0" in row["path"]:
-        raise RequestError(f"{where} has a path with a NUL character; correct it", field="data.path")
+        raise RequestError(f"{where} has a path with a NUL character; correct it")
     caption = row.get("caption")
     for name, text in (("path", row["path"]), ("caption", caption)):
         if isinstance(text, str) and not _is_text(text):
-            raise RequestError(
-                f"{where} has a {name} with half a character (a lone surrogate); correct it", field="data.path"
-            )
+            raise RequestError(f"{where} has a {name} with half a character (a lone surrogate); correct it")
     target = path.parent / row["path"]
     name = shorten(row["path"])
     return Item(name, target, caption.strip() if isinstance(caption, str) else _caption_beside(target))
@@ -188,7 +197,6 @@ def _from_tar(path: Path) -> list[Item]:
     except (tarfile.TarError, OSError, EOFError) as error:
         raise RequestError(
             f"shard {printable(path.name)!r} is damaged or compressed ({printable(str(error))}); give plain .tar files",
-            field="data.path",
         ) from error
     return [
         Item(f"{path.stem}/{member.name}", path, captions.get(stem), member.offset_data, member.size)

@@ -47,6 +47,7 @@ def prepare(
     model: LoadedModel,
     cache: Cache,
     *,
+    field: str = "data.path",
     rank: int = 0,
     world: int = 1,
     barrier: Callable[[], None] = lambda: None,
@@ -55,9 +56,9 @@ def prepare(
     """Encode whatever the cache lacks, and list all examples in the order of ``items``.
 
     Of several processes each encodes its share; ``barrier`` waits for all. Raises :class:`~cygnet.errors.RequestError`
-    if clips cannot be used, naming the first, before anything is encoded.
+    for ``field`` if clips cannot be used, naming the first, before anything is encoded.
     """
-    found = _surveyed(items, data, cache, tell, rank, world, barrier)
+    found = _surveyed(items, data, cache, tell, rank, world, barrier, field)
     digests = {name: part["digest"] for name, part in model.describe()["components"].items()}
     sees = model.components.dit.image_dim is not None
     seen = (digests["vae"], digests["image_encoder"]) if sees else (digests["vae"],)
@@ -67,7 +68,7 @@ def prepare(
         for each, caption in zip(found, captions(found, data), strict=True)
     ]
     todo = [text for number, text in enumerate(texts) if texts[text] not in cache and number % world == rank]
-    _encode_texts(todo, texts, model, cache, tell)
+    _encode_texts(todo, texts, model, cache, tell, field)
     unique = {one.clip: (one, each.item) for one, each in zip(examples, found, strict=True)}
     missing = [both for key, both in sorted(unique.items()) if key not in cache]
     _encode_clips(missing[rank::world], data, model, cache, tell)
@@ -90,7 +91,9 @@ def prepare_texts(
     digest = model.describe()["components"]["text_encoder"]["digest"]
     keys = {text: key_of("text", text, digest) for text in texts}
     if rank == 0:
-        _encode_texts([text for text, key in keys.items() if key not in cache], keys, model, cache, tell)
+        _encode_texts(
+            [text for text, key in keys.items() if key not in cache], keys, model, cache, tell, "preserve.captions"
+        )
     barrier()
     cache.reload()
     return [keys[text] for text in texts]
@@ -109,41 +112,45 @@ def _surveyed(
     rank: int,
     world: int,
     barrier: Callable[[], None],
+    field: str,
 ) -> list[_Found]:
     """Size, length and digest of every clip; those of files that have not changed come from the cache's notes."""
-    bad: list[str] = []
+    bad: dict[int, str] = {}
     for number, item in enumerate(items):
         if number % world == rank:
             tell("looking at clips", number, len(items))
             try:
                 _facts(item, data, cache)
             except MediaError as error:
-                bad.append(str(error))
+                bad[number] = str(error)
     cache.flush()
     barrier()
     cache.reload()
     found = []
-    for item in items:
+    for number, item in enumerate(items):
         if not item.caption:
-            bad.append(f"{item.name!r} has no caption")
+            bad.setdefault(number, f"{item.name!r} has no caption")
             continue
         try:
             facts = _facts(item, data, cache)
         except MediaError as error:
-            bad.append(str(error))
+            bad[number] = str(error)
             continue
         bucket = bucket_for(facts["width"], facts["height"], facts["frames"], data.shapes, data.frames)
         if bucket is None:
-            bad.append(f"{item.name!r} has {facts['frames']} frames at {data.fps:g} fps; data.frames is {data.frames}")
+            bad[number] = (
+                f"{item.name!r} has {facts['frames']} frames at {data.fps:g} fps; data.frames is {data.frames}"
+            )
             continue
         found.append(_Found(item, bucket, facts["sha256"]))
     if bad:
-        unique = list(dict.fromkeys(bad))
-        more = f" and {len(unique) - 3} more" if len(unique) > 3 else ""
+        whose = "" if field == "data.path" else f" of {field}"
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        first = "; ".join(bad[number] for number in sorted(bad)[:3])
         raise RequestError(
-            f"{len(unique)} of {len(items)} clips cannot be used: {'; '.join(unique[:3])}{more}; remove or mend them "
+            f"{len(bad)} of {len(items)} clips{whose} cannot be used: {first}{more}; remove or mend them "
             "(cygnet data check lists all)",
-            field="data.path",
+            field=field,
         )
     return found
 
@@ -164,7 +171,9 @@ def _facts(item: Item, data: DataConfig, cache: Cache) -> Mapping[str, Any]:
     return facts
 
 
-def _encode_texts(todo: Sequence[str], keys: dict[str, str], model: LoadedModel, cache: Cache, tell: Tell) -> None:
+def _encode_texts(
+    todo: Sequence[str], keys: dict[str, str], model: LoadedModel, cache: Cache, tell: Tell, field: str
+) -> None:
     if not todo:
         return
     parts = model.components
@@ -173,7 +182,7 @@ def _encode_texts(todo: Sequence[str], keys: dict[str, str], model: LoadedModel,
             tell("encoding captions", number, len(todo))
             features, notices = encode_text(encoder, parts.tokenizer, text, what="a caption")
             if notices:
-                raise RequestError(f"{notices[0]} (in {text[:60]!r}); shorten it", field="data.path")
+                raise RequestError(f"{notices[0]} (in {text[:60]!r}); shorten it", field=field)
             cache.put(keys[text], {"context": features[0]})
     cache.flush()
     parts.residency.release("text_encoder")

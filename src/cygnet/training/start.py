@@ -98,16 +98,16 @@ def train(
         check_samples(config, model)
     cache = Cache(Path(config.data.cache or folder / "cache"), owner=group.rank, say=say)
 
-    def prepared(place: str, trigger: str = config.data.trigger) -> list[Example]:
+    def prepared(place: str, field: str, trigger: str = config.data.trigger) -> list[Example]:
         return prepare(
-            read_items(Path(place)), config.data.model_copy(update={"trigger": trigger}), model, cache,
-            rank=group.rank, world=group.world, barrier=group.barrier, tell=tell,
+            read_items(Path(place), field), config.data.model_copy(update={"trigger": trigger}), model, cache,
+            field=field, rank=group.rank, world=group.world, barrier=group.barrier, tell=tell,
         )  # fmt: skip
 
-    examples = prepared(config.data.path)
-    validation = examples if config.data.validation is None else prepared(config.data.validation)
+    examples = prepared(config.data.path, "data.path")
+    validation = examples if config.data.validation is None else prepared(config.data.validation, "data.validation")
     preserve = config.preserve
-    kept = [] if preserve.path is None else prepared(preserve.path, trigger="")
+    kept = [] if preserve.path is None else prepared(preserve.path, "preserve.path", trigger="")
     empty, *preserved = prepare_texts(
         ["", *preserve.captions], model, cache, rank=group.rank, barrier=group.barrier, tell=tell
     )
