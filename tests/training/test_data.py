@@ -24,7 +24,8 @@ from cygnet.training.clips import Bucket, bucket_for, pixels_of, read_clip
 from cygnet.training.config import DataConfig, TrainConfig
 from cygnet.training.dataset import read_items
 from cygnet.training.encode import Example, prepare
-from cygnet.training.start import open_model, train
+from cygnet.training.preflight import open_model
+from cygnet.training.start import train
 from random_models import VAE, state_of
 
 

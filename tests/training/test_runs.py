@@ -29,7 +29,9 @@ from cygnet.training.config import TrainConfig
 from cygnet.training.encode import Example
 from cygnet.training.flow import Batch
 from cygnet.training.flow_run import FlowRun
-from cygnet.training.start import Outcome, open_model, train
+from cygnet.training.plan import plan_for
+from cygnet.training.preflight import open_model
+from cygnet.training.start import Outcome, train
 from cygnet.training.state import newest_state
 from cygnet.training.taught import Taught
 from cygnet.types import CancelToken
@@ -242,9 +244,10 @@ def test_samples_that_cannot_be_made_are_refused_before_anything_is_trained(conf
         quiet(configure("i2v", **sampled))
     sampled["sample"]["image"] = "none.png"
     config = configure("i2v", **sampled)
-    with pytest.raises(MediaError, match=r"none\.png"):
-        quiet(config)
-    assert not list(Path(config.output).iterdir())
+    for ask in (quiet, plan_for):
+        with pytest.raises(MediaError, match=r"none\.png"):
+            ask(config)
+    assert not Path(config.output).exists()
 
 
 def test_a_sample_that_fails_costs_no_step(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,17 +360,3 @@ def test_swapped_blocks_train_as_resident_ones(configure: Configure) -> None:
     plain = configure(output="plain", memory={"checkpointing": "full"})
     swapped = configure(output="swapped", memory={"checkpointing": "full", "block_swap": 2})
     assert same(losses(plain) if quiet(plain) else None, losses(swapped) if quiet(swapped) else None)
-
-
-def test_8_bit_adamw_without_its_package_says_so(configure: Configure) -> None:
-    with pytest.raises(cygnet.errors.UnsupportedError, match="bitsandbytes"):
-        quiet(configure(optimizer={"name": "adamw8bit"}))
-
-
-def test_8_bit_bases_and_swapped_blocks_need_blocks_that_forget(configure: Configure) -> None:
-    for memory in ({"base": "fp8"}, {"block_swap": 1}, {"block_swap": 9, "checkpointing": "full"}):
-        with pytest.raises(RequestError) as raised:
-            quiet(configure(memory={"checkpointing": "none", **memory}))
-        assert str(raised.value.field).startswith("memory.")
-    with pytest.raises(RequestError, match=r"no block has a layer 'attn\.to_q'"):
-        quiet(configure(lora={"targets": ["attn.to_q"]}))

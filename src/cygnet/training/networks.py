@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,10 +84,7 @@ def build_network(config: TrainConfig, model: LoadedModel, device: torch.device)
     Only text-to-video and image-to-video can be trained so far: anything else is a RequestError.
     """
     base = model.components.dit
-    if base.variant not in ("t2v", "i2v"):
-        raise RequestError(
-            f"model is {base.variant}; text-to-video and image-to-video models can be trained", field="model"
-        )
+    _check_variant(base)
     place = model.weights["dit"].file.path
     if config.method == "scratch":
         torch.manual_seed(config.seed)
@@ -97,6 +94,25 @@ def build_network(config: TrainConfig, model: LoadedModel, device: torch.device)
         dit = load_dit(place, kept_dtype(config), "cpu")
     preserves = config.method == "full" and config.preserve.wanted
     return trainable(config, dit, device, load_dit(place, DTYPES[config.memory.dtype], device) if preserves else None)
+
+
+def _check_variant(base: DiTConfig) -> None:
+    if base.variant not in ("t2v", "i2v"):
+        raise RequestError(
+            f"model is {base.variant}; text-to-video and image-to-video models can be trained", field="model"
+        )
+
+
+def check_network(config: TrainConfig, base: DiTConfig, device: torch.device) -> None:
+    """Raise :class:`~cygnet.errors.RequestError` as :func:`build_network` would for a model of shape ``base``."""
+    _check_variant(base)
+    shape = architecture(config, base)
+    _compiles(config, device)
+    if config.method == "lora":
+        check_memory(config.memory, shape.num_layers)
+        with torch.device("meta"):
+            one = DiT(replace(shape, num_layers=1))
+        _adapted(one, config.lora.targets)
 
 
 def kept_dtype(config: TrainConfig) -> torch.dtype:
@@ -166,13 +182,7 @@ def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Netwo
     memory, lora = config.memory, config.lora
     dit.requires_grad_(False)
     check_memory(memory, len(dit.blocks))
-    layers = [name for name in adaptable(dit) if name.endswith(tuple(f".{target}" for target in lora.targets))]
-    unknown = [t for t in lora.targets if not any(name.endswith(f".{t}") for name in layers)]
-    if unknown:
-        first = [name.split(".", 2)[2] for name in adaptable(dit) if name.startswith("blocks.0.")]
-        raise RequestError(
-            f"lora.targets: no block has a layer {unknown[0]!r}; there are: {', '.join(first)}", field="lora.targets"
-        )
+    layers = _adapted(dit, lora.targets)
     adapters = fresh_adapters(dit, layers, rank=lora.rank, alpha=lora.alpha, seed=config.seed).to(device)
     close: Callable[[], None] = lambda: None  # noqa: E731
     if memory.base != "as_dtype":
@@ -185,6 +195,18 @@ def _with_adapters(config: TrainConfig, dit: DiT, device: torch.device) -> Netwo
     attach = adapters.install if _compiles(config, device) else adapters.attach
     attach(dit)
     return Network(dit, adapters, adapters, None, close)
+
+
+def _adapted(dit: DiT, targets: Sequence[str]) -> list[str]:
+    """The layers that get an adapter."""
+    layers = [name for name in adaptable(dit) if name.endswith(tuple(f".{target}" for target in targets))]
+    unknown = [t for t in targets if not any(name.endswith(f".{t}") for name in layers)]
+    if unknown:
+        first = [name.split(".", 2)[2] for name in adaptable(dit) if name.startswith("blocks.0.")]
+        raise RequestError(
+            f"lora.targets: no block has a layer {unknown[0]!r}; there are: {', '.join(first)}", field="lora.targets"
+        )
+    return layers
 
 
 def swapped_names(dit: DiT, count: int) -> list[str]:
@@ -245,6 +267,12 @@ def build_optimizers(settings: OptimizerConfig, module: nn.Module) -> list[torch
     kept = [group for group in groups if group["params"]]
     kind: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW if settings.name == "adamw" else _adamw_8bit()
     return [kind(kept, lr=settings.rate, betas=settings.betas)]
+
+
+def check_optimizer(settings: OptimizerConfig) -> None:
+    """Raise :class:`~cygnet.errors.UnsupportedError` if its package is missing."""
+    if settings.name == "adamw8bit":
+        _adamw_8bit()
 
 
 def _adamw_8bit() -> Callable[..., torch.optim.Optimizer]:

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cygnet.api import USUAL_PROMPT
-from cygnet.assembly import LoadedModel
 from cygnet.errors import RequestError
 from cygnet.pipelines.sizes import latent_grid, num_tokens
 from cygnet.planning import Machine, stages, subject_of_loaded
@@ -19,8 +18,8 @@ from cygnet.planning.needs import SLACK
 from cygnet.planning.words import gib
 from cygnet.training.config import TrainConfig
 from cygnet.training.networks import DTYPES, architecture
+from cygnet.training.preflight import checked
 from cygnet.training.rehearsal import rehearse
-from cygnet.training.start import open_model
 
 PIECES_KEPT = 0.25
 """Of the small tensors that are there at the peak or that a block makes in a step, what the C library's allocator keeps
@@ -89,11 +88,11 @@ class Plan:
         }
 
 
-def plan_for(config: TrainConfig, model: LoadedModel | None = None) -> Plan:
-    """Predict a run; ``model`` saves opening it. The autoencoder's training has no plan: a RequestError."""
+def plan_for(config: TrainConfig) -> Plan:
+    """Predict a run; refuses what the run would, but for clips that are not there yet. No plan for the autoencoder."""
     if config.method == "vae":
         raise RequestError("there is no plan for method vae; its memory is that of a crop", field="method")
-    model = model or open_model(config)
+    model = checked(config, runs=False)
     subject, machine = subject_of_loaded(model), Machine.of(config.device)
     width, height = max(config.data.shapes, key=lambda size: size[0] * size[1])
     frames = max(config.data.frames)

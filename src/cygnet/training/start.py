@@ -11,19 +11,20 @@ from typing import Any
 
 import torch
 
-from cygnet.assembly import LoadedModel, load_components
+from cygnet.assembly import LoadedModel
 from cygnet.pipelines.presets import defaults_for
 from cygnet.runtime.precision import parse_device
 from cygnet.training.batches import Batches
 from cygnet.training.cache import Cache
-from cygnet.training.config import ModelFiles, TrainConfig
+from cygnet.training.config import TrainConfig
 from cygnet.training.dataset import read_items
 from cygnet.training.encode import Example, Tell, prepare, prepare_texts
 from cygnet.training.flow import FlowMatching
-from cygnet.training.flow_run import FlowRun, check_samples
+from cygnet.training.flow_run import FlowRun
 from cygnet.training.loop import Pace, StepReport, Trainer
 from cygnet.training.networks import architecture, build_network, build_optimizers
 from cygnet.training.parallel import ALONE, Group, WholeModule, WholeOptimizer
+from cygnet.training.preflight import checked, claimed
 from cygnet.training.reports import Charts, plot_losses
 from cygnet.training.state import Average, Run
 from cygnet.training.taught import Begun, Taught
@@ -44,12 +45,6 @@ class Outcome:
     """Of this call, over all threads."""
     validation: float | None
     """The last validation loss."""
-
-
-def open_model(config: TrainConfig) -> LoadedModel:
-    """The model's files, of which nothing is loaded before it is used."""
-    source: Any = config.model.paths() if isinstance(config.model, ModelFiles) else config.model
-    return load_components(source, device=parse_device(config.device), offload=True)
 
 
 def objective_of(config: TrainConfig, model: LoadedModel) -> FlowMatching:
@@ -82,20 +77,37 @@ def train(
     """Run (or go on with) a training; stops cleanly after ``seconds`` or by ``cancel``.
 
     ``group`` are the processes that train together (:func:`~cygnet.training.parallel.many_processes`). ``say`` hears
-    notes, ``tell`` how far preparing is, ``on_step`` every step.
+    notes, ``tell`` how far preparing is, ``on_step`` every step. What can be known to go wrong is refused before
+    anything is encoded (:mod:`cygnet.training.preflight`).
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    if config.method == "vae":
-        from cygnet.training.vae_run import train_vae
+    model = checked(config)
+    with claimed(config, writes=group.first):
+        if config.method == "vae":
+            from cygnet.training.vae_run import train_vae
 
-        return train_vae(config, say=say, on_step=on_step, cancel=cancel, seconds=seconds)
+            return train_vae(config, model, say=say, on_step=on_step, cancel=cancel, seconds=seconds)
+        return _train_flow(
+            config, model, group=group, say=say, tell=tell, on_step=on_step, cancel=cancel, seconds=seconds
+        )
+
+
+def _train_flow(
+    config: TrainConfig,
+    model: LoadedModel,
+    *,
+    group: Group,
+    say: Callable[[str], None],
+    tell: Tell,
+    on_step: Callable[[StepReport], None],
+    cancel: CancelToken | None,
+    seconds: float,
+) -> Outcome:
+    """The same for a transformer."""
     clocks = time.monotonic(), time.process_time()
     folder = Path(config.output)
     run = Run(folder, identity=config.identity(), keep=config.every.keep, writes=group.first, quiet=True)
-    model = open_model(config)
-    if config.every.sample:
-        check_samples(config, model)
     cache = Cache(Path(config.data.cache or folder / "cache"), owner=group.rank, say=say)
 
     def prepared(place: str, field: str, trigger: str = config.data.trigger) -> list[Example]:

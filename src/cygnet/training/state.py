@@ -234,6 +234,27 @@ class _Hashing:
         self._file.flush()
 
 
+def check_identity(folder: Path, identity: str) -> None:
+    """Raise :class:`~cygnet.errors.RequestError` if the newest checkpoint is of another ``identity``, by its note."""
+    for note in sorted((folder / "checkpoints").glob("*.json"), reverse=True):
+        try:
+            facts = json.loads(note.read_text())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(facts, dict) and note.with_suffix(".pt").exists():
+            _refuse_others(folder, note, facts, identity)
+            return
+
+
+def _refuse_others(folder: Path, note: Path, facts: Mapping[str, Any], identity: str) -> None:
+    if facts.get("identity") != identity:
+        raise RequestError(
+            f"{folder.name!r} holds a run of other settings (step {int(note.stem)}), or one that another version of "
+            "cygnet began; choose another output, or go back to the settings that it was begun with",
+            field="output",
+        )
+
+
 def newest_state(folder: Path, identity: str | None = None) -> dict[str, Any] | None:
     """The newest checkpoint of a run's folder that is whole; None if there is none.
 
@@ -252,12 +273,8 @@ def newest_state(folder: Path, identity: str | None = None) -> dict[str, Any] | 
         if not whole:
             log.warning("checkpoint %s is damaged; the one before it is used", path.name)
             continue
-        if identity is not None and facts.get("identity") != identity:
-            raise RequestError(
-                f"{folder.name!r} holds a run of other settings (step {int(note.stem)}), or one that another version "
-                "of cygnet began; choose another output, or go back to the settings that it was begun with",
-                field="output",
-            )
+        if identity is not None:
+            _refuse_others(folder, note, facts, identity)
         return cast("dict[str, Any]", torch.load(path, map_location="cpu", weights_only=True))
     if notes:
         raise WeightFileError(f"every checkpoint in {folder.name!r} is damaged; remove the folder to begin anew")

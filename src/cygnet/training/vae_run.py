@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cygnet.assembly import load_vae
+from cygnet.assembly import LoadedModel, load_vae
 from cygnet.checkpoints import save_official
 from cygnet.errors import MediaError, RequestError
 from cygnet.media.frames import to_signed
@@ -27,7 +27,7 @@ from cygnet.training.dataset import Item, read_items
 from cygnet.training.loop import Pace, Piece, StepReport, Trainer
 from cygnet.training.networks import DTYPES, build_optimizers
 from cygnet.training.reports import Charts, plot_losses
-from cygnet.training.start import Outcome, begun_from, open_model
+from cygnet.training.start import Outcome, begun_from
 from cygnet.training.state import Average, Run
 from cygnet.training.taught import Begun, Taught
 from cygnet.training.vae import VAELoss
@@ -39,6 +39,7 @@ CLIPS_IN_MEMORY = 64
 
 def train_vae(
     config: TrainConfig,
+    model: LoadedModel,
     *,
     say: Callable[[str], None],
     on_step: Callable[[StepReport], None],
@@ -49,7 +50,6 @@ def train_vae(
     clocks = time.monotonic(), time.process_time()
     folder, device = Path(config.output), parse_device(config.device)
     run = Run(folder, identity=config.identity(), keep=config.every.keep, quiet=True)
-    model = open_model(config)
     vae = load_vae(model.weights["vae"].file.path, torch.float32, device)
     vae.requires_grad_(True)
     items = read_items(Path(config.data.path))
