@@ -17,7 +17,9 @@ from cygnet.errors import RequestError
 from cygnet.models.dit.config import DiTConfig
 from cygnet.models.dit.model import DiT
 from cygnet.models.lora import adaptable, fresh_adapters
+from cygnet.runtime import compile as compile_module
 from cygnet.runtime.compile import compile_blocks
+from cygnet.training import networks
 from cygnet.training.flow import Draw, FlowMatching
 from cygnet.training.loop import Piece
 from cygnet.training.loop import gradients as gradients_of
@@ -188,3 +190,30 @@ def test_a_plan_that_does_not_fit_says_what_to_change(configure: Configure, monk
     plan = plan_for(configure())
     assert not plan.fits
     assert "1 MiB are free; raise accumulate, or lower batch" in plan.refusal()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"memory": {"dtype": "bfloat16"}}, True),
+        ({"memory": {"dtype": "bfloat16", "compile": True}}, True),
+        ({"memory": {"dtype": "bfloat16", "compile": False}}, False),
+        ({"memory": {"dtype": "float32"}}, False),
+        ({"memory": {"dtype": "bfloat16"}, "method": "full"}, False),
+        ({"memory": {"dtype": "bfloat16"}, "data": {"frames": [1]}}, False),
+    ],
+    ids=["auto", "true", "false", "float32", "full", "short"],
+)
+def test_it_is_said_once_when_blocks_would_be_compiled_and_no_compiler_is_there(
+    configure: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
+    said: bool,
+) -> None:
+    for module in (networks, compile_module):
+        monkeypatch.setattr(module, "missing_for_compiling", lambda kind: "there is none")
+    monkeypatch.setattr(compile_module, "COMPILE_FROM_VALUES", 2 * CONFIG.dim * 4)
+    trainable(configure(**changes), network(), torch.device("cpu"))
+    told = [record.message for record in caplog.records if "there is none" in record.message]
+    assert len(told) == said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,13 +18,16 @@ from cygnet.errors import RequestError, UnsupportedError
 from cygnet.models.dit.config import DiTConfig
 from cygnet.models.dit.model import DiT, initialise
 from cygnet.models.lora import Adapters, adaptable, fresh_adapters
+from cygnet.pipelines.sizes import num_tokens
 from cygnet.runtime.block_swap import BlockSwap
-from cygnet.runtime.compile import Compile, compile_blocks
+from cygnet.runtime.compile import Compile, compile_blocks, missing_for_compiling, pays
 from cygnet.runtime.eight_bit import keep_in_eight_bits
 from cygnet.runtime.streaming import streamed_names
 from cygnet.training.config import MemoryConfig, OptimizerConfig, TrainConfig
 from cygnet.training.memory import checkpointed
 from cygnet.training.optimizers import optimizers_for
+
+log = logging.getLogger(__name__)
 
 STACKS = ("blocks",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -130,12 +134,18 @@ def trainable(config: TrainConfig, dit: DiT, device: torch.device, before: DiT |
         network = Network(dit, dit, None, None if dtype == torch.float32 else dtype, before=before)
     patches_as_products(network.dit)
     checkpointed(network.dit.blocks, config.memory.checkpointing)
-    compile_blocks(network.dit, STACKS, _compiles(config, device), device, learning=True)
+    mode = _compiles(config, device)
+    if mode == "auto" and _would_pay(config, dit, device) and (missing := missing_for_compiling(device.type)):
+        log.warning('blocks are not compiled, as memory.compile = "auto" would have them be: %s', missing)
+    compile_blocks(network.dit, STACKS, mode, device, learning=True)
     return network
 
 
 def _compiles(config: TrainConfig, device: torch.device) -> Compile:
-    """Whether blocks are compiled; "auto" is for processors alone, where it was measured."""
+    """Whether blocks are compiled; "auto" is for processors alone, where it was measured.
+
+    There it compiles what is in bfloat16, which is a LoRA's base; other methods keep their stream in float32.
+    """
     wanted, memory = config.memory.compile_, config.memory
     many = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if many and wanted is True:
@@ -145,6 +155,12 @@ def _compiles(config: TrainConfig, device: torch.device) -> Compile:
     if many or memory.block_swap or memory.base != "as_dtype" or device.type == "meta":
         return False
     return False if wanted == "auto" and device.type != "cpu" else wanted
+
+
+def _would_pay(config: TrainConfig, dit: DiT, device: torch.device) -> bool:
+    """Whether "auto" compiles for the longest clips: by the stream, whose type autocast leaves float32."""
+    tokens = max(num_tokens(max(config.data.frames), *size) for size in config.data.shapes)
+    return pays(device.type, kept_dtype(config), tokens, dit.config.dim)
 
 
 def check_memory(memory: MemoryConfig, blocks: int) -> None:
