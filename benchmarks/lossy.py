@@ -164,7 +164,7 @@ def main() -> None:
     exact = {prompt: wan.generate(prompt, seed=number) for number, prompt in enumerate(PROMPTS)}
     result: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": environment(("torch",)),
+        "environment": environment(),
         "prompts": list(PROMPTS),
         "tables": tables,
         "rows": [],

@@ -24,7 +24,7 @@ from typing import Any, cast
 import torch
 
 from benchmarks.cases import _opened
-from benchmarks.measure import environment, in_turn, relative_error
+from benchmarks.measure import environment, in_turn, packages, relative_error
 from benchmarks.seeded import seeded
 from cygnet import load_dit
 from cygnet.checkpoints import save_official
@@ -212,7 +212,7 @@ def main() -> None:
     timings = in_turn({name: side.step for name, side in sides.items()}, options.rounds)
     peaks = {name: peak_of(name, options.blocks, how[name]) for name in SIDES}
     result = {
-        "environment": environment(("torch", "diffusers", "peft")),
+        "environment": environment() | packages("peft"),
         "blocks": options.blocks,
         "checkpointing": how,
         "gradient_difference": {"together": together, "worst_matrix": worst},

@@ -89,6 +89,25 @@ def test_compiled_blocks_give_the_same_gradients(how: Checkpointing, monkeypatch
         assert relative_l2(found[name], value) < 1e-5, name
 
 
+@pytest.mark.parametrize("learning", [True, False])
+def test_captions_of_all_lengths_need_no_compiling_again(learning: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[object] = []
+
+    def traced(graph: torch.fx.GraphModule, example: list[torch.Tensor]) -> object:
+        graphs.append(graph)
+        return lookup_backend("eager")(graph, example)
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=traced))
+    dit, plain = network(), network()
+    compile_blocks(dit, ("blocks",), True, torch.device("cpu"), learning=learning)
+    latents, time = torch.randn(1, 16, 2, 8, 8), torch.tensor([500.0])
+    with torch.set_grad_enabled(learning):
+        for count in range(2, 14):
+            context = torch.randn(1, count, 24)
+            assert relative_l2(dit(latents, time, context), plain(latents, time, context)) < 1e-5
+    assert 0 < len(graphs) <= CONFIG.num_layers
+
+
 def test_the_patch_embedding_as_a_product_is_the_same() -> None:
     dit = network()
     latents, context = torch.randn(2, 16, 2, 4, 6), torch.randn(2, 3, 24)

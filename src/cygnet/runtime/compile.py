@@ -18,6 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from cygnet.models.dit.layers import TextKeys
+
 Compile = bool | Literal["auto"]
 """Whether blocks are compiled; "auto": where steps are long enough that the half minute of compiling pays."""
 
@@ -28,6 +30,9 @@ COMPILE_FROM_VALUES = 1_000_000
 products take so much longer than the passes between them that fusing those saves nothing."""
 
 _CXX = "clang++" if sys.platform == "darwin" else "g++"
+
+GRAPHS = 64
+"""Kinds of input (sizes, batches, with and without gradients) that a block is compiled for in one process."""
 
 _log = logging.getLogger("cygnet")
 
@@ -118,8 +123,12 @@ class CompiledForward:
         other = torch.is_grad_enabled() != self._learning
         if not self._switch.on or hooked or other or not self._worth(x):
             return self._plain(x, *rest, **named)
+        for value in (*rest, *named.values()):
+            if isinstance(value, TextKeys):
+                _any_length(value)
         try:
-            return self._compiled(x, *rest, **named)
+            with torch._dynamo.config.patch(recompile_limit=GRAPHS):
+                return self._compiled(x, *rest, **named)
         except torch.OutOfMemoryError:
             raise
         except _compiler_errors() as problem:
@@ -129,8 +138,15 @@ class CompiledForward:
             return self._plain(x, *rest, **named)
 
 
+def _any_length(keys: TextKeys) -> None:
+    """Have what is compiled take prompts of all lengths; each would cost a compilation of its own."""
+    for value, dim in ((keys.k, 2), (keys.v, 2), (keys.bias, 3)):
+        if value is not None:
+            torch._dynamo.maybe_mark_dynamic(value, dim)
+
+
 def _compiler_errors() -> tuple[type[Exception], ...]:
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
     from torch._inductor.exc import InductorError
 
-    return TorchDynamoException, InductorError
+    return TorchDynamoException, InductorError, FailOnRecompileLimitHit
