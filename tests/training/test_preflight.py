@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from filelock import FileLock
 from teaching import Configure
 
 from cygnet.errors import RequestError, UnsupportedError
-from cygnet.training import start
+from cygnet.training import preflight, start
 from cygnet.training.config import TrainConfig
 from cygnet.training.plan import plan_for
 from cygnet.training.preflight import LOCK
@@ -111,6 +112,18 @@ def test_an_output_that_takes_nothing_is_refused_before_anything_is_read(
     assert raised.value.field == "output"
     assert str(tmp_path / "run") in str(raised.value)
     assert place.read_text() == "a file"
+
+
+def test_a_file_system_that_only_reads_is_told(
+    configure: Configure, ask: Callable[[TrainConfig], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*given: Any, **options: Any) -> Any:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(preflight.tempfile, "TemporaryFile", refuses)
+    with pytest.raises(RequestError, match="nothing can be written \\(read-only file system") as raised:
+        ask(configure())
+    assert raised.value.field == "output"
 
 
 def test_two_runs_do_not_write_in_one_folder(
