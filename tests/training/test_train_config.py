@@ -37,7 +37,7 @@ GOOD: dict[str, Any] = {"method": "lora", "model": "tiny-t2v", "output": "run", 
         ({"method": "vae", "preserve": {"captions": ["x"]}}, None, "preserve.captions"),
         ({"method": "vae", "preserve": {"path": "x"}}, None, "preserve.path"),
         ({"preserve": {"captions": ["x"], "path": "x"}}, "preserve", "exclude each other"),
-        ({"memory": {"compile": "yes"}}, "memory.compile", "auto"),
+        ({"memory": {"compile": "yes"}}, "memory.compile", "is 'yes'; it must be a valid boolean or 'auto'"),
         (
             {"preserve": {"captions": ["x"], "empty": 0.5}},
             "preserve",

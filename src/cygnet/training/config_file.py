@@ -48,7 +48,7 @@ def config_from(fields: dict[str, Any], home: Path) -> TrainConfig:
         config = TrainConfig.model_validate(fields)
     except ValidationError as error:
         faults = error.errors(include_url=False)
-        told = "; also ".join(_in_words(fault, fields) for fault in faults[:3])
+        told = "; also ".join(_told(faults, fields)[:3])
         raise RequestError(told, field=_dotted(faults[0]["loc"]) or None) from None
 
     def placed(field: str, text: str | None) -> str | None:
@@ -106,6 +106,17 @@ def _dotted(place: tuple[int | str, ...]) -> str:
         if depth == 0 or not (part in ("str", "bool", "ModelFiles") or str(part).startswith("literal["))
     ]
     return ".".join(named)
+
+
+def _told(faults: list[Any], fields: dict[str, Any]) -> list[str]:
+    """Each fault in words; those of the several types that one field may have are told as one."""
+    told: dict[str, str] = {}
+    for fault in faults:
+        words = _in_words(fault, fields)
+        given, must, allowed = words.partition("; it must be ")
+        first = f"{given}{must}" if must else words
+        told[first] = f"{told[first]} or {allowed}" if must and first in told else words
+    return list(told.values())
 
 
 def _in_words(fault: Any, fields: dict[str, Any]) -> str:
