@@ -17,13 +17,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+import cygnet.ops.attention  # noqa: F401  defines an operator
 from benchmarks.measure import Work
 
 _NAMES = (
     "mm", "addmm", "bmm", "baddbmm", "convolution", "mkldnn_convolution",
     "_scaled_dot_product_flash_attention_for_cpu",
 )  # fmt: skip
-_HEAVY = frozenset(getattr(torch.ops.aten, name).default for name in _NAMES if hasattr(torch.ops.aten, name))
+_HEAVY = frozenset(
+    [getattr(torch.ops.aten, name).default for name in _NAMES if hasattr(torch.ops.aten, name)]
+    + [torch.ops.cygnet.attention_by_products.default]
+)
 _LEAST, _SECONDS = 3, 0.4
 """Each operator is repeated so often at least, and for so long."""
 
