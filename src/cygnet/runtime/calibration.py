@@ -32,7 +32,7 @@ Points = Sequence[tuple[int, float]]
 """Rates by width, in rising order of width."""
 Clock = Callable[[], float]
 
-_FORMAT = 1
+_FORMAT = 2
 _DISK_BYTES = 64 * 2**20
 _BUDGET = 0.06
 """Seconds that each figure is measured for, if two runs take no longer."""
