@@ -1,4 +1,4 @@
-"""Which attention kernel runs on a device: torch's own in the order that is fastest there, or an installed package's.
+"""Which attention kernel runs on a device: torch's own in the order that is fastest there, an installed package's, or ours.
 
 Every kernel is admitted by a comparison with plain arithmetic on the device at hand, for a kernel that is wrong on one
 chip or driver is a matter of experience; one that errs is left out and said so once. All but SageAttention are exact
@@ -28,7 +28,8 @@ from cygnet.ops.conv import uses_amx
 from cygnet.types import Attention
 
 AttentionName = Literal["auto", "torch", "flash3", "sage"]
-"""``auto``: FlashAttention 3 where it is installed, else torch's kernels."""
+"""``auto``: on a GPU FlashAttention 3 where it is installed, else torch's kernels; on a processor matrix products where
+they are faster (:func:`products_pay`), else torch's kernel. ``torch``: torch's in any case."""
 
 ORDER = (
     SDPBackend.CUDNN_ATTENTION,

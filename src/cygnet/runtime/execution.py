@@ -26,7 +26,7 @@ class Execution:
     """
 
     attention: AttentionName = "auto"
-    """Which attention kernel a GPU uses; see :mod:`cygnet.runtime.attention`."""
+    """Which attention kernel is used; see :mod:`cygnet.runtime.attention`."""
     compile: Compile = "auto"
     """Whether the transformer's blocks are compiled; "auto": where it pays. See :mod:`cygnet.runtime.compile`."""
     decode_dtype: str | torch.dtype = "auto"
