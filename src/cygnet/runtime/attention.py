@@ -1,4 +1,4 @@
-"""Which attention kernel runs on a device: torch's own in the order that is fastest there, an installed package's, or ours.
+"""Which attention kernel runs on a device: torch's own in the order that is fastest there, a package's, or ours.
 
 Every kernel is admitted by a comparison with plain arithmetic on the device at hand, for a kernel that is wrong on one
 chip or driver is a matter of experience; one that errs is left out and said so once. All but SageAttention are exact
