@@ -217,6 +217,20 @@ def test_large_scores_stay_as_fine_as_in_the_fused_kernel() -> None:
     assert fine < 2e-2
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_keys_that_the_guess_does_not_look_at_or_should_not_do_no_harm(masked: bool) -> None:
+    q, k, v = heads(1, 2, 600, 64), heads(1, 2, 1024, 64, seed=1), heads(1, 2, 1024, 64, seed=2)
+    q[..., 0] = 16
+    strong = slice(8, None, 16) if masked else slice(5, None, 16)  # the guess looks at every 16th, from 0 on
+    k[:, :, strong, 0] = 16
+    bias = torch.zeros(1, 1, 1, 1024, dtype=torch.bfloat16)
+    if masked:
+        k[:, :, ::16, 0] = 32
+        bias[..., ::16] = -torch.inf
+    out = attention_by_products(q, k, v, bias, 0.125)
+    assert relative_l2(out, sdpa(q.double(), k.double(), v.double(), bias.double(), 0.125)) < 6e-3
+
+
 def test_products_are_for_many_keys_in_bfloat16_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(attention, "attention_by_products", lambda *_: asked.append("products"))
@@ -231,7 +245,8 @@ def test_products_are_for_many_keys_in_bfloat16_without_gradients(monkeypatch: p
     kernel(many.float(), many.float(), many.float())
     kernel(many, many, many, torch.zeros(1, 1, 512, 512))
     kernel(many.clone().requires_grad_(), many, many)
-    assert asked[2:] == ["torch"] * 5
+    kernel(many.expand(2, -1, -1, -1), many, many)
+    assert asked[2:] == ["torch"] * 6
 
 
 @pytest.mark.parametrize(("bf16", "amx", "threads", "pays"), [

@@ -12,6 +12,8 @@ AT_ONCE = 1 << 20
 """Scores that are worked on at a time: 2 MiB, which a core's cache holds."""
 LOOKED_AT = 64
 """Keys by which a query's largest score is estimated."""
+FAR = 4.0
+"""How far a query's largest score may be from its estimate; bfloat16 tells numbers around it apart by 0.03."""
 
 
 def sdpa(
@@ -34,7 +36,8 @@ def attention_by_products(
     For a processor whose matrix products are fast in bfloat16 and whose fused kernel is not. ``bias`` is
     ``[1 or B, 1, 1, M]``. Scores come out of the product in bfloat16, which is coarse where they are large; a guess at
     each query's largest one is subtracted within the product, in float32, so that those which count come out small.
-    The guess may be wrong without harm but for that: softmax does not depend on it.
+    Where a guess was far off, that piece is done again with the largest itself. Softmax does not depend on either.
+    A query whose keys are all masked by ``-inf`` gets NaN.
 
     One operator for a compiler, which would unroll its loops.
     """
@@ -54,8 +57,13 @@ def attention_by_products(
                 part = q[b, some, start : start + rows].contiguous()
                 guess = torch.bmm(part, looked_at).amax(dim=-1, keepdim=True).mul_(-scale)
                 offset = guess.expand(-1, -1, keys) if extra is None else guess + extra
-                weights = torch.baddbmm(offset, part, turned, alpha=scale).softmax(dim=-1)
-                out[b, start : start + rows, some] = torch.bmm(weights, values).transpose(0, 1)
+                scores = torch.baddbmm(offset, part, turned, alpha=scale)
+                largest = scores.amax(dim=-1, keepdim=True)
+                if float(largest.abs().amax()) > FAR:
+                    guess = guess - largest
+                    offset = guess.expand(-1, -1, keys) if extra is None else guess + extra
+                    scores = torch.baddbmm(offset, part, turned, alpha=scale)
+                out[b, start : start + rows, some] = torch.bmm(scores.softmax(dim=-1), values).transpose(0, 1)
     return out.transpose(1, 2)
 
 

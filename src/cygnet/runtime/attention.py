@@ -86,7 +86,14 @@ class ProductsAttention:
         """Shapes as in :class:`cygnet.types.Attention`."""
         learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         rows = bias is None or (bias.ndim == 4 and bias.shape[1:3] == (1, 1) and bias.shape[3] == k.shape[2])
-        if learns or not rows or q.dtype != torch.bfloat16 or min(q.shape[2], k.shape[2]) < PRODUCTS_FROM_KEYS:
+        alike = q.shape[0] == k.shape[0] == v.shape[0]
+        if (
+            learns
+            or not rows
+            or not alike
+            or q.dtype != torch.bfloat16
+            or min(q.shape[2], k.shape[2]) < PRODUCTS_FROM_KEYS
+        ):
             return sdpa(q, k, v, bias, scale)
         by_products: Callable[..., torch.Tensor] = attention_by_products
         return by_products(q, k, v, bias, q.shape[3] ** -0.5 if scale is None else scale)

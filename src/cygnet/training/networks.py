@@ -22,6 +22,7 @@ from cygnet.pipelines.sizes import num_tokens
 from cygnet.runtime.block_swap import BlockSwap
 from cygnet.runtime.compile import Compile, compile_blocks, missing_for_compiling, pays
 from cygnet.runtime.eight_bit import keep_in_eight_bits
+from cygnet.runtime.execution import Execution
 from cygnet.runtime.streaming import streamed_names
 from cygnet.training.config import MemoryConfig, OptimizerConfig, TrainConfig
 from cygnet.training.memory import checkpointed
@@ -30,6 +31,8 @@ from cygnet.training.optimizers import optimizers_for
 log = logging.getLogger(__name__)
 
 STACKS = ("blocks",)
+SAME_KERNEL = Execution(attention="torch")
+"""For passes with and without gradients: what a model is held to must not differ by the kernel."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -95,9 +98,10 @@ def build_network(config: TrainConfig, model: LoadedModel, device: torch.device)
         dit = DiT(architecture(config, base))
         initialise(dit)
     else:
-        dit = load_dit(place, kept_dtype(config), "cpu")
+        dit = load_dit(place, kept_dtype(config), "cpu", execution=SAME_KERNEL)
     preserves = config.method == "full" and config.preserve.wanted
-    return trainable(config, dit, device, load_dit(place, DTYPES[config.memory.dtype], device) if preserves else None)
+    before = load_dit(place, DTYPES[config.memory.dtype], device, execution=SAME_KERNEL) if preserves else None
+    return trainable(config, dit, device, before)
 
 
 def _check_variant(base: DiTConfig) -> None:
