@@ -40,7 +40,7 @@ ORDER = (
 """Torch's kernels, the fastest on current GPUs first; each call takes the first that can do it."""
 
 PRODUCTS_FROM_KEYS = 512
-"""Queries and keys from which products are two to three times as fast; at 320 they are no faster."""
+"""Queries and keys from which products are about twice as fast; at 320 they are no faster."""
 PRODUCTS_UP_TO_THREADS = 8
 
 _TOLERANCE = {torch.float32: 2e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}
