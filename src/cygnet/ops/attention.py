@@ -56,13 +56,10 @@ def attention_by_products(
             for start in range(0, queries, rows):
                 part = q[b, some, start : start + rows].contiguous()
                 guess = torch.bmm(part, looked_at).amax(dim=-1, keepdim=True).mul_(-scale)
-                offset = guess.expand(-1, -1, keys) if extra is None else guess + extra
-                scores = torch.baddbmm(offset, part, turned, alpha=scale)
+                scores = _shifted_scores(part, turned, extra, guess, scale)
                 largest = scores.amax(dim=-1, keepdim=True)
                 if float(largest.abs().amax()) > FAR:
-                    guess = guess - largest
-                    offset = guess.expand(-1, -1, keys) if extra is None else guess + extra
-                    scores = torch.baddbmm(offset, part, turned, alpha=scale)
+                    scores = _shifted_scores(part, turned, extra, guess - largest, scale)
                 out[b, start : start + rows, some] = torch.bmm(scores.softmax(dim=-1), values).transpose(0, 1)
     return out.transpose(1, 2)
 
@@ -71,3 +68,11 @@ def attention_by_products(
 def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, scale: float) -> torch.Tensor:
     batch, heads, queries, width = q.shape
     return q.new_empty(batch, queries, heads, width).transpose(1, 2)
+
+
+def _shifted_scores(
+    q: torch.Tensor, turned: torch.Tensor, bias: torch.Tensor | None, shift: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """``scale * q @ turned + bias + shift``, summed in float32 and rounded once: ``[N, L, M]``."""
+    offset = shift.expand(-1, -1, turned.shape[2]) if bias is None else shift + bias
+    return torch.baddbmm(offset, q, turned, alpha=scale)
