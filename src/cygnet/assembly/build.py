@@ -16,6 +16,7 @@ from cygnet.models.clip.model import CLIPVision
 from cygnet.models.dit.model import DiT
 from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.vae.model import WanVAE
+from cygnet.runtime.convolution import fit_processor
 from cygnet.runtime.eight_bit import keep_in_eight_bits
 from cygnet.runtime.execution import Execution
 from cygnet.runtime.precision import parse_device
@@ -71,7 +72,7 @@ def build(
 def build_vae(weights: ComponentWeights, dtype: torch.dtype, decode_dtype: torch.dtype, device: torch.device) -> WanVAE:
     """The same of an autoencoder, laid out channels last, its decoding half in ``decode_dtype``."""
     decoding = dict.fromkeys(DECODING, decode_dtype)
-    return build(WanVAE, weights, dtype, device, channels_last=True, by_part=decoding)
+    return fit_processor(build(WanVAE, weights, dtype, device, channels_last=True, by_part=decoding))
 
 
 def executed(dit: DiT, device: torch.device, execution: Execution) -> DiT:

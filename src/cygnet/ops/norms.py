@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -15,6 +17,19 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     x_fp32 = x.float()
     normed = x_fp32 * torch.rsqrt(x_fp32.square().mean(dim=-1, keepdim=True) + eps)
     return normed.to(x.dtype) * weight
+
+
+def channel_scale(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """What brings each vector along ``dim`` to root-mean-square 1: ``sqrt(C) / max(|x|, 1e-12)``, in ``x.dtype``.
+
+    The vectors' lengths C are ``x.shape[dim]``; ``dim`` is kept with length 1. Sums are float32.
+    """
+    # A processor asked for a float32 result of bfloat16 first widens all of x, which takes a hundred times as long as
+    # the norm; its sums are float32 in any case, and the result is rounded to x's dtype all the same.
+    wide = None if x.device.type == "cpu" else torch.float32
+    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide).clamp_min(1e-12)
+    scale: torch.Tensor = math.sqrt(x.shape[dim]) / norm
+    return scale.to(x.dtype)
 
 
 def layer_norm(

@@ -88,7 +88,16 @@ def _in_portions_that_fit(
             change(parked=not machine.shares)
             return
         room = (MARGIN * free - others) / SLACK
-        tiles, parked = largest(subject.vae, dtype, rows, columns, half, room, parks=not machine.shares)
+        tiles, parked = largest(
+            subject.vae,
+            dtype,
+            rows,
+            columns,
+            half,
+            room,
+            parks=not machine.shares,
+            on_processor=subject.on_processor,
+        )
         change(**{f"{half}_tiles": tiles}, parked=parked or needs.portions.parked)
 
     encoding: tuple[Phase, ...] = ("image", "encode")

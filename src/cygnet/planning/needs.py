@@ -63,17 +63,27 @@ class Needs:
 
 def _vae_demand(subject: Subject, grid: Grid, phase: Phase, portions: Portions) -> Demand:
     """What the VAE takes in one phase: of decoding, of a source video, or of pictures and grey frames."""
+    where = subject.on_processor
     if phase == "decode":
         tiles, dtype = portions.decode_tiles, subject.decode_dtype
         if tiles is not None:
-            return tiling.demand(subject.vae, dtype, grid, tiles, "decode", parked=portions.parked)
-        return stages.decode(subject.vae, dtype, grid, latent_frames_at_once(*grid[1:]))
+            return tiling.demand(subject.vae, dtype, grid, tiles, "decode", parked=portions.parked, on_processor=where)
+        return stages.decode(subject.vae, dtype, grid, latent_frames_at_once(*grid[1:]), on_processor=where)
     tiles, dtype = portions.encode_tiles, subject.dtypes["vae"]
     grey, last = phase == "image", subject.dit.variant == "flf2v"
     if tiles is not None:
-        parked = portions.parked
-        return tiling.demand(subject.vae, dtype, grid, tiles, "encode", parked=parked, grey=grey, last=grey and last)
-    return stages.encode(subject.vae, dtype, grid, grey=grey, last=grey and last)
+        return tiling.demand(
+            subject.vae,
+            dtype,
+            grid,
+            tiles,
+            "encode",
+            parked=portions.parked,
+            grey=grey,
+            last=grey and last,
+            on_processor=where,
+        )
+    return stages.encode(subject.vae, dtype, grid, grey=grey, last=grey and last, on_processor=where)
 
 
 def needs_of(subject: Subject, request: GenerateRequest, portions: Portions) -> Needs:

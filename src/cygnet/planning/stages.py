@@ -30,6 +30,7 @@ from cygnet.pipelines.denoise import Guidance, Sampling, denoise
 from cygnet.runtime import flops
 from cygnet.runtime.attention import choose_attention, use_attention
 from cygnet.runtime.calibration import Clock, Rates
+from cygnet.runtime.convolution import fit_processor
 from cygnet.runtime.flops import Work
 from cygnet.runtime.trace import Cost, Ledger
 from cygnet.types import SolverName
@@ -161,19 +162,27 @@ def _denoise_laps(
     return laps(config.num_layers) if config.vace_layers else over_blocks(laps, config.num_layers)
 
 
-def decode(config: VAEConfig, dtype: torch.dtype, grid: Grid, chunk: int) -> Demand:
-    """``chunk`` latent frames at a time."""
+def decode(config: VAEConfig, dtype: torch.dtype, grid: Grid, chunk: int, *, on_processor: bool = False) -> Demand:
+    """``chunk`` latent frames at a time, by the kernels of a processor or of a GPU."""
     frames, rows, columns = grid
     chunk = max(min(chunk, frames - 1), 1)
-    laps = _scaled(_decode_laps(config, dtype, chunk), rows * columns / CELLS**2)
+    laps = _scaled(_decode_laps(config, dtype, chunk, on_processor), rows * columns / CELLS**2)
     count = 1 + (frames - 1) / chunk
     return Demand(cost=total_of(laps, count), work=tuple(flops.vae_decode(config, frames, rows, columns, chunk)))
 
 
-def encode(config: VAEConfig, dtype: torch.dtype, grid: Grid, *, grey: bool, last: bool = False) -> Demand:
+def encode(
+    config: VAEConfig,
+    dtype: torch.dtype,
+    grid: Grid,
+    *,
+    grey: bool,
+    last: bool = False,
+    on_processor: bool = False,
+) -> Demand:
     """Frames four at a time; with ``grey`` one picture and then none that change, but with ``last`` the last."""
     frames, rows, columns = grid
-    laps = _scaled(_encode_laps(config, dtype), rows * columns / CELLS**2)
+    laps = _scaled(_encode_laps(config, dtype, on_processor), rows * columns / CELLS**2)
     work = whole = flops.vae_encode(config, frames, rows, columns)
     if grey:
         windows = vae_on_meta(config, dtype).encoder.windows
@@ -184,8 +193,8 @@ def encode(config: VAEConfig, dtype: torch.dtype, grid: Grid, *, grey: bool, las
 
 
 @functools.lru_cache(maxsize=32)
-def _decode_laps(config: VAEConfig, dtype: torch.dtype, chunk: int) -> Laps:
-    vae = vae_on_meta(config, dtype)
+def _decode_laps(config: VAEConfig, dtype: torch.dtype, chunk: int, on_processor: bool) -> Laps:
+    vae = vae_on_meta(config, dtype, on_processor=on_processor)
 
     def run(lap: Callable[[], None]) -> None:
         latents = torch.empty(1, config.latent_channels, 1 + 2 * chunk, CELLS, CELLS, device="meta")
@@ -197,8 +206,8 @@ def _decode_laps(config: VAEConfig, dtype: torch.dtype, chunk: int) -> Laps:
 
 
 @functools.lru_cache(maxsize=32)
-def _encode_laps(config: VAEConfig, dtype: torch.dtype) -> Laps:
-    vae, side = vae_on_meta(config, dtype), CELLS * config.spatial_stride
+def _encode_laps(config: VAEConfig, dtype: torch.dtype, on_processor: bool) -> Laps:
+    vae, side = vae_on_meta(config, dtype, on_processor=on_processor), CELLS * config.spatial_stride
 
     def run(lap: Callable[[], None]) -> None:
         pieces = (torch.empty(1, 3, count, side, side, device="meta") for count in (1, 4, 4))
@@ -233,8 +242,11 @@ def measured_together(rates: Rates, device: torch.device, clock: Clock) -> dict[
         found[f"dit {name}"] = _fastest(denoised, device, clock) / seconds(whole, rates, dtype)
         vae = VAEConfig(base_width=32)
         decoder, cells = _random(WanVAE, vae, dtype, device).channels_last(), (3, 12, 12)
+        on_processor = device.type == "cpu"
+        if on_processor:
+            fit_processor(decoder)
         noise = torch.randn(1, 16, *cells, device=device)
-        shown = decode(vae, dtype, cells, 2)
+        shown = decode(vae, dtype, cells, 2, on_processor=on_processor)
         took = _fastest(lambda: decoder.decode(noise, chunk=2), device, clock)  # noqa: B023
         found[f"vae {name}"] = took / seconds(shown, rates, dtype)
     return found
@@ -311,6 +323,8 @@ def on_meta(kind: Callable[[Any], Any], config: Any, dtype: torch.dtype) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def vae_on_meta(config: VAEConfig, dtype: torch.dtype) -> WanVAE:
+def vae_on_meta(config: VAEConfig, dtype: torch.dtype, *, on_processor: bool = False) -> WanVAE:
+    """The autoencoder of shapes, set up as a run would set it up."""
     vae: WanVAE = on_meta(WanVAE, config, dtype)
-    return vae.channels_last()
+    vae.channels_last()
+    return fit_processor(vae) if on_processor else vae

@@ -53,6 +53,8 @@ class Subject:
     dtypes: Mapping[ComponentName, torch.dtype]
     decode_dtype: torch.dtype
     """Of the VAE's decoding half."""
+    on_processor: bool
+    """Whether the networks compute on a processor: there the VAE may convolve otherwise."""
     files: Mapping[ComponentName, int]
     """Bytes on disk that a run reads once."""
     converted: frozenset[ComponentName]
@@ -106,9 +108,10 @@ def subject_of(
         found = catalogue.look_for(source)
         if not found.complete:
             return _published(found.entry, device, asked, decoded, execution)
+    on_processor = device.type == "cpu"
     read = read_model(source, loras, allow_partial_loras=allow_partial_loras)
     dtypes = {part: _dtype(part, device, asked) for part in read.weights}
-    return _subject(read.name, read.weights, read.tokenizer, dtypes, decoded, execution)
+    return _subject(read.name, read.weights, read.tokenizer, dtypes, decoded, execution, on_processor=on_processor)
 
 
 def _dtype(part: ComponentName, device: torch.device, asked: torch.dtype | None) -> torch.dtype:
@@ -126,7 +129,15 @@ def _decode_dtype(device: torch.device, asked: torch.dtype | None, execution: Ex
 
 def subject_of_loaded(model: LoadedModel) -> Subject:
     """A model that is loaded."""
-    subject = _subject(model.name, model.weights, model.tokenizer, model.dtypes, model.decode_dtype, model.execution)
+    subject = _subject(
+        model.name,
+        model.weights,
+        model.tokenizer,
+        model.dtypes,
+        model.decode_dtype,
+        model.execution,
+        on_processor=model.device.type == "cpu",
+    )
     return replace(subject, weights=model.taken)
 
 
@@ -137,6 +148,8 @@ def _subject(
     dtypes: Mapping[ComponentName, torch.dtype],
     decode_dtype: torch.dtype,
     execution: Execution,
+    *,
+    on_processor: bool,
 ) -> Subject:
     configs: dict[ComponentName, ComponentConfig] = {part: each.config for part, each in weights.items()}
     dit, vae, text, eye = (configs.get(part) for part in ("dit", "vae", "text_encoder", "image_encoder"))
@@ -155,6 +168,7 @@ def _subject(
         },
         dtypes=dtypes,
         decode_dtype=decode_dtype,
+        on_processor=on_processor,
         files={part: sum(info.nbytes for info in each.infos.values()) for part, each in weights.items()},
         converted=frozenset(part for part, each in weights.items() if _converted(part, each, dtypes[part])),
         present=True,
@@ -199,6 +213,7 @@ def _published(
         weights=weights,
         dtypes=dtypes,
         decode_dtype=decode_dtype,
+        on_processor=device.type == "cpu",
         files=files,
         converted=frozenset(part for part in files if part == "vae" or files[part] > 1.2 * weights[part].whole),
         present=False,

@@ -66,6 +66,7 @@ def demand(
     parked: bool = False,
     grey: bool = False,
     last: bool = False,
+    on_processor: bool = False,
 ) -> Demand:
     """One latent frame after the other, in ``tiles``.
 
@@ -76,8 +77,8 @@ def demand(
     each = [down.seen * across.seen for down, across in places]
     seen = _Seen(rows * columns, sum(each), max(each), len(each), parked)
     tiled = Tiled(TILED_LEVELS, seen.tiles / seen.frame)
-    cost = total_of(_laps_of(config, dtype, half, seen), frames)
-    waits = round(_parts(config, dtype, half)[1].held * seen.tiles / CELLS**2) if parked else 0
+    cost = total_of(_laps_of(config, dtype, half, seen, on_processor), frames)
+    waits = round(_parts(config, dtype, half, on_processor)[1].held * seen.tiles / CELLS**2) if parked else 0
     if half == "decode":
         work = flops.vae_decode(config, frames, rows, columns, tiled=tiled)
         return Demand(cost=cost, work=tuple(work), parked=waits)
@@ -91,7 +92,15 @@ def demand(
 
 
 def largest(
-    config: VAEConfig, dtype: torch.dtype, rows: int, columns: int, half: Half, room: float, *, parks: bool
+    config: VAEConfig,
+    dtype: torch.dtype,
+    rows: int,
+    columns: int,
+    half: Half,
+    room: float,
+    *,
+    parks: bool,
+    on_processor: bool = False,
 ) -> tuple[Tiles, bool]:
     """Tiles whose peak is at most ``room`` bytes, those of the least work; without any, those of the least peak.
 
@@ -113,7 +122,7 @@ def largest(
             found.append((total, most, Tiles(width=width * cell, height=height * cell), seen))
 
     def peak(seen: _Seen) -> int:
-        return max(lap.peak for lap in _laps_of(config, dtype, half, seen))
+        return max(lap.peak for lap in _laps_of(config, dtype, half, seen, on_processor))
 
     found.sort(key=lambda it: it[:2])
     ways = (False, True) if parks else (False,)
@@ -124,9 +133,9 @@ def largest(
     return min(found, key=lambda it: peak(replace(it[3], parked=parks)))[2], parks
 
 
-def _laps_of(config: VAEConfig, dtype: torch.dtype, half: Half, seen: _Seen) -> Laps:
+def _laps_of(config: VAEConfig, dtype: torch.dtype, half: Half, seen: _Seen, on_processor: bool) -> Laps:
     """What the first chunks of a video take."""
-    whole, tile = _parts(config, dtype, half)
+    whole, tile = _parts(config, dtype, half, on_processor)
     frame, tiles, most = (cells / CELLS**2 for cells in (seen.frame, seen.tiles, seen.most))
     pixels = 4 * 3 * _FRAMES * config.spatial_stride**2 * CELLS**2  # float32: a chunk's, of as many cells
     features = whole.made if half == "decode" else tile.made
@@ -149,9 +158,9 @@ def _laps_of(config: VAEConfig, dtype: torch.dtype, half: Half, seen: _Seen) -> 
 
 
 @functools.lru_cache(maxsize=32)
-def _parts(config: VAEConfig, dtype: torch.dtype, half: Half) -> tuple[_Part, _Part]:
+def _parts(config: VAEConfig, dtype: torch.dtype, half: Half, on_processor: bool) -> tuple[_Part, _Part]:
     """The layers that see the frame, and those that see a tile."""
-    vae = vae_on_meta(config, dtype)
+    vae = vae_on_meta(config, dtype, on_processor=on_processor)
     place = [(Span(0, CELLS, 0, CELLS), Span(0, CELLS, 0, CELLS))]
     if half == "decode":
         whole, wide = tiling.decoder_parts(vae)

@@ -9,9 +9,8 @@ frames under slot numbers; here each convolution owns its history by identity).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from torch import nn
 
 from cygnet.ops.attention import sdpa
 from cygnet.ops.conv import conv3d
+from cygnet.ops.norms import channel_scale
 
 
 class Stream:
@@ -52,6 +52,13 @@ class Stream:
             window[:, :, frames - known : frames] = past
         return window
 
+    def history(self, layer: nn.Module, like: torch.Tensor, frames: int) -> torch.Tensor:
+        """The last ``frames`` frames that the layer has seen, zeros for those that never were: as ``like`` but in T."""
+        past = self._history.get(layer)
+        if past is not None and past.shape[2] == frames:
+            return past.to(like.device)
+        return self.window(layer, like[:, :, :0], frames)
+
     def is_new(self, layer: nn.Module) -> bool:
         """Whether the layer has seen no frame of this video yet."""
         return layer not in self._history
@@ -59,6 +66,10 @@ class Stream:
     def remember(self, layer: nn.Module, x: torch.Tensor, frames: int) -> None:
         """Keep the last ``frames`` frames of ``x`` as the layer's history."""
         self._history[layer] = x[:, :, -frames:].clone()
+
+    def keep(self, layer: nn.Module, history: torch.Tensor) -> None:
+        """Make ``history``, which is nobody else's, the layer's history."""
+        self._history[layer] = history
 
     def park(self) -> None:
         """Move what is remembered to the host's memory; layers fetch it from there when the next chunk comes."""
@@ -126,6 +137,8 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel)
         self.history = kernel[0] - 1
         self.spatial_padding = kernel[1] // 2
+        self.after_norm: NormedConvolution = norm_silu_then_convolve
+        """How it is done together with a norm and SiLU before it; set from outside for a device."""
 
     def convolve(self, window: torch.Tensor) -> torch.Tensor:
         """Convolve frames that already carry their history in front."""
@@ -163,31 +176,57 @@ class ChannelRMSNorm(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * dims))
 
-    def scale(self, x: torch.Tensor) -> torch.Tensor:
-        """The factor per voxel, before ``gamma``: ``sqrt(C) / max(|x|, 1e-12)``."""
-        # Sums are float32 in any case. A processor asked for a float32 result of bfloat16 first widens all of x, which
-        # takes a hundred times as long as the norm; here it is rounded to x's dtype at the end all the same.
-        wide = None if x.device.type == "cpu" else torch.float32
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide).clamp_min(1e-12)
-        scale: torch.Tensor = math.sqrt(x.shape[1]) / norm
-        return scale.to(x.dtype)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x [B, C, ...]`` -> the same shape."""
-        return x * self.scale(x) * self.gamma
+        return x * channel_scale(x, 1) * self.gamma
 
 
-def norm_silu_conv(norm: ChannelRMSNorm, conv: CausalConv3d, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
-    """``conv(silu(norm(x)))``. While streaming, the activation is written straight behind the history."""
+class NormedConvolution(Protocol):
+    """Computes ``conv(silu(norm(x))) + skip``."""
+
+    def __call__(
+        self,
+        norm: ChannelRMSNorm,
+        conv: CausalConv3d,
+        x: torch.Tensor,
+        stream: Stream | None,
+        skip: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """``x [B, C, T, H, W]`` -> ``[B, C', T, H, W]``, the shape of ``skip``; without one nothing is added."""
+        ...
+
+
+def norm_silu_conv(
+    norm: ChannelRMSNorm,
+    conv: CausalConv3d,
+    x: torch.Tensor,
+    stream: Stream | None,
+    skip: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``conv(silu(norm(x))) + skip``, as :class:`NormedConvolution`, in the way that was chosen for ``conv``."""
+    return conv.after_norm(norm, conv, x, stream, skip)
+
+
+def norm_silu_then_convolve(
+    norm: ChannelRMSNorm,
+    conv: CausalConv3d,
+    x: torch.Tensor,
+    stream: Stream | None,
+    skip: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The same, one after the other. While streaming, the activation is written straight behind the history."""
     if stream is None or conv.is_alone(x, stream):
-        return conv(F.silu(norm(x)), stream)  # type: ignore[no-any-return]
+        out: torch.Tensor = conv(F.silu(norm(x)), stream)
+        return out if skip is None else out + skip
     window = stream.window(conv, x, conv.history)
     fresh = window[:, :, conv.history :]
-    torch.mul(x, norm.scale(x), out=fresh)
+    torch.mul(x, channel_scale(x, 1), out=fresh)
     fresh.mul_(norm.gamma)
     F.silu(fresh, inplace=True)
     stream.remember(conv, window, conv.history)
-    return conv.convolve(window)
+    out = conv.convolve(window)
+    del window, fresh
+    return out if skip is None else out.add_(skip)
 
 
 class ResidualBlock(nn.Module):
@@ -212,9 +251,8 @@ class ResidualBlock(nn.Module):
         """``x [B, C, T, H, W]`` -> ``[B, C', T, H, W]``."""
         norm1, conv1, norm2, conv2 = (self.residual[key] for key in ("0", "2", "3", "6"))
         h = norm_silu_conv(norm1, conv1, x, stream)  # type: ignore[arg-type]
-        h = norm_silu_conv(norm2, conv2, h, stream)  # type: ignore[arg-type]
         skip = self.shortcut(x, stream) if isinstance(self.shortcut, CausalConv3d) else x
-        return h + skip
+        return norm_silu_conv(norm2, conv2, h, stream, skip)  # type: ignore[arg-type]
 
 
 class SpatialAttention(nn.Module):
@@ -270,6 +308,8 @@ class Upsample(nn.Module):
     def __init__(self, channels: int, *, temporal: bool) -> None:
         super().__init__()
         self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels // 2, 3, padding=1)})
+        self.enlarge: Enlarging = repeat_then_convolve
+        """How a frame is enlarged; set from outside for a device."""
         self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if temporal else None
 
     def forward(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
@@ -281,13 +321,26 @@ class Upsample(nn.Module):
                 # The first frame is not context for the second: the network was trained with zeros there.
                 x = torch.cat([x[:, :, :1], self._double(x[:, :, 1:], stream)], dim=2)
         frames, batch = fold_time(x)
-        return unfold_time(self.resample["1"](F.interpolate(frames, scale_factor=2.0, mode="nearest-exact")), batch)
+        return unfold_time(self.enlarge(frames, self.resample["1"]), batch)  # type: ignore[arg-type]
 
     def _double(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
         assert self.time_conv is not None
         pairs = self.time_conv(x, stream).unflatten(1, (2, -1))  # [B, 2, C, T, H, W]: first half is the earlier frame
         in_time = pairs.permute(0, 3, 1, 4, 5, 2).flatten(1, 2)  # [B, 2T, H, W, C], so that the result is channels-last
         return in_time.permute(0, 4, 1, 2, 3)  # type: ignore[no-any-return]
+
+
+class Enlarging(Protocol):
+    """Doubles height and width by repeating each pixel, and convolves the result."""
+
+    def __call__(self, x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+        """``x [N, C, H, W]`` -> ``[N, C', 2H, 2W]``; ``conv`` is 3x3 with a padding of 1."""
+        ...
+
+
+def repeat_then_convolve(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    """As :class:`Enlarging`, one after the other."""
+    return conv(F.interpolate(x, scale_factor=2.0, mode="nearest-exact"))  # type: ignore[no-any-return]
 
 
 def fold_time(x: torch.Tensor) -> tuple[torch.Tensor, int]:

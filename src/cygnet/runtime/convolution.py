@@ -1,0 +1,70 @@
+"""How the VAE convolves on a processor: fewer operations for the same sums, and less memory.
+
+Measured on processors without AMX (docs/speed.md), and taken there. AMX multiplies bfloat16 so fast that the sums of
+Winograd's form would weigh more than the products that they save, and with many threads bands are too small to share.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from cygnet.models.vae.layers import (
+    CausalConv3d,
+    ChannelRMSNorm,
+    Stream,
+    Upsample,
+    norm_silu_then_convolve,
+    repeat_then_convolve,
+)
+from cygnet.models.vae.model import WanVAE
+from cygnet.ops.conv import uses_amx
+from cygnet.ops.upsample import upsample_conv_by_phases
+from cygnet.ops.winograd import norm_silu_conv_in_bands
+
+BANDS_FROM_CHANNELS = 64
+"""Narrower convolutions take no longer than the sums."""
+UP_TO_THREADS = 8
+
+_PROCESSOR = ("cpu", "meta")
+"""Shapes alone, without numbers, are of plans that were made for a processor."""
+
+
+def fit_processor(vae: WanVAE) -> WanVAE:
+    """Let ``vae`` convolve in bands and by phases where that is faster on a processor, in place.
+
+    What is on a GPU when it is used is done as before; so it does not matter where the weights are now.
+    """
+    for module in vae.modules():
+        if isinstance(module, CausalConv3d) and module.kernel_size == (3, 3, 3):
+            if module.in_channels >= BANDS_FROM_CHANNELS:
+                module.after_norm = _in_bands
+        elif isinstance(module, Upsample):
+            module.enlarge = _by_phases
+    return vae
+
+
+def _in_bands(
+    norm: ChannelRMSNorm, conv: CausalConv3d, x: torch.Tensor, stream: Stream | None, skip: torch.Tensor | None = None
+) -> torch.Tensor:
+    if stream is None or x.shape[2] % 2 or torch.is_grad_enabled() or not bands_pay(x.device, x.dtype):
+        return norm_silu_then_convolve(norm, conv, x, stream, skip)
+    past = stream.history(conv, x, conv.history)
+    out, kept = norm_silu_conv_in_bands(x, norm.gamma, past, conv.weight, conv.bias, skip)
+    stream.keep(conv, kept)
+    return out
+
+
+def _by_phases(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    if x.device.type not in _PROCESSOR or torch.is_grad_enabled():
+        return repeat_then_convolve(x, conv)
+    return upsample_conv_by_phases(x, conv.weight, conv.bias)
+
+
+def bands_pay(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether convolutions in bands are meant for this machine's processor and ``dtype``."""
+    if device.type not in _PROCESSOR or torch.get_num_threads() > UP_TO_THREADS:
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.cpu._is_avx512_bf16_supported()) and not uses_amx()
+    return dtype == torch.float32

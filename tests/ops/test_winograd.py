@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cygnet.ops import winograd
+from cygnet.ops.winograd import norm_silu_conv_in_bands
+from support import fill, relative_l2
+
+
+def plainly(
+    x: torch.Tensor, gamma: torch.Tensor, past: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """In float64, by the definition."""
+    x, gamma, past, weight = (value.double() for value in (x, gamma, past, weight))
+    norm = x * x.shape[1] ** 0.5 / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    seen = torch.cat([past, F.silu(norm * gamma)], dim=2)
+    out = F.conv3d(seen, weight, None if bias is None else bias.double(), padding=(0, 1, 1))
+    return out, seen[:, :, -2:]
+
+
+def given(dtype: torch.dtype, *, batch: int, frames: int, height: int) -> tuple[torch.Tensor, ...]:
+    shapes = ([batch, 6, frames, height, 5], [6, 1, 1, 1], [batch, 6, 2, height, 5], [4, 6, 3, 3, 3], [4])
+    x, gamma, past, weight, bias = (fill(str(number), shape) for number, shape in enumerate(shapes))
+    return x.to(dtype), gamma.to(dtype), past.to(dtype), weight.to(dtype), bias.to(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("batch", "frames", "height"), [(1, 2, 7), (2, 6, 7), (1, 4, 1), (2, 2, 12)])
+@pytest.mark.parametrize("band", [1, 3 * 5 * 6 * 4, 1 << 20])
+def test_it_is_the_convolution_of_the_activation(
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    tolerance: float,
+    batch: int,
+    frames: int,
+    height: int,
+    band: int,
+) -> None:
+    """In bands of one row, of a few and of all."""
+    monkeypatch.setattr(winograd, "_BAND_BYTES", band)
+    inputs = given(dtype, batch=batch, frames=frames, height=height)
+    out, kept = norm_silu_conv_in_bands(*inputs)
+    wanted, history = plainly(*inputs)
+    assert relative_l2(out, wanted) < tolerance
+    assert relative_l2(kept, history) < tolerance
+    assert out.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_what_is_skipped_is_added_and_a_bias_may_be_missing() -> None:
+    x, gamma, past, weight, _ = given(torch.float32, batch=2, frames=4, height=6)
+    skip = fill("skip", [2, 4, 4, 6, 5])
+    before = skip.clone()
+    out, _ = norm_silu_conv_in_bands(x, gamma, past, weight, None, skip)
+    assert relative_l2(out, plainly(x, gamma, past, weight, None)[0] + before) < 1e-6
+    assert torch.equal(skip, before)
+
+
+def test_a_frame_depends_on_itself_and_the_two_before_alone() -> None:
+    x, gamma, past, weight, bias = given(torch.float32, batch=1, frames=6, height=4)
+    before, _ = norm_silu_conv_in_bands(x, gamma, past, weight, bias)
+    x[:, :, 3] = 100.0
+    after, _ = norm_silu_conv_in_bands(x, gamma, past, weight, bias)
+    alike = [torch.equal(before[:, :, frame], after[:, :, frame]) for frame in range(6)]
+    assert alike == [True, True, True, False, False, False]
+
+
+def test_shapes_without_numbers_give_those_of_the_result() -> None:
+    inputs = [value.to("meta") for value in given(torch.bfloat16, batch=2, frames=4, height=6)]
+    for of_shape, real in zip(
+        norm_silu_conv_in_bands(*inputs),
+        norm_silu_conv_in_bands(*given(torch.bfloat16, batch=2, frames=4, height=6)),
+        strict=True,
+    ):
+        assert (of_shape.shape, of_shape.stride(), of_shape.dtype) == (real.shape, real.stride(), real.dtype)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import copy
+import functools
+
+import pytest
+import torch
+
+from cygnet.models.vae.config import VAEConfig
+from cygnet.models.vae.layers import CausalConv3d, Still, norm_silu_then_convolve
+from cygnet.models.vae.model import WanVAE
+from cygnet.runtime import convolution
+from cygnet.runtime.convolution import fit_processor
+from support import fill, filled_weights, parameter_shapes, relative_l2
+
+CONFIG = VAEConfig(base_width=32)
+"""Two of whose four levels are wide enough for bands."""
+VIDEO, LATENTS = fill("video", [1, 3, 17, 24, 32]), fill("latents", [1, 16, 5, 3, 4])
+
+
+@functools.cache
+def plain() -> WanVAE:
+    module = WanVAE(CONFIG)
+    module.load_state_dict(filled_weights(parameter_shapes(module)))
+    return module.requires_grad_(False).channels_last()
+
+
+@pytest.fixture
+def in_bands(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many frames each convolution in bands was given."""
+    counted: list[int] = []
+    real = convolution.norm_silu_conv_in_bands
+
+    def counting(x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        counted.append(x.shape[2])
+        return real(x, *rest)
+
+    monkeypatch.setattr(convolution, "norm_silu_conv_in_bands", counting)
+    monkeypatch.setattr(convolution, "bands_pay", lambda device, dtype: True)
+    return counted
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_videos_and_latents_are_the_same_to_rounding(
+    in_bands: list[int], dtype: torch.dtype, tolerance: float, chunk: int
+) -> None:
+    network = copy.deepcopy(plain()).to(dtype)
+    fitted = fit_processor(copy.deepcopy(network))
+    assert relative_l2(fitted.decode(LATENTS, chunk=chunk), network.decode(LATENTS, chunk=chunk)) < tolerance
+    assert in_bands, "none was in bands"
+    in_bands.clear()
+    assert relative_l2(fitted.encode(VIDEO, chunk=chunk), network.encode(VIDEO, chunk=chunk)) < tolerance
+    assert in_bands, "none was in bands"
+    assert not any(frames % 2 for frames in in_bands)
+
+
+def test_grey_frames_are_encoded_once_bit_for_bit(in_bands: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = fit_processor(copy.deepcopy(plain()))
+    grey = torch.zeros(1, 3, 81, 16, 16)
+    grey[:, :, 0] = VIDEO[:, :, 0, :16, :16]
+    once = fitted.encode(grey)
+    times = len(in_bands)
+    in_bands.clear()
+    monkeypatch.setattr(Still, "depth", lambda still, windows: 0)
+    assert torch.equal(once, fitted.encode(grey))
+    assert times < 0.75 * len(in_bands)
+
+
+def test_gradients_and_whole_videos_go_the_plain_way(in_bands: list[int]) -> None:
+    fitted = fit_processor(copy.deepcopy(plain())).requires_grad_(True)
+    reached = fitted.reconstruct(fitted.posterior(VIDEO)[0])
+    reached.square().mean().backward()
+    assert not in_bands
+    learnt = copy.deepcopy(plain()).requires_grad_(True)
+    learnt.reconstruct(learnt.posterior(VIDEO)[0]).square().mean().backward()
+    for ours, theirs in zip(fitted.parameters(), learnt.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_narrow_convolutions_stay_as_they_are() -> None:
+    fitted = fit_processor(WanVAE(VAEConfig(base_width=8)))
+    ways = [module.after_norm for module in fitted.modules() if isinstance(module, CausalConv3d)]
+    assert ways
+    assert all(way is norm_silu_then_convolve for way in ways)
+
+
+def test_bands_are_for_processors_of_few_threads_and_where_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    pays, here = convolution.bands_pay, torch.device("cpu")
+    assert pays(here, torch.float32)
+    assert not pays(torch.device("cuda"), torch.float32)
+    assert not pays(here, torch.float16)
+    monkeypatch.setattr(convolution, "uses_amx", lambda: True)
+    assert not pays(here, torch.bfloat16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert not pays(here, torch.float32)
