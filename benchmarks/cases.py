@@ -26,6 +26,7 @@ from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.vae.config import WAN_VAE
 from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.conditioning import image_condition
+from cygnet.runtime.convolution import fit_processor
 from cygnet.runtime.execution import DEFAULT
 
 PROMPT_TOKENS = 30
@@ -77,7 +78,7 @@ def _vaes(dtype: torch.dtype) -> tuple[WanVAE, Any, Any]:
     ours = cast(WanVAE, seeded(WanVAE, WAN_VAE, torch.float32))
     peer, tuned = (_opened(diffusers.AutoencoderKLWan.from_pretrained, ours, WAN_VAE, dtype) for _ in range(2))
     _channels_last(tuned)
-    return ours.to(dtype).channels_last(), peer, tuned
+    return fit_processor(ours.to(dtype).channels_last()), peer, tuned
 
 
 def vae_decode(dtype: torch.dtype) -> Sides:

@@ -28,6 +28,7 @@ from cygnet.pipelines import tiles as tiling
 from cygnet.pipelines.tiles import decode_chunks, encode_chunks
 from cygnet.planning import stages
 from cygnet.planning.tiling import demand
+from cygnet.runtime.convolution import fit_processor
 from cygnet.types import Tiles
 
 FILM = (9, 192, 256)
@@ -44,7 +45,7 @@ def network(config: VAEConfig, decode_dtype: torch.dtype) -> WanVAE:
     if config == TINY_VAE:
         return cygnet.load_vae("tiny-vae", decode_dtype=decode_dtype)
     vae: WanVAE = seeded(WanVAE, config, torch.float32)
-    return vae.decode_in(decode_dtype).channels_last()
+    return fit_processor(vae.decode_in(decode_dtype).channels_last())
 
 
 def film() -> torch.Tensor:
@@ -100,7 +101,10 @@ def measure(name: str, tiled: bool) -> None:
     took = time.process_time() - started
     done.set()
     watcher.join()
-    planned = demand(config, dtype, grid, tiles, "decode") if tiled else stages.decode(config, dtype, grid, 1)
+    if tiled:
+        planned = demand(config, dtype, grid, tiles, "decode", on_processor=True)
+    else:
+        planned = stages.decode(config, dtype, grid, 1, on_processor=True)
     told = {"network": name, "size": f"{width}x{height}", "latent frames": length}
     told |= {"tiles": f"{tiles.count(width, height)} of {tiles}" if tiled else "none"}
     told |= {"planned MiB": planned.cost.peak >> 20, "measured MiB": (peak - base) >> 20}

@@ -274,8 +274,9 @@ def _seeded(name: str, place: torch.device, dtype: torch.dtype) -> Codec:
     if name == "wan":
         from cygnet.models.vae.config import WAN_VAE
         from cygnet.models.vae.model import WanVAE
+        from cygnet.runtime.convolution import fit_processor
 
-        ours = WanVAE(WAN_VAE).to(place, dtype).channels_last().eval()
+        ours = fit_processor(WanVAE(WAN_VAE).to(place, dtype).channels_last().eval())
         return _ours("Wan-VAE, cygnet (random)", ours, trained=False)
     try:
         import diffusers
