@@ -8,6 +8,7 @@ from pathlib import Path
 
 import sentencepiece
 import torch
+import torch._dynamo  # the first network without weights would, behind what conftest.py freezes
 
 from cygnet.checkpoints import ComponentConfig, save_official
 from cygnet.models.clip.config import CLIPVisionConfig

@@ -26,42 +26,37 @@ from support import fill
 
 
 @pytest.fixture(scope="module")
-def i2v(tmp_path_factory: pytest.TempPathFactory) -> dict[ComponentName, Path]:
-    return write_model(tmp_path_factory.mktemp("i2v"), "i2v")
-
-
-@pytest.fixture(scope="module")
 def t2v(tmp_path_factory: pytest.TempPathFactory) -> dict[ComponentName, Path]:
     return write_model(tmp_path_factory.mktemp("t2v"), "t2v")
 
 
-def test_every_loader_gives_the_architecture_that_was_saved(i2v: dict[ComponentName, Path]) -> None:
-    assert load_dit(i2v["dit"]).config == dit_config("i2v")
-    assert load_vae(i2v["vae"]).config == VAE
-    assert load_text_encoder(i2v["text_encoder"]).model.config == text_config()
-    assert load_image_encoder(i2v["image_encoder"]).model.config == CLIP
+def test_every_loader_gives_the_architecture_that_was_saved(i2v_parts: dict[ComponentName, Path]) -> None:
+    assert load_dit(i2v_parts["dit"]).config == dit_config("i2v")
+    assert load_vae(i2v_parts["vae"]).config == VAE
+    assert load_text_encoder(i2v_parts["text_encoder"]).model.config == text_config()
+    assert load_image_encoder(i2v_parts["image_encoder"]).model.config == CLIP
 
 
-def test_loaded_weights_are_the_saved_ones_and_not_trainable(i2v: dict[ComponentName, Path]) -> None:
-    dit = load_dit(i2v["dit"])
-    saved = load_file(i2v["dit"])
+def test_loaded_weights_are_the_saved_ones_and_not_trainable(i2v_parts: dict[ComponentName, Path]) -> None:
+    dit = load_dit(i2v_parts["dit"])
+    saved = load_file(i2v_parts["dit"])
     assert all(torch.equal(value, saved[name]) for name, value in dit.state_dict().items())
     assert not any(parameter.requires_grad for parameter in dit.parameters())
     assert not dit.training
 
 
 def test_a_dtype_by_name_leaves_the_sensitive_parts_of_the_transformer_in_float32(
-    i2v: dict[ComponentName, Path],
+    i2v_parts: dict[ComponentName, Path],
 ) -> None:
-    dit = load_dit(i2v["dit"], dtype="bf16")
+    dit = load_dit(i2v_parts["dit"], dtype="bf16")
     kept = {name for name, parameter in dit.named_parameters() if parameter.dtype == torch.float32}
     assert {"head.head.weight", "blocks.0.modulation", "blocks.1.norm3.weight", "patch_embedding.weight"} <= kept
     assert "blocks.0.self_attn.q.weight" not in kept
     assert all(any(part in name for part in DiT.fp32_parameters) for name in kept)
 
 
-def test_text_is_encoded_with_the_tokenizer_inside_the_file(i2v: dict[ComponentName, Path]) -> None:
-    text = load_text_encoder(i2v["text_encoder"])
+def test_text_is_encoded_with_the_tokenizer_inside_the_file(i2v_parts: dict[ComponentName, Path]) -> None:
+    text = load_text_encoder(i2v_parts["text_encoder"])
     assert text.tokenizer is not None
     ids = text.tokenizer.encode("a red ball")
     features = text.encode("a red ball")
@@ -70,8 +65,8 @@ def test_text_is_encoded_with_the_tokenizer_inside_the_file(i2v: dict[ComponentN
         torch.testing.assert_close(features, text.model(torch.tensor([ids]))[0])
 
 
-def test_a_picture_is_encoded_to_its_tokens(i2v: dict[ComponentName, Path]) -> None:
-    eye = load_image_encoder(i2v["image_encoder"])
+def test_a_picture_is_encoded_to_its_tokens(i2v_parts: dict[ComponentName, Path]) -> None:
+    eye = load_image_encoder(i2v_parts["image_encoder"])
     assert eye.encode(fill("picture", [3, 30, 50])).shape == (CLIP.num_tokens, CLIP.dim)
     with pytest.raises(RequestError, match=r"give \[3, height, width\]"):
         eye.encode(torch.zeros(1, 3, 8, 8))
@@ -106,17 +101,19 @@ def test_a_text_encoder_without_tokenizer_still_has_its_model(tmp_path: Path) ->
         text.encode("a red ball")
 
 
-def test_a_given_config_is_used_and_one_of_another_kind_refused(tmp_path: Path, i2v: dict[ComponentName, Path]) -> None:
+def test_a_given_config_is_used_and_one_of_another_kind_refused(
+    tmp_path: Path, i2v_parts: dict[ComponentName, Path]
+) -> None:
     other = UMT5Config(vocab_size=8, dim=8, attention_dim=8, ffn_dim=8, num_heads=1, num_layers=1)
     with pytest.raises(StateMismatchError):
-        load_text_encoder(i2v["text_encoder"], config=other)
+        load_text_encoder(i2v_parts["text_encoder"], config=other)
     with pytest.raises(RequestError, match="config is a UMT5Config"):
-        load_vae(i2v["vae"], config=other)  # type: ignore[arg-type]
+        load_vae(i2v_parts["vae"], config=other)  # type: ignore[arg-type]
 
 
-def test_the_file_of_another_network_is_refused_in_words(i2v: dict[ComponentName, Path]) -> None:
+def test_the_file_of_another_network_is_refused_in_words(i2v_parts: dict[ComponentName, Path]) -> None:
     with pytest.raises(UnknownLayoutError, match="is a Wan-VAE, but a diffusion transformer is needed"):
-        load_dit(i2v["vae"])
+        load_dit(i2v_parts["vae"])
 
 
 def test_a_model_is_loaded_from_a_mapping_a_folder_and_a_combined_file(
@@ -161,8 +158,8 @@ def test_only_the_parts_that_the_transformer_needs_are_asked_for(t2v: dict[Compo
         load_components(without_vae)
 
 
-def test_a_picture_model_also_needs_an_image_encoder(i2v: dict[ComponentName, Path]) -> None:
-    without_eye: dict[ComponentName, Path] = {name: path for name, path in i2v.items() if name != "image_encoder"}
+def test_a_picture_model_also_needs_an_image_encoder(i2v_parts: dict[ComponentName, Path]) -> None:
+    without_eye: dict[ComponentName, Path] = {name: path for name, path in i2v_parts.items() if name != "image_encoder"}
     with pytest.raises(ModelNotFoundError, match="the CLIP image encoder is missing: tiny I2V"):
         load_components(without_eye)
 
@@ -198,9 +195,12 @@ def test_a_published_model_that_is_not_here_says_how_to_get_it(tmp_path: Path, m
 
 
 def test_embedded_models_and_their_parts_are_loaded_by_name(
-    tmp_path: Path, i2v: dict[ComponentName, Path], t2v: dict[ComponentName, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    i2v_parts: dict[ComponentName, Path],
+    t2v: dict[ComponentName, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for part, path in i2v.items():
+    for part, path in i2v_parts.items():
         shutil.copy(path, tmp_path / ("i2v.safetensors" if part == "dit" else path.name))
     shutil.copy(t2v["dit"], tmp_path / "t2v.safetensors")
     monkeypatch.setattr(catalogue, "EMBEDDED", tmp_path)

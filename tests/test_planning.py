@@ -37,6 +37,12 @@ from random_models import write_model
 GIB = 2**30
 
 
+@pytest.fixture
+def _unsearched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans that do not fit name no nearest request: looking for one takes far longer than all else in them."""
+    monkeypatch.setitem(on_machine.__globals__, "nearest", lambda *_: None)
+
+
 @pytest.mark.parametrize("name", [entry.name for entry in ENTRIES if entry.embedded is None])
 def test_every_published_model_is_planned_for_without_its_weights(name: str) -> None:
     assert name in PUBLISHED
@@ -70,6 +76,7 @@ def test_what_does_not_fit_is_refused_with_the_nearest_request_that_does() -> No
     assert "no request of this model fits" in none.refusal()
 
 
+@pytest.mark.usefixtures("_unsearched")
 def test_stated_memory_holds_the_process_too() -> None:
     """What a plan calls fitting has a peak below what was stated; the refusal names the memory that is short."""
     small = cygnet.plan("tiny-t2v", device="cpu", host_memory="100MiB")
@@ -327,6 +334,7 @@ def test_the_tiles_of_least_work_that_fit_are_chosen() -> None:
     assert not tiling.largest(config, kind, *grid[1:], "decode", 0, parks=False)[1]
 
 
+@pytest.mark.usefixtures("_unsearched")
 def test_a_device_of_its_own_lets_tiles_wait_on_the_host() -> None:
     plans = [
         cygnet.plan("t2v-1.3b", device_memory=f"{size}GiB", host_memory="64GiB", size=(1280, 720), num_frames=17)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from cygnet.models.clip.model import CLIPVision
 from cygnet.models.dit.model import DiT
 from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.vae.model import WanVAE
-from random_models import write_model
 from support import fill
 
 SMALL: dict[str, Any] = {
@@ -39,23 +38,9 @@ ERRORS: list[Callable[[], BaseException]] = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _few_objects() -> Iterator[None]:
-    """Each release collects garbage; what the imports made need not be looked at each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory: pytest.TempPathFactory) -> Mapping[Any, Path]:
-    return write_model(tmp_path_factory.mktemp("i2v"), "i2v")
-
-
-@pytest.fixture(scope="module")
-def plain(paths: Mapping[Any, Path]) -> np.ndarray:
-    wan = cygnet.load(paths, device="cpu", dtype="float32", offload=False)
+def plain(i2v_parts: Mapping[Any, Path]) -> np.ndarray:
+    wan = cygnet.load(i2v_parts, device="cpu", dtype="float32", offload=False)
     return wan.generate(image=PICTURE, **SMALL).frames
 
 
@@ -79,9 +64,9 @@ def fail(monkeypatch: pytest.MonkeyPatch, stage: str, on: range, error: Callable
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_done_again_in_less_and_the_video_is_the_same(
-    stage: str, offload: bool, paths: Any, plain: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    stage: str, offload: bool, i2v_parts: Any, plain: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wan = cygnet.load(paths, device="cpu", dtype="float32", offload=offload)
+    wan = cygnet.load(i2v_parts, device="cpu", dtype="float32", offload=offload)
     before = wan.model.residency.placement
     fail(monkeypatch, stage, range(1), ERRORS[len(stage) % len(ERRORS)])
     if offload and stage in ("picture", "condition"):
@@ -98,10 +83,10 @@ def test_a_stage_is_done_again_in_less_and_the_video_is_the_same(
 
 
 def test_frames_that_were_given_are_not_given_again(
-    paths: Any, plain: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    i2v_parts: Any, plain: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second chunk fails: its frames come one latent frame at a time, after the first one's."""
-    wan = cygnet.load(paths, device="cpu", dtype="float32", offload=True)
+    wan = cygnet.load(i2v_parts, device="cpu", dtype="float32", offload=True)
     fail(monkeypatch, "decoding", range(1, 2), ERRORS[0])
     chunks = list(wan.stream(image=PICTURE, **SMALL))
     assert [len(chunk) for chunk in chunks] == [1, 4, 4, 4, 4]
@@ -110,9 +95,9 @@ def test_frames_that_were_given_are_not_given_again(
 
 @pytest.mark.parametrize("stage", ["text", "denoising", "decoding"])
 def test_a_second_time_is_one_too_many_and_the_error_names_what_fits(
-    stage: str, paths: Any, monkeypatch: pytest.MonkeyPatch
+    stage: str, i2v_parts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wan = cygnet.load(paths, device="cpu", dtype="float32", offload=True)
+    wan = cygnet.load(i2v_parts, device="cpu", dtype="float32", offload=True)
     calls = fail(monkeypatch, stage, range(100), ERRORS[0])
     words = r"no request of this model fits" if stage == "text" else r"(\d+) frames? of (\d+)x(\d+) fits?; or add"
     if stage == "decoding":  # which one latent frame at a time did not help
@@ -129,7 +114,7 @@ def test_a_second_time_is_one_too_many_and_the_error_names_what_fits(
 
 
 def test_what_a_failed_stage_computed_is_free_before_it_is_done_again(
-    paths: Any, monkeypatch: pytest.MonkeyPatch
+    i2v_parts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the second attempt has less memory than the first."""
     import weakref
@@ -146,12 +131,12 @@ def test_what_a_failed_stage_computed_is_free_before_it_is_done_again(
         return out
 
     monkeypatch.setattr(DiT, "forward", called)
-    cygnet.load(paths, device="cpu", dtype="float32", offload=False).generate(image=PICTURE, **SMALL)
+    cygnet.load(i2v_parts, device="cpu", dtype="float32", offload=False).generate(image=PICTURE, **SMALL)
     assert not any(alive)
 
 
-def test_other_errors_are_no_lack_of_memory(paths: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    wan = cygnet.load(paths, device="cpu", dtype="float32", offload=True)
+def test_other_errors_are_no_lack_of_memory(i2v_parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    wan = cygnet.load(i2v_parts, device="cpu", dtype="float32", offload=True)
     calls = fail(monkeypatch, "denoising", range(100), lambda: RuntimeError("a kernel is missing"))
     with pytest.raises(RuntimeError, match="a kernel is missing"):
         wan.generate(image=PICTURE, **SMALL)
@@ -159,9 +144,9 @@ def test_other_errors_are_no_lack_of_memory(paths: Any, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("offload", [False, True])
-def test_videos_one_after_another_leave_memory_flat(offload: bool, paths: Any) -> None:
+def test_videos_one_after_another_leave_memory_flat(offload: bool, i2v_parts: Any) -> None:
     """No network, tensor or hook of a run outlives it. Fifty, and by bytes: ``python -m benchmarks.flat``."""
-    wan = cygnet.load(paths, device="cpu", dtype="float32", offload=offload)
+    wan = cygnet.load(i2v_parts, device="cpu", dtype="float32", offload=offload)
 
     def living() -> int:
         gc.collect()
