@@ -28,6 +28,7 @@ from cygnet.models.vae.model import WanVAE
 from cygnet.pipelines.conditioning import image_condition
 from cygnet.runtime.convolution import fit_processor
 from cygnet.runtime.execution import DEFAULT
+from cygnet.runtime.products import use_onednn
 
 PROMPT_TOKENS = 30
 
@@ -125,6 +126,7 @@ def transformer(dtype: torch.dtype) -> Sides:
     import diffusers
 
     dit = cast(DiT, seeded(DiT, T2V_1_3B, dtype))
+    use_onednn(dit)
     DEFAULT.apply(dit, torch.device("cpu"), T2V_1_3B.dim // T2V_1_3B.num_heads, ("blocks",))
     load = diffusers.WanTransformer3DModel.from_pretrained
     peer = _opened(load, dit, T2V_1_3B, dtype)

@@ -20,6 +20,7 @@ from cygnet.runtime.convolution import fit_processor
 from cygnet.runtime.eight_bit import keep_in_eight_bits
 from cygnet.runtime.execution import Execution
 from cygnet.runtime.precision import parse_device
+from cygnet.runtime.products import use_onednn
 
 _NO_PARTS: Mapping[str, torch.dtype] = MappingProxyType({})
 
@@ -65,6 +66,7 @@ def build(
     if execution is not None:
         assert isinstance(module, DiT)
         executed(module, runs_on or place, execution)
+    use_onednn(module)
     plan.branches.read(dtype, place).install(module)
     return module.eval().requires_grad_(False)
 

@@ -29,6 +29,7 @@ from cygnet.ops.winograd import norm_silu_conv_in_bands
 from cygnet.runtime.attention import choose_attention
 from cygnet.runtime.convolution import BANDS_FROM_CHANNELS, bands_pay
 from cygnet.runtime.flops import Kind, Work
+from cygnet.runtime.products import linear
 
 Points = Sequence[tuple[int, float]]
 """Rates by width, in rising order of width."""
@@ -184,7 +185,7 @@ def _matmul(
     timed: _Stopwatch, device: torch.device, dtype: torch.dtype, rows: int, inside: int, outside: int
 ) -> tuple[int, float]:
     x, weight, bias = (_filled(device, dtype, *shape) for shape in ((rows, inside), (outside, inside), (outside,)))
-    return inside, 2 * rows * inside * outside / timed(lambda: F.linear(x, weight, bias))
+    return inside, 2 * rows * inside * outside / timed(lambda: linear(x, weight, bias))
 
 
 def _filled(device: torch.device, dtype: torch.dtype, *shape: int) -> torch.Tensor:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from cygnet.ops.quantised import dequantise
+from cygnet.runtime.products import linear
 
 
 class EightBitLinear(nn.Module):
@@ -39,7 +39,7 @@ class EightBitLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in]`` -> ``[..., out]``."""
-        return F.linear(x, dequantise(self.stored, self.scale, x.dtype), self.bias)
+        return linear(x, dequantise(self.stored, self.scale, x.dtype), self.bias)
 
 
 def keep_in_eight_bits(

@@ -1,0 +1,84 @@
+"""Matrix products in float32 on processors for which torch's library of them was not written.
+
+Torch multiplies float32 matrices by MKL, which on AMD's processors leaves half of AVX-512's rate unused; oneDNN, which
+torch carries for convolutions and bfloat16, does not (docs/speed.md). The sums are the same up to their order.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+LEAST_ROWS = 8
+"""Of fewer rows a product is as fast as its weights are read, by either library."""
+
+_TOLERANCE = 1e-5
+
+
+class OneDNNLinear(nn.Linear):
+    """A linear layer whose products go the faster way; layers become it where they are, by :func:`use_onednn`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[..., in]`` -> ``[..., out]``."""
+        return linear(x, self.weight, self.bias)
+
+
+def use_onednn(module: nn.Module) -> None:
+    """Let the linear layers of ``module`` multiply by oneDNN where that is faster on this processor, in place.
+
+    What is in another type than float32, on a GPU, or has gradients is multiplied as before.
+    """
+    if not onednn_pays():
+        return
+    for layer in module.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = OneDNNLinear
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """``x [..., in] @ weight[out, in].T + bias``, by the faster library."""
+    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if not plain or learns or x.numel() < LEAST_ROWS * x.shape[-1] or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    if torch.compiler.is_compiling() or not onednn_pays():
+        return F.linear(x, weight, bias)
+    return _by_onednn(x, weight, bias)
+
+
+@functools.cache
+def onednn_pays() -> bool:
+    """Whether this is a processor of AMD's with AVX-512, and torch's oneDNN there gives right products."""
+    if vendor() != "AuthenticAMD" or "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return False
+    if not torch.backends.mkl.is_available() or not torch.backends.mkldnn.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((2, 9, 40), (24, 40), (24,)))
+    try:
+        found = _by_onednn(x, weight, bias)
+    except (RuntimeError, TypeError, AttributeError):  # another torch may name or call it otherwise
+        return False
+    right = F.linear(x.double(), weight.double(), bias.double())
+    return bool((found - right).norm() <= _TOLERANCE * right.norm())
+
+
+@functools.cache
+def vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Who made the processor, in its own spelling; None where that cannot be told."""
+    try:
+        text = cpuinfo.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("vendor_id")), None)
+
+
+def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    multiply: Any = torch.ops.mkldnn._linear_pointwise
+    out: torch.Tensor = multiply(x, weight, bias, "none", [], "")
+    return out
