@@ -11,7 +11,7 @@ from cygnet.errors import Cancelled, NumericalError, RequestError
 from cygnet.models.dit.model import DiT
 from cygnet.ops.attention import sdpa
 from cygnet.pipelines.conditioning import Conditioning
-from cygnet.pipelines.denoise import Guidance, GuidedVelocity, Sampling, denoise, make_noise
+from cygnet.pipelines.denoise import Guidance, GuidedVelocity, Sampling, all_finite, denoise, make_noise
 from cygnet.types import CancelToken, Progress
 from random_models import dit_config, state_of
 from support import fill, relative_l2
@@ -250,3 +250,14 @@ def test_sigmas_of_a_started_schedule_begin_where_it_starts() -> None:
     late = Sampling(solver="unipc", num_steps=10, shift=5.0, start_step=7)
     assert late.sigmas == whole.sigmas[7:]
     assert late.steps_made == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_value_that_is_no_number_is_found_and_large_ones_are_none(dtype: torch.dtype) -> None:
+    x = torch.full((3, 50), torch.finfo(dtype).max, dtype=dtype)
+    assert all_finite(x), "their sum is beyond the type"
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        x[1, 7] = bad
+        assert not all_finite(x)
+    x[1, 7], x[2, 7] = float("inf"), -float("inf")
+    assert not all_finite(x)

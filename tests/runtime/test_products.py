@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cygnet.runtime import products
+from cygnet.runtime.eight_bit import EightBitLinear
+from cygnet.runtime.products import OneDNNLinear, linear, use_onednn, vendor
+from support import fill, relative_l2
+
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"),
+    reason="this torch has no oneDNN product",
+)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes that went to oneDNN, on a processor for which that is meant."""
+    shapes: list[tuple[int, ...]] = []
+    real = products._by_onednn
+
+    def counting(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        shapes.append(tuple(x.shape))
+        return real(x, weight, bias)
+
+    monkeypatch.setattr(products, "_by_onednn", counting)
+    monkeypatch.setattr(products, "onednn_pays", lambda: True)
+    return shapes
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [[9, 20], [2, 7, 20], [1, 2, 4, 20]])
+@pytest.mark.parametrize("biased", [True, False])
+def test_products_are_the_same_to_rounding(counted: list[tuple[int, ...]], shape: list[int], biased: bool) -> None:
+    layer = nn.Linear(20, 12, bias=biased).requires_grad_(False)
+    x = fill("x", shape)
+    wanted = layer(x)
+    network = nn.Sequential(layer, nn.GELU())
+    use_onednn(network)
+    assert isinstance(network[0], OneDNNLinear)
+    assert relative_l2(network[0](x), wanted) < 1e-6
+    assert counted == [tuple(shape)]
+
+
+@needs_onednn
+def test_a_slice_of_a_tensor_is_multiplied_right(counted: list[tuple[int, ...]]) -> None:
+    wide, weight = fill("wide", [3, 16, 40]), fill("weight", [12, 20])
+    for x in (wide[:, ::2, :20], wide[..., 20:], wide[1:2, :, 1:21], wide.transpose(1, 2)[:, :20].transpose(1, 2)):
+        assert relative_l2(linear(x, weight, None), F.linear(x, weight)) < 1e-6
+    assert len(counted) == 4
+
+
+def test_what_learns_or_is_of_another_type_or_short_goes_the_usual_way(counted: list[tuple[int, ...]]) -> None:
+    layer = nn.Linear(20, 12)
+    use_onednn(layer)
+    plain = F.linear(fill("x", [9, 20]), layer.weight, layer.bias)
+    assert torch.equal(layer(fill("x", [9, 20])), plain)
+    layer(fill("x", [9, 20])).sum().backward()
+    assert layer.weight.grad is not None
+    layer.requires_grad_(False)
+    assert torch.equal(layer(fill("x", [1, 20])), F.linear(fill("x", [1, 20]), layer.weight, layer.bias))
+    half = copy.deepcopy(layer).bfloat16()
+    x = fill("x", [9, 20]).bfloat16()
+    assert torch.equal(half(x), F.linear(x, half.weight, half.bias))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(fill("x", [9, 20])).dtype == torch.bfloat16
+    assert counted == []
+
+
+@needs_onednn
+def test_eight_bits_give_what_their_widened_matrix_gives_bit_for_bit(counted: list[tuple[int, ...]]) -> None:
+    layer = nn.Linear(20, 12).requires_grad_(False)
+    stored = (layer.weight * 100).to(torch.float8_e4m3fn)
+    layer.weight.copy_(stored.float() / 100)
+    use_onednn(layer)
+    kept = EightBitLinear(stored, torch.tensor(0.01), layer.bias)
+    layer.weight.copy_(stored.float() * torch.tensor(0.01))
+    assert torch.equal(kept(fill("x", [9, 20])), layer(fill("x", [9, 20])))
+    assert len(counted) == 2
+
+
+def test_a_kernel_that_is_wrong_or_missing_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "vendor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    asked = products.onednn_pays.__wrapped__
+    monkeypatch.setattr(products, "_by_onednn", F.linear)
+    assert asked() == torch.backends.mkl.is_available()
+    monkeypatch.setattr(products, "_by_onednn", lambda x, weight, bias: F.linear(x, weight, bias) * 1.01)
+    assert not asked()
+
+    def missing(*_: object) -> torch.Tensor:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(products, "_by_onednn", missing)
+    assert not asked()
+    monkeypatch.setattr(products, "vendor", lambda: "GenuineIntel")
+    monkeypatch.setattr(products, "_by_onednn", F.linear)
+    assert not asked()
+
+
+def test_the_vendor_is_read_where_it_is_told(tmp_path: Path) -> None:
+    told = tmp_path / "cpuinfo"
+    told.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: x\n")
+    assert vendor(told) == "AuthenticAMD"
+    (tmp_path / "arm").write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
+    assert vendor(tmp_path / "arm") is None
+    assert vendor(tmp_path / "absent") is None
