@@ -17,7 +17,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-import cygnet.ops.attention  # noqa: F401  defines an operator
 from benchmarks.measure import Work
 
 _NAMES = (
@@ -26,7 +25,7 @@ _NAMES = (
 )  # fmt: skip
 _HEAVY = frozenset(
     [getattr(torch.ops.aten, name).default for name in _NAMES if hasattr(torch.ops.aten, name)]
-    + [torch.ops.cygnet.attention_by_products.default]
+    + ([torch.ops.mkldnn._linear_pointwise.default] if hasattr(torch.ops.mkldnn, "_linear_pointwise") else [])
 )
 _LEAST, _SECONDS = 3, 0.4
 """Each operator is repeated so often at least, and for so long."""

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -310,3 +312,13 @@ def test_a_stop_is_heard_between_the_frames_that_the_vae_encodes(t2v: Wan, i2v: 
             model.generate("a ball", **pictures, **{**SMALL, "num_frames": 9}, on_progress=stop, cancel=token)
         assert seen[-1].phase == phase
         assert seen[-1].step == 2 < seen[-1].total
+
+
+def test_a_short_video_is_made_without_loading_the_compiler_of_torch() -> None:
+    """It takes longer than such a video."""
+    code = (
+        "import sys, torch; torch.set_num_threads(1); import cygnet; wan = cygnet.load('tiny-t2v', device='cpu');"
+        "wan.generate('a red ball', num_frames=1, num_steps=1, seed=1); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr

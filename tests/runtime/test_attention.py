@@ -204,7 +204,9 @@ def test_attention_by_products_is_attention(queries: int, keys: int, biased: boo
     out = attention_by_products(q, k, v, given, 0.3)
     exact = sdpa(q.double(), k.double(), v.double(), None if given is None else given.double(), 0.3)
     assert relative_l2(out, exact) < 6e-3
-    fake = torch.library.opcheck(attention_by_products, (q, k, v, given, 0.3), test_utils="test_faketensor")
+    fake = torch.library.opcheck(
+        torch.ops.cygnet.attention_by_products, (q, k, v, given, 0.3), test_utils="test_faketensor"
+    )
     assert set(fake.values()) == {"SUCCESS"}
 
 

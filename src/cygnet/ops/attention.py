@@ -27,7 +27,6 @@ def sdpa(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
-@torch.library.custom_op("cygnet::attention_by_products", mutates_args=())
 def attention_by_products(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
@@ -38,9 +37,10 @@ def attention_by_products(
     each query's largest one is subtracted within the product, in float32, so that those which count come out small.
     Where a guess was far off, that piece is done again with the largest itself. Softmax does not depend on either.
     A query whose keys are all masked by ``-inf`` gets NaN.
-
-    One operator for a compiler, which would unroll its loops.
     """
+    if torch.compiler.is_compiling():
+        one: torch.Tensor = _as_one_operator(q, k, v, bias, scale)
+        return one
     batch, heads, queries, width = q.shape
     keys = k.shape[2]
     out = q.new_empty(batch, queries, heads, width)
@@ -64,7 +64,11 @@ def attention_by_products(
     return out.transpose(1, 2)
 
 
-@attention_by_products.register_fake
+# For a compiler, which would unroll the loops. Any other call of it would load the compiler, a second at every start.
+_as_one_operator = torch.library.custom_op("cygnet::attention_by_products", attention_by_products, mutates_args=())
+
+
+@_as_one_operator.register_fake
 def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, scale: float) -> torch.Tensor:
     batch, heads, queries, width = q.shape
     return q.new_empty(batch, queries, heads, width).transpose(1, 2)

@@ -95,8 +95,7 @@ class ProductsAttention:
             or min(q.shape[2], k.shape[2]) < PRODUCTS_FROM_KEYS
         ):
             return sdpa(q, k, v, bias, scale)
-        by_products: Callable[..., torch.Tensor] = attention_by_products
-        return by_products(q, k, v, bias, q.shape[3] ** -0.5 if scale is None else scale)
+        return attention_by_products(q, k, v, bias, q.shape[3] ** -0.5 if scale is None else scale)
 
 
 def products_pay(device: torch.device, dtype: torch.dtype) -> bool:

@@ -111,7 +111,7 @@ class CompiledForward:
         self, block: nn.Module, worth: Callable[[torch.Tensor], bool], switch: _Switch, *, learning: bool = False
     ) -> None:
         self._plain: Callable[..., torch.Tensor] = block.forward
-        self._compiled: Callable[..., torch.Tensor] = torch.compile(self._plain, dynamic=False, fullgraph=True)
+        self._compiled: Callable[..., torch.Tensor] | None = None
         self._parts = [part for part in block.modules() if part is not block]
         self._worth = worth
         self._switch = switch
@@ -126,6 +126,8 @@ class CompiledForward:
         for value in (*rest, *named.values()):
             if isinstance(value, TextKeys):
                 _any_length(value)
+        if self._compiled is None:  # not before: it loads the compiler, which takes a second
+            self._compiled = torch.compile(self._plain, dynamic=False, fullgraph=True)
         try:
             with torch._dynamo.config.patch(recompile_limit=GRAPHS):
                 return self._compiled(x, *rest, **named)
