@@ -118,6 +118,23 @@ def test_a_look_that_fails_does_not_hide_the_others(cygnet: Command, monkeypatch
     assert "memory" in checks
 
 
+def test_how_the_processor_convolves_and_multiplies_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from cygnet.runtime import convolution, products
+
+    here = torch.device("cpu")
+    monkeypatch.setattr(convolution, "bands_pay", lambda device, dtype: dtype == torch.float32)
+    monkeypatch.setattr(products, "onednn_pays", lambda: True)
+    lines = {each.name: each.detail for each in doctor.arithmetic_findings(here)}
+    assert lines["convolutions"] == "the VAE's by Winograd's form, in bands of rows (float32)"
+    assert lines["float32 products"].startswith("by oneDNN")
+    monkeypatch.setattr(convolution, "bands_pay", lambda device, dtype: False)
+    monkeypatch.setattr(products, "onednn_pays", lambda: False)
+    lines = {each.name: each.detail for each in doctor.arithmetic_findings(here)}
+    assert lines == {"convolutions": "by torch's own kernels", "float32 products": "by torch's own choice"}
+
+
 def test_each_attention_kernel_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Admitted, left out because it errs, or not there: as the runtime judges, by running it."""
     import torch

@@ -165,6 +165,8 @@ def _kernels() -> Iterator[Finding]:
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     yield from attention_findings(device)
+    if device.type == "cpu":
+        yield from arithmetic_findings(device)
     missing = missing_for_compiling(device.type)
     if missing is None:
         detail = f"blocks are compiled with {find_compiler(device.type)}, where that pays"
@@ -178,6 +180,24 @@ def _kernels() -> Iterator[Finding]:
         f"and steps of long videos take {lost}",
         remedy="pip install triton" if "triton" in missing else "Debian: apt install g++",
     )
+
+
+def arithmetic_findings(device: Any) -> Iterator[Finding]:
+    """How a processor convolves and multiplies, where that is not torch's usual way everywhere."""
+    import torch
+
+    from cygnet.runtime.convolution import bands_pay
+    from cygnet.runtime.products import onednn_pays
+
+    kinds = [
+        name for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)) if bands_pay(device, dtype)
+    ]
+    detail = (
+        f"the VAE's by Winograd's form, in bands of rows ({', '.join(kinds)})" if kinds else "by torch's own kernels"
+    )
+    yield Finding(name="convolutions", status="ok", detail=detail)
+    detail = "by oneDNN, which is faster here than MKL" if onednn_pays() else "by torch's own choice"
+    yield Finding(name="float32 products", status="ok", detail=detail)
 
 
 def attention_findings(device: Any) -> Iterator[Finding]:
