@@ -67,4 +67,4 @@ def bands_pay(device: torch.device, dtype: torch.dtype) -> bool:
         return False
     if dtype == torch.bfloat16:
         return bool(torch.cpu._is_avx512_bf16_supported()) and not uses_amx()
-    return dtype == torch.float32
+    return dtype == torch.float32 and "AVX" in torch.backends.cpu.get_cpu_capability()
