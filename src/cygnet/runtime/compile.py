@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Collection
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -32,9 +32,11 @@ products take so much longer than the passes between them that fusing those save
 _CXX = "clang++" if sys.platform == "darwin" else "g++"
 
 GRAPHS = 64
-"""Kinds of input (sizes, batches, with and without gradients) that a block is compiled for in one process."""
+"""Kinds of input (sizes, batches, with and without gradients) that a function is compiled for in one process."""
 
 _log = logging.getLogger("cygnet")
+
+_Result = TypeVar("_Result")
 
 
 @functools.cache
@@ -75,7 +77,7 @@ def compile_blocks(
             _log.warning("blocks are not compiled: %s", missing)
         return
     worth = _worth_it if mode == "auto" else lambda _: True
-    switch = _Switch()
+    switch = Switch("blocks run")
     for stack in stacks:
         for block in getattr(module, stack, ()):
             block.forward = CompiledForward(block, worth, switch, learning=learning)
@@ -93,11 +95,42 @@ def _worth_it(x: torch.Tensor) -> bool:
     return pays(x.device.type, x.dtype, x.shape[1], x.shape[2])
 
 
-class _Switch:
-    """Turned off for all blocks by the first one that cannot be compiled."""
+class Switch:
+    """Turned off for all that is compiled together by the first part of it that cannot be compiled."""
 
-    def __init__(self) -> None:
+    def __init__(self, who: str) -> None:
         self.on = True
+        self._who = who
+        """And what it does, for the one line that is logged: "blocks run"."""
+
+    def turn_off(self, problem: Exception) -> None:
+        """From now on everything runs plain; say so, and why."""
+        self.on = False
+        reason = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+        _log.warning("%s uncompiled, for the compiler failed: %s", self._who, reason[:200])
+
+
+class CompiledFunction(Generic[_Result]):
+    """A function that runs compiled until the switch is off, which a failing compiler turns; then the plain one."""
+
+    def __init__(self, plain: Callable[..., _Result], switch: Switch) -> None:
+        self._plain = plain
+        self._compiled: Callable[..., _Result] | None = None
+        self._switch = switch
+
+    def __call__(self, *given: Any, **named: Any) -> _Result:
+        """As the function itself."""
+        if self._switch.on:
+            if self._compiled is None:  # not before: it loads the compiler, which takes a second
+                self._compiled = torch.compile(self._plain, dynamic=False, fullgraph=True)
+            try:
+                with torch._dynamo.config.patch(recompile_limit=GRAPHS):
+                    return self._compiled(*given, **named)
+            except torch.OutOfMemoryError:
+                raise
+            except _compiler_errors() as problem:
+                self._switch.turn_off(problem)
+        return self._plain(*given, **named)
 
 
 class CompiledForward:
@@ -108,10 +141,10 @@ class CompiledForward:
     """
 
     def __init__(
-        self, block: nn.Module, worth: Callable[[torch.Tensor], bool], switch: _Switch, *, learning: bool = False
+        self, block: nn.Module, worth: Callable[[torch.Tensor], bool], switch: Switch, *, learning: bool = False
     ) -> None:
         self._plain: Callable[..., torch.Tensor] = block.forward
-        self._compiled: Callable[..., torch.Tensor] | None = None
+        self._compiled: CompiledFunction[torch.Tensor] = CompiledFunction(self._plain, switch)
         self._parts = [part for part in block.modules() if part is not block]
         self._worth = worth
         self._switch = switch
@@ -126,18 +159,7 @@ class CompiledForward:
         for value in (*rest, *named.values()):
             if isinstance(value, TextKeys):
                 _any_length(value)
-        if self._compiled is None:  # not before: it loads the compiler, which takes a second
-            self._compiled = torch.compile(self._plain, dynamic=False, fullgraph=True)
-        try:
-            with torch._dynamo.config.patch(recompile_limit=GRAPHS):
-                return self._compiled(x, *rest, **named)
-        except torch.OutOfMemoryError:
-            raise
-        except _compiler_errors() as problem:
-            self._switch.on = False
-            reason = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
-            _log.warning("blocks run uncompiled, for the compiler failed: %s", reason[:200])
-            return self._plain(x, *rest, **named)
+        return self._compiled(x, *rest, **named)
 
 
 def _any_length(keys: TextKeys) -> None:
