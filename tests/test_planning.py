@@ -170,7 +170,10 @@ def test_weights_are_planned_as_a_run_takes_them(
         ({}, ["blocks will run compiled"]),
         ({"execution": cygnet.Execution(compile=False)}, []),
         ({"num_frames": 5}, []),  # too short for "auto" to compile
-        ({"num_frames": 5, "execution": cygnet.Execution(compile=True)}, ["blocks will run compiled"]),
+        (
+            {"num_frames": 5, "execution": cygnet.Execution(compile=True)},
+            ["blocks will run compiled", "the VAE's norms and sums will run compiled"],
+        ),
         ({"num_frames": 5, "execution": cygnet.Execution(fp8=True)}, ["products in fp8"]),
         ({"num_frames": 5, "cache": "easy"}, ["steps that the cache"]),
         ({"num_frames": 5, "cache": "calibrate"}, []),

@@ -27,6 +27,7 @@ from cygnet.pipelines.tiles import decode_chunks, encode_chunks
 from cygnet.runtime.attention import ORDER, TorchAttention, attention_error, choose_attention, use_attention
 from cygnet.runtime.block_swap import BlockSwap
 from cygnet.runtime.compile import compile_blocks
+from cygnet.runtime.compiled_vae import compile_vae
 from cygnet.runtime.eight_bit import keep_in_eight_bits
 from cygnet.runtime.fp8 import use_fp8
 from cygnet.runtime.streaming import MatrixStream, streamed_names
@@ -189,8 +190,21 @@ def autoencoder() -> Iterator[Check]:
     yield Check("VAE encode in tiles, waiting on the host", relative_error(tiled, vae.encode(video)), 1e-5)
     theirs = peer_of(vae, WAN_VAE, FP32).decode(vae.denormalise(latents.to(DEVICE))).sample
     yield Check("VAE decode float32, ours and Diffusers'", relative_error(decoded, theirs), 1e-4)
+    fused = cast(WanVAE, seeded(WanVAE, WAN_VAE, FP32, DEVICE)).channels_last()
+    compile_vae(fused, True, torch.device(DEVICE))
+    before = _frames_compiled()
+    errors = [relative_error(fused.decode(latents, chunk=chunk), decoded) for chunk in (1, 2)]
+    graphs = _frames_compiled() - before  # without any, the plain way would be compared with itself
+    yield Check("VAE decode float32, fused passes", max(errors) if graphs else None, 2e-5, f"{graphs} graphs")
+    yield Check("VAE encode float32, fused passes", relative_error(fused.encode(video), vae.encode(video)), 2e-5)
     torch.backends.cudnn.allow_tf32 = True
-    yield Check("VAE decode bfloat16 and float32", relative_error(vae.decode_in(BF16).decode(latents), decoded), 3e-2)
+    half = vae.decode_in(BF16).decode(latents)
+    yield Check("VAE decode bfloat16 and float32", relative_error(half, decoded), 3e-2)
+    before = _frames_compiled()
+    answer = fused.decode_in(BF16).decode(latents)
+    graphs = _frames_compiled() - before
+    error = relative_error(answer, half) if graphs else None
+    yield Check("VAE decode bfloat16, fused passes", error, 3e-2, f"{graphs} graphs")
 
 
 def encoders() -> Iterator[Check]:

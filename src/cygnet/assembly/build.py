@@ -16,9 +16,10 @@ from cygnet.models.clip.model import CLIPVision
 from cygnet.models.dit.model import DiT
 from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.vae.model import WanVAE
+from cygnet.runtime.compiled_vae import compile_vae
 from cygnet.runtime.convolution import fit_processor
 from cygnet.runtime.eight_bit import keep_in_eight_bits
-from cygnet.runtime.execution import Execution
+from cygnet.runtime.execution import DEFAULT, Execution
 from cygnet.runtime.precision import parse_device
 from cygnet.runtime.products import use_onednn
 
@@ -71,10 +72,17 @@ def build(
     return module.eval().requires_grad_(False)
 
 
-def build_vae(weights: ComponentWeights, dtype: torch.dtype, decode_dtype: torch.dtype, device: torch.device) -> WanVAE:
+def build_vae(
+    weights: ComponentWeights,
+    dtype: torch.dtype,
+    decode_dtype: torch.dtype,
+    device: torch.device,
+    execution: Execution = DEFAULT,
+) -> WanVAE:
     """The same of an autoencoder, laid out channels last, its decoding half in ``decode_dtype``."""
     decoding = dict.fromkeys(DECODING, decode_dtype)
-    return fit_processor(build(WanVAE, weights, dtype, device, channels_last=True, by_part=decoding))
+    vae = fit_processor(build(WanVAE, weights, dtype, device, channels_last=True, by_part=decoding))
+    return compile_vae(vae, execution.compile, device)
 
 
 def executed(dit: DiT, device: torch.device, execution: Execution) -> DiT:

@@ -75,7 +75,7 @@ class Networks:
     def _build(self, part: ComponentName, placement: Placement) -> torch.nn.Module:
         weights, dtype = self.weights[part], self.dtypes[part]
         if part == "vae":
-            return build_vae(weights, dtype, self.decode_dtype, self.device)
+            return build_vae(weights, dtype, self.decode_dtype, self.device, self.execution)
         module: torch.nn.Module = build(
             KINDS[part],
             weights,

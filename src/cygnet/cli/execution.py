@@ -22,7 +22,7 @@ class ExecutionOptions:
     attention
         auto, torch, flash3 or sage (8-bit scores: faster, not exact); the last two need their packages and a GPU.
     compile
-        Compile the transformer's blocks, or never. Without either: where steps take long enough that it pays.
+        Compile the transformer's blocks, and on a GPU the VAE's norms, or neither. Default: blocks, where it pays.
     decode_dtype
         auto, float32, bfloat16 or float16, for the VAE's decoder.
     decode_tiles

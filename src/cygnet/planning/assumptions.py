@@ -18,6 +18,11 @@ def assumptions(subject: Subject, request: GenerateRequest, machine: Machine, pl
             "blocks will run compiled, and are planned for uncompiled: steps take less, once compiling (half a minute "
             "or so) is done"
         )
+    if _fuses(subject, machine):
+        found.append(
+            "the VAE's norms and sums will run compiled, and are planned for one by one: encoding and decoding take "
+            "less, once compiling (some seconds) is done"
+        )
     if execution.attention not in ("auto", "torch"):
         found.append(f"attention {execution.attention} is planned for with the time and memory of the kernel of auto")
     if execution.fp8:
@@ -35,3 +40,9 @@ def _compiles(subject: Subject, request: GenerateRequest, machine: Machine, plac
         return False
     tokens = num_tokens(request.num_frames, request.width, request.height)
     return mode is True or pays(device, subject.dtypes["dit"], tokens, subject.dit.dim)
+
+
+def _fuses(subject: Subject, machine: Machine) -> bool:
+    device = machine.device.type
+    compiles = not machine.here or missing_for_compiling(device) is None
+    return subject.execution.compile is True and device == "cuda" and compiles

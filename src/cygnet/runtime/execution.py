@@ -28,7 +28,9 @@ class Execution:
     attention: AttentionName = "auto"
     """Which attention kernel is used; see :mod:`cygnet.runtime.attention`."""
     compile: Compile = "auto"
-    """Whether the transformer's blocks are compiled; "auto": where it pays. See :mod:`cygnet.runtime.compile`."""
+    """Whether the transformer's blocks are compiled; "auto": where it pays. See :mod:`cygnet.runtime.compile`.
+
+    True also compiles the VAE's passes between convolutions on a GPU: see :mod:`cygnet.runtime.compiled_vae`."""
     decode_dtype: str | torch.dtype = "auto"
     """What the VAE decodes in. "auto": bfloat16 where the device multiplies it, for decoding only loses what 8 bits a
     pixel do not show; encoding is in float32 in any case."""
