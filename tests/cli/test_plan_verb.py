@@ -47,7 +47,7 @@ def test_what_does_not_fit_is_an_error_that_names_what_does(cygnet: Command) -> 
     assert "placement: " in done.out
     value = cygnet(*words, "--json").json()
     assert value["error"]["code"] == "out_of_memory"
-    assert value["plan"]["nearest"]["width"] < 1280
+    assert value["plan"]["nearest"]["num_frames"] < 81
 
 
 def test_seconds_become_frames_and_both_are_refused(cygnet: Command, small: list[str]) -> None:

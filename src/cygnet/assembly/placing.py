@@ -18,6 +18,7 @@ from cygnet.runtime.block_swap import BlockSwap
 from cygnet.runtime.execution import Execution, check_fp8_streams
 from cygnet.runtime.memory import free_memory
 from cygnet.runtime.plan import Offload, Placement, Weights, choose
+from cygnet.runtime.products import use_onednn
 from cygnet.runtime.residency import Placed, Resident, Stage, StageResidency, loaded
 from cygnet.runtime.streaming import MatrixStream, streamed_names
 from cygnet.types import ComponentName, Progress, ProgressSink, Residency
@@ -105,6 +106,7 @@ class Networks:
             fetch = partial(plan.weights.copied, dtype=dtype)
             bringers.append(MatrixStream(module, STACKS, fetch, device=device))
             module = module.eval().requires_grad_(False)
+            use_onednn(module)
             if isinstance(module, DiT):
                 executed(module, device, self.execution)
             plan.branches.read(dtype, device).attach(module)

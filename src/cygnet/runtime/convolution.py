@@ -22,7 +22,7 @@ from cygnet.ops.conv import uses_amx
 from cygnet.ops.upsample import upsample_conv_by_phases
 from cygnet.ops.winograd import norm_silu_conv_in_bands
 
-BANDS_FROM_CHANNELS = 64
+BANDS_FROM_CHANNELS = 96
 """Narrower convolutions take no longer than the sums."""
 UP_TO_THREADS = 8
 
