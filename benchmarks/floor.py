@@ -40,7 +40,8 @@ class _Shape(NamedTuple):
 
     def made_up(self) -> torch.Tensor:
         """One like it."""
-        return torch.empty_strided(self.size, self.stride, dtype=self.dtype).normal_()
+        held = [1 if stride == 0 else size for size, stride in zip(self.size, self.stride, strict=True)]
+        return torch.empty_strided(held, self.stride, dtype=self.dtype).normal_().expand(self.size)
 
 
 class _Noting(TorchDispatchMode):

@@ -194,6 +194,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib import ticker
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.2))
     for ax, what, unit, scale, band in (
@@ -209,6 +210,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         for number, place in enumerate(zip(x, y, strict=True), start=1):
             ax.annotate(str(number), place, xytext=(4, -9), textcoords="offset points", fontsize=8)
         ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=f"planned, {unit}", ylabel=f"measured, {unit}")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+            axis.set_minor_formatter(ticker.NullFormatter())
         ax.set_title(f"{'peak memory' if what == 'peak' else 'time'}, band of {band:.0%}", fontsize=10)
         ax.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

@@ -22,6 +22,8 @@ from cygnet.ops.norms import channel_scale
 
 _BAND_BYTES = 1 << 20
 """What a frame's rows of a band may take for each thread."""
+_BANDS = 12
+"""Held at once: four of activation, four of sums, four of results."""
 
 
 def norm_silu_conv_in_bands(
@@ -72,6 +74,12 @@ def norm_silu_conv_in_bands(
             kept[number, 0, top:bottom] = x0[1:-1]
             kept[number, 1, top:bottom] = x1[1:-1]
     return results
+
+
+def workspace(channels: int) -> int:
+    """Bytes that :func:`norm_silu_conv_in_bands` takes at most beside its results, for so many channels."""
+    kernels = 9 * channels * channels * 5 * 4  # those of the three taps, summed in float32
+    return _BANDS * _BAND_BYTES * torch.get_num_threads() + kernels
 
 
 def _rows(height: int, row_bytes: int) -> int:

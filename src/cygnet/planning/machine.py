@@ -20,10 +20,10 @@ from cygnet.runtime.calibration import Clock, Rates, calibrate, guessed, keep, r
 from cygnet.runtime.memory import container_memory, free_memory
 from cygnet.runtime.precision import parse_device
 
-HOST_BASE = 375 * 2**20
-"""What a process takes with torch, cygnet and the video encoder, and pieces of memory that its allocator keeps.
+HOST_BASE = 320 * 2**20
+"""What a process takes with torch, cygnet and the video encoder; and pieces of memory that its allocator keeps.
 
-Measured on Linux with torch for CPUs: 320 MiB, and 0 to 110 of the latter.
+Set from runs on Linux with torch for CPUs.
 """
 HOST_BASE_CUDA = 1536 * 2**20
 """The same with CUDA's libraries; an estimate."""

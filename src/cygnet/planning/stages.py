@@ -30,7 +30,7 @@ from cygnet.pipelines.denoise import Guidance, Sampling, denoise
 from cygnet.runtime import flops
 from cygnet.runtime.attention import choose_attention, use_attention
 from cygnet.runtime.calibration import Clock, Rates
-from cygnet.runtime.convolution import fit_processor
+from cygnet.runtime.convolution import bands_room, fit_processor
 from cygnet.runtime.flops import Work
 from cygnet.runtime.trace import Cost, Ledger
 from cygnet.types import SolverName
@@ -167,8 +167,10 @@ def decode(config: VAEConfig, dtype: torch.dtype, grid: Grid, chunk: int, *, on_
     frames, rows, columns = grid
     chunk = max(min(chunk, frames - 1), 1)
     laps = _scaled(_decode_laps(config, dtype, chunk, on_processor), rows * columns / CELLS**2)
-    count = 1 + (frames - 1) / chunk
-    return Demand(cost=total_of(laps, count), work=tuple(flops.vae_decode(config, frames, rows, columns, chunk)))
+    cost = total_of(laps, 1 + (frames - 1) / chunk)
+    if on_processor:
+        cost = replace(cost, peak=cost.peak + bands_room(config, dtype))
+    return Demand(cost=cost, work=tuple(flops.vae_decode(config, frames, rows, columns, chunk)))
 
 
 def encode(
@@ -189,7 +191,8 @@ def encode(
         work = flops.vae_encode(config, frames, rows, columns, windows=windows, last=last)
     # What is left out because nothing changes is left out of the time; the first grey frames take all the memory.
     share, cost = flops.total(work) / flops.total(whole), total_of(laps, frames)
-    return Demand(cost=Cost(cost.peak, round(cost.moved * share), round(cost.kernels * share)), work=tuple(work))
+    room = bands_room(config, dtype) if on_processor else 0
+    return Demand(cost=Cost(cost.peak + room, round(cost.moved * share), round(cost.kernels * share)), work=tuple(work))
 
 
 @functools.lru_cache(maxsize=32)

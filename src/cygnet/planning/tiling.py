@@ -21,6 +21,7 @@ from cygnet.pipelines.record import Half
 from cygnet.pipelines.tiles import TILED_LEVELS, Span, grid_of, margin, spans
 from cygnet.planning.stages import CELLS, Demand, Grid, Laps, total_of, vae_on_meta
 from cygnet.runtime import flops
+from cygnet.runtime.convolution import bands_room
 from cygnet.runtime.flops import Tiled
 from cygnet.runtime.trace import Cost, Ledger
 from cygnet.types import Tiles
@@ -143,13 +144,14 @@ def _laps_of(config: VAEConfig, dtype: torch.dtype, half: Half, seen: _Seen, on_
     # the one before, which the caller may still hold, when encoding the last frame, to compare it; and what all hold.
     beside = features + round(pixels * (2 if half == "decode" else 1 + 1 / _FRAMES))
     others = frame * whole.held + (0 if seen.parked else tiles * tile.held)
+    room = bands_room(config, dtype) if on_processor else 0
     laps = []
     for of_whole, of_tile in zip(whole.laps, tile.laps, strict=True):
         in_tile = frame * beside + most * (of_tile.peak - (0 if seen.parked else tile.held))
         in_whole = frame * (of_whole.peak - whole.held + pixels)
         laps.append(
             Cost(
-                round(others + max(in_tile, in_whole)),
+                round(others + max(in_tile, in_whole)) + room,
                 round(frame * (of_whole.moved + 2 * features) + tiles * of_tile.moved),
                 of_whole.kernels + seen.count * of_tile.kernels,
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.layers import (
     CausalConv3d,
     ChannelRMSNorm,
@@ -20,7 +21,7 @@ from cygnet.models.vae.layers import (
 from cygnet.models.vae.model import WanVAE
 from cygnet.ops.conv import uses_amx
 from cygnet.ops.upsample import upsample_conv_by_phases
-from cygnet.ops.winograd import norm_silu_conv_in_bands
+from cygnet.ops.winograd import norm_silu_conv_in_bands, workspace
 
 BANDS_FROM_CHANNELS = 96
 """Narrower convolutions take no longer than the sums."""
@@ -53,6 +54,13 @@ def _in_bands(
     out, kept = norm_silu_conv_in_bands(x, norm.gamma, past, conv.weight, conv.bias, skip)
     stream.keep(conv, kept)
     return out
+
+
+def bands_room(config: VAEConfig, dtype: torch.dtype) -> int:
+    """Bytes that convolving in bands takes beside tensors, on this machine's processor."""
+    widest = config.base_width * max(config.width_multipliers)
+    pays = widest >= BANDS_FROM_CHANNELS and bands_pay(torch.device("cpu"), dtype)
+    return workspace(widest) if pays else 0
 
 
 def _by_phases(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:

@@ -21,6 +21,8 @@ from cygnet.training.networks import DTYPES, architecture
 from cygnet.training.preflight import checked
 from cygnet.training.rehearsal import rehearse
 
+COMPILER = 55 * 2**20
+"""What torch's compiler takes on the host; its optimisers load it, whether anything is compiled or not."""
 PIECES_KEPT = 0.25
 """Of the small tensors that are there at the peak or that a block makes in a step, what the C library's allocator keeps
 besides, in pieces that nothing fits.
@@ -104,8 +106,9 @@ def plan_for(config: TrainConfig) -> Plan:
         text_rows=subject.tokens(USUAL_PROMPT),
         image_rows=0 if eye is None else eye.num_tokens,
     )
+    process = machine.host_base + COMPILER
     memory = {
-        "the process" if machine.shares else "CUDA itself": machine.host_base if machine.shares else DEVICE_BASE,
+        "the process" if machine.shares else "CUDA itself": process if machine.shares else DEVICE_BASE,
         "frozen weights": seen.frozen,
         "swapped weights at home": seen.swapped if machine.shares else 0,
         "trained weights and their averages": seen.learning,
@@ -120,7 +123,7 @@ def plan_for(config: TrainConfig) -> Plan:
     dtype, rates = DTYPES[config.memory.dtype], machine.rates
     return Plan(
         memory={name: size for name, size in memory.items() if size},
-        host=total if machine.shares else machine.host_base + seen.swapped,
+        host=total if machine.shares else process + seen.swapped,
         machine=machine,
         trained=seen.trained,
         tokens=num_tokens(frames, width, height),
