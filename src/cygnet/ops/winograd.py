@@ -77,7 +77,7 @@ def norm_silu_conv_in_bands(
 
 
 def workspace(channels: int) -> int:
-    """Bytes that :func:`norm_silu_conv_in_bands` takes at most beside its results, for so many channels."""
+    """About how many bytes :func:`norm_silu_conv_in_bands` takes beside its results, for so many channels."""
     kernels = 9 * channels * channels * 5 * 4  # those of the three taps, summed in float32
     return _BANDS * _BAND_BYTES * torch.get_num_threads() + kernels
 
