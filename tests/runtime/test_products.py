@@ -56,6 +56,23 @@ def test_a_slice_of_a_tensor_is_multiplied_right(counted: list[tuple[int, ...]])
     assert len(counted) == 4
 
 
+@needs_onednn
+def test_a_bias_may_lie_anywhere(counted: list[tuple[int, ...]]) -> None:
+    x, weight, columns = fill("x", [9, 20]), fill("weight", [12, 20]), fill("columns", [12, 2])
+    for bias in (columns[:, 0], columns[:1, 0].expand(12), columns[0, 0]):
+        assert relative_l2(linear(x, weight, bias), F.linear(x, weight, bias)) < 1e-6
+    assert len(counted) == 3
+
+
+def test_forward_derivatives_go_the_usual_way(counted: list[tuple[int, ...]]) -> None:
+    layer = nn.Linear(20, 12).requires_grad_(False)
+    use_onednn(layer)
+    x, along = fill("x", [9, 20]), fill("along", [9, 20])
+    _, found = torch.func.jvp(layer, (x,), (along,))
+    assert relative_l2(found, F.linear(along, layer.weight)) < 1e-6
+    assert counted == []
+
+
 def test_what_learns_or_is_of_another_type_or_short_goes_the_usual_way(counted: list[tuple[int, ...]]) -> None:
     layer = nn.Linear(20, 12)
     use_onednn(layer)

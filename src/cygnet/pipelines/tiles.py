@@ -140,7 +140,7 @@ def decode_chunks(
         return
     whole, wide = decoder_parts(vae)
     grid = grid_of(vae.config, tiles, *latents.shape[3:])
-    streams = [Stream() for _ in grid]
+    streams = [Stream(sparing=True) for _ in grid]
     stream = Stream()
     for piece in latents.split(1, dim=2):
         yield decoded_tiles(vae, decoded_whole(vae, piece, whole, stream), wide, grid, streams, parked=parked).clamp_(
@@ -205,7 +205,7 @@ def encode_chunks(
         yield from vae.encode_chunks(chunks)
         return
     wide, whole = encoder_parts(vae)
-    streams = [Stream() for _ in grid]
+    streams = [Stream(sparing=True) for _ in grid]
     stream = Stream()
     for video in chunks:
         vae.check_video(video, first=not stream.started)

@@ -22,6 +22,7 @@ from cygnet.models.vae.model import WanVAE
 from cygnet.ops.conv import uses_amx
 from cygnet.ops.upsample import upsample_conv_by_phases
 from cygnet.ops.winograd import norm_silu_conv_in_bands, workspace
+from cygnet.runtime.memory import give_back_pieces
 
 BANDS_FROM_CHANNELS = 96
 """Narrower convolutions take no longer than the sums."""
@@ -53,6 +54,8 @@ def _in_bands(
     past = stream.history(conv, x, conv.history)
     out, kept = norm_silu_conv_in_bands(x, norm.gamma, past, conv.weight, conv.bias, skip)
     stream.keep(conv, kept)
+    if stream.sparing:
+        give_back_pieces()
     return out
 
 
@@ -64,7 +67,7 @@ def bands_room(config: VAEConfig, dtype: torch.dtype) -> int:
 
 
 def _by_phases(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
-    if x.device.type not in _PROCESSOR or torch.is_grad_enabled():
+    if torch.is_grad_enabled() or not bands_pay(x.device, x.dtype):
         return repeat_then_convolve(x, conv)
     return upsample_conv_by_phases(x, conv.weight, conv.bias)
 

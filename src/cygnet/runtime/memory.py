@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,21 @@ import psutil
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")
+
+
+def give_back_pieces() -> None:
+    """Give the system what the C library's allocator holds free in pieces; tensors of other sizes never fill them."""
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Any:
+    """glibc's function for that; None of another C library."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
 
 
 def free_memory(device: torch.device) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 LEAST_ROWS = 8
 """Of fewer rows a product is as fast as its weights are read, by either library."""
@@ -44,6 +45,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     """``x [..., in] @ weight[out, in].T + bias``, by the faster library."""
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    learns = learns or forward_ad._current_level >= 0
     if not plain or learns or x.numel() < LEAST_ROWS * x.shape[-1] or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     if torch.compiler.is_compiling() or not onednn_pays():
@@ -80,5 +82,7 @@ def vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
 
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     multiply: Any = torch.ops.mkldnn._linear_pointwise
-    out: torch.Tensor = multiply(x, weight, bias, "none", [], "")
+    # It reads a bias as if it were dense.
+    dense = None if bias is None else bias.expand(weight.shape[0]).contiguous()
+    out: torch.Tensor = multiply(x, weight, dense, "none", [], "")
     return out

@@ -5,17 +5,15 @@ Both forms are a :class:`cygnet.types.Residency`, which is all that pipelines kn
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from cygnet.errors import ModelNotFoundError
+from cygnet.runtime.memory import give_back_pieces
 from cygnet.runtime.plan import Placement, Weights, smaller
 from cygnet.types import ComponentName, Residency
 
@@ -175,17 +173,7 @@ def release_unused() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if (trim := _malloc_trim()) is not None:
-        trim(0)
-
-
-@functools.cache
-def _malloc_trim() -> Any:
-    """glibc's function that gives free memory back to the system, which the allocator else keeps in pieces."""
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # another C library
-        return None
+    give_back_pieces()
 
 
 def _absent(name: ComponentName) -> ModelNotFoundError:

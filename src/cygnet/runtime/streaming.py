@@ -14,6 +14,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from cygnet.runtime.memory import give_back_pieces
+
 AHEAD_BYTES = 256 * 2**20
 """How much is read before it is needed: of a 14B block, the next few matrices."""
 
@@ -131,10 +133,13 @@ class MatrixStream:
             return _Arrival(there, self._copies.record_event())
 
     def _drop(self, which: Callable[[str], bool]) -> None:
-        for name in [name for name in self._present if which(name)]:
+        dropped = [name for name in self._present if which(name)]
+        for name in dropped:
             self._present.remove(name)
             layer = self._layers[name]
             _set_weight(layer, torch.empty_like(layer.weight, device="meta"))
+        if dropped and self._device.type == "cpu":
+            give_back_pieces()
 
 
 class _Arrival:

@@ -28,7 +28,9 @@ class Stream:
     on how many frames have passed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, sparing: bool = False) -> None:
+        self.sparing = sparing
+        """Whether memory is so short that keeping it from lying about in pieces is worth time."""
         self.started = False
         self.still = Still()
         self._history: dict[nn.Module, torch.Tensor] = {}
