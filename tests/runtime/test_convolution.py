@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cygnet.models.vae.config import VAEConfig
-from cygnet.models.vae.layers import CausalConv3d, Still, norm_silu_then_convolve
+from cygnet.models.vae.layers import CausalConv3d, Still, Stream, norm_silu_then_convolve
 from cygnet.models.vae.model import WanVAE
 from cygnet.runtime import convolution
 from cygnet.runtime.convolution import fit_processor
@@ -96,3 +96,22 @@ def test_bands_are_for_processors_of_few_threads_and_where_it_was_measured(monke
     assert not pays(here, torch.bfloat16)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     assert not pays(here, torch.float32)
+
+
+@pytest.mark.parametrize("sparing", [True, False])
+def test_pieces_are_given_back_where_memory_is_short(
+    in_bands: list[int], monkeypatch: pytest.MonkeyPatch, sparing: bool
+) -> None:
+    given_back: list[None] = []
+    monkeypatch.setattr(convolution, "give_back_pieces", lambda: given_back.append(None))
+    fitted, stream = fit_processor(copy.deepcopy(plain())), Stream(sparing=sparing)
+    for piece in LATENTS[:, :, :3].split([1, 2], dim=2):
+        fitted.decode_chunk(piece, stream)
+    assert in_bands
+    assert len(given_back) == (len(in_bands) if sparing else 0)
+
+
+def test_enlarging_is_as_before_where_bands_are_not_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "bands_pay", lambda device, dtype: False)
+    fitted = fit_processor(copy.deepcopy(plain()))
+    assert torch.equal(fitted.decode(LATENTS), plain().decode(LATENTS))

@@ -8,6 +8,7 @@ import torch
 import cygnet
 from cygnet.assembly import load_components
 from cygnet.pipelines.components import Components
+from cygnet.runtime import streaming
 from cygnet.runtime.streaming import MatrixStream, streamed_names
 from random_models import write_model
 
@@ -114,3 +115,13 @@ def test_a_network_larger_than_memory_is_streamed_and_the_others_are_not(
     with parts.use_dit() as dit, parts.use_text_encoder() as text, torch.no_grad():
         assert dit.blocks[0].ffn[0].weight.is_meta  # type: ignore[index, union-attr]
         assert not any(parameter.is_meta for parameter in text.parameters())
+
+
+def test_pieces_of_memory_are_given_back_after_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[None] = []
+    monkeypatch.setattr(streaming, "give_back_pieces", lambda: given_back.append(None))
+    _, module, stream, _ = streamed(0)
+    with torch.no_grad():
+        module(torch.randn(1, 8))
+    assert len(given_back) == 3, "the first of four blocks follows none"
+    stream.close()

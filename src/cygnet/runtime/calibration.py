@@ -108,7 +108,7 @@ def _at(points: Points, width: float) -> float:
 
 
 def calibrate(device: torch.device, folder: Path, *, clock: Clock = time.perf_counter) -> Rates:
-    """Measure the device and the disk of ``folder``; takes about three seconds of a processor.
+    """Measure the device and the disk of ``folder``; takes six to nine seconds of a processor.
 
     Attention is measured with the kernel that "auto" takes on the device.
     """
