@@ -31,9 +31,9 @@ def in_bands(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counted: list[int] = []
     real = convolution.norm_silu_conv_in_bands
 
-    def counting(x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def counting(x: torch.Tensor, *rest: torch.Tensor, **room: torch.Tensor) -> None:
         counted.append(x.shape[2])
-        return real(x, *rest)
+        real(x, *rest, **room)
 
     monkeypatch.setattr(convolution, "norm_silu_conv_in_bands", counting)
     monkeypatch.setattr(convolution, "bands_pay", lambda device, dtype: True)
@@ -115,3 +115,42 @@ def test_enlarging_is_as_before_where_bands_are_not_meant(monkeypatch: pytest.Mo
     monkeypatch.setattr(convolution, "bands_pay", lambda device, dtype: False)
     fitted = fit_processor(copy.deepcopy(plain()))
     assert torch.equal(fitted.decode(LATENTS), plain().decode(LATENTS))
+
+
+def test_one_pass_uses_the_same_memory_again_and_leaves_the_input_alone(in_bands: list[int]) -> None:
+    fitted, stream = fit_processor(copy.deepcopy(plain())), Stream()
+    first, second, third = LATENTS[:, :, :5].split([1, 2, 2], dim=2)
+    wanted = list(fitted.decode_chunks(LATENTS, chunk=2))
+    again = {"result": 0, "history": 0}
+    real = stream.room
+
+    def room(use: str, like: torch.Tensor, channels: int, frames: int) -> torch.Tensor:
+        spare = stream._spare.get(use)
+        found = real(use, like, channels, frames)
+        again[use] += found is spare
+        return found
+
+    fitted.decode_chunk(first, stream)
+    fitted.decode_chunk(second, stream)
+    stream.room = room  # type: ignore[method-assign]
+    in_bands.clear()
+    given = third.clone()
+    assert torch.equal(fitted.decode_chunk(third, stream).clamp(-1, 1), wanted[2])
+    assert torch.equal(third, given)
+    # Of every pair of convolutions one has room of its own, but for the first of a width; all of them have histories.
+    assert again["result"] >= len(in_bands) // 2 - 4
+    assert again["history"] >= len(in_bands) - 4
+
+
+def test_room_is_for_the_shape_asked_for_and_a_sparing_pass_keeps_none() -> None:
+    like, old = torch.empty(1, 8, 2, 4, 4), torch.empty(1, 6, 2, 4, 4).contiguous(memory_format=torch.channels_last_3d)
+    stream = Stream()
+    stream.recycle("result", old)
+    assert stream.room("history", like, 6, 2) is not old
+    assert stream.room("result", like, 6, 2) is old
+    assert stream.room("result", like, 6, 2) is not old
+    stream.recycle("result", old)
+    assert stream.room("result", like, 8, 3).shape == (1, 8, 3, 4, 4)
+    sparing = Stream(sparing=True)
+    sparing.recycle("result", old)
+    assert sparing.room("result", like, 6, 2) is not old

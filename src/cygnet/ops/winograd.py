@@ -33,24 +33,25 @@ def norm_silu_conv_in_bands(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     skip: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    *,
+    out: torch.Tensor,
+    kept: torch.Tensor,
+) -> None:
     """``conv(past and silu(norm(x) * gamma)) + skip``, to rounding, and the activation's last two frames.
 
     ``x [B, C, T, H, W]`` with an even T; ``past [B, C, 2, H, W]``, the activation of the two frames before;
-    ``weight [C', C, 3, 3, 3]``; ``skip`` as the result: -> ``[B, C', T, H, W]`` and ``[B, C, 2, H, W]``, both
-    channels-last. Each frame of the result depends on its own three frames alone. No gradients. Tensors on the meta
-    device give their like.
+    ``weight [C', C, 3, 3, 3]``; ``skip`` as the result. The result ``[B, C', T, H, W]`` is written to ``out``, which
+    may be ``skip`` and nothing else that is read, and the activation ``[B, C, 2, H, W]`` to ``kept``. Each frame of the
+    result depends on its own three frames alone. No gradients. On the meta device there is nothing to write.
     """
     batch, channels, frames, height, width = x.shape
-    out = x.new_empty((batch, frames, height, width, weight.shape[0]))
-    kept = x.new_empty((batch, 2, height, width, channels))
-    results = out.permute(0, 4, 1, 2, 3), kept.permute(0, 4, 1, 2, 3)
     if x.device.type == "meta":
-        return results
+        return
     rows = _rows(height, width * channels * x.element_size())
     ring, sums = x.new_zeros((4, rows + 2, width, channels)), x.new_empty((4, rows + 2, width, channels))
     kernels = _transformed(weight)
     given, before = x.permute(0, 2, 3, 4, 1), past.permute(0, 2, 3, 4, 1)
+    results, last = out.permute(0, 2, 3, 4, 1), kept.permute(0, 2, 3, 4, 1)
     added = None if skip is None else skip.permute(0, 2, 3, 4, 1)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
@@ -65,15 +66,12 @@ def norm_silu_conv_in_bands(
             for first in range(0, frames, 2):
                 _norm_silu(given[number, first, seen], gamma.flatten(), x2[inside])
                 _norm_silu(given[number, first + 1, seen], gamma.flatten(), x3[inside])
-                y0, y1 = out[number, first : first + 2, top:bottom]
-                _convolve_pair((x0, x1, x2, x3), sums[:, :size], kernels, bias, y0, y1)
-                if added is not None:
-                    y0.add_(added[number, first, top:bottom])
-                    y1.add_(added[number, first + 1, top:bottom])
+                pair = number, slice(first, first + 2), slice(top, bottom)
+                s0, s1 = (None, None) if added is None else added[pair]
+                _convolve_pair((x0, x1, x2, x3), sums[:, :size], kernels, bias, (s0, s1), results[pair])
                 x0, x1, x2, x3 = x2, x3, x0, x1
-            kept[number, 0, top:bottom] = x0[1:-1]
-            kept[number, 1, top:bottom] = x1[1:-1]
-    return results
+            last[number, 0, top:bottom] = x0[1:-1]
+            last[number, 1, top:bottom] = x1[1:-1]
 
 
 def workspace(channels: int) -> int:
@@ -99,10 +97,10 @@ def _convolve_pair(
     sums: torch.Tensor,
     kernels: tuple[torch.Tensor, ...],
     bias: torch.Tensor | None,
-    y0: torch.Tensor,
-    y1: torch.Tensor,
+    skips: tuple[torch.Tensor | None, torch.Tensor | None],
+    out: torch.Tensor,
 ) -> None:
-    """Rows ``[H + 2, W, C]`` of four frames to ``[H, W, C']`` of two; ``sums`` is room for what is convolved."""
+    """Rows ``[H + 2, W, C]`` of four frames to ``[2, H, W, C']``; ``sums`` is room for what is convolved."""
     x0, x1, x2, x3 = frames
     torch.sub(x0, x2, out=sums[0])
     torch.add(x1, x2, out=sums[1])
@@ -110,8 +108,12 @@ def _convolve_pair(
     torch.sub(x1, x3, out=sums[3])
     biases = None, bias, None, None
     m0, m1, m2, m3 = (_convolve(*each) for each in zip(sums, kernels, biases, strict=True))
-    torch.add(m1, m2, out=y0).add_(m0)
-    torch.sub(m1, m2, out=y1).sub_(m3)
+    difference = torch.sub(m1, m2).sub_(m3)
+    for y, result, skip in zip(out, (m1.add_(m2).add_(m0), difference), skips, strict=True):
+        if skip is None:
+            y.copy_(result)
+        else:
+            torch.add(result, skip, out=y)  # in one go, for it may be y itself
 
 
 def _convolve(rows: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

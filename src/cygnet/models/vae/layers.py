@@ -34,6 +34,7 @@ class Stream:
         self.started = False
         self.still = Still()
         self._history: dict[nn.Module, torch.Tensor] = {}
+        self._spare: dict[str, torch.Tensor] = {}
         self._size: tuple[int, ...] | None = None
 
     def expect(self, size: tuple[int, ...]) -> None:
@@ -71,10 +72,37 @@ class Stream:
 
     def keep(self, layer: nn.Module, history: torch.Tensor) -> None:
         """Make ``history``, which is nobody else's, the layer's history."""
+        if (past := self._history.get(layer)) is not None:
+            self.recycle("history", past)
         self._history[layer] = history
+
+    def recycle(self, use: str, x: torch.Tensor) -> None:
+        """Let the next :meth:`room` for the same use be that of ``x``, to which nothing else refers any more.
+
+        Memory that is given back for each layer and asked for again comes from the system page by page, which takes a
+        tenth of the time of a pass; and in between others would settle in it.
+        """
+        if not self.sparing:
+            self._spare[use] = x
+
+    def room(self, use: str, like: torch.Tensor, channels: int, frames: int) -> torch.Tensor:
+        """Uninitialised room for ``frames`` frames of ``channels`` channels, channels-last, all else as ``like``."""
+        spare, layout = self._spare.pop(use, None), torch.channels_last_3d
+        shape = (like.shape[0], channels, frames, *like.shape[3:])
+        wanted = shape, like.dtype, like.device
+        if spare is not None and (*wanted, True) == (
+            spare.shape,
+            spare.dtype,
+            spare.device,
+            spare.is_contiguous(memory_format=layout),
+        ):
+            return spare
+        del spare
+        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
     def park(self) -> None:
         """Move what is remembered to the host's memory; layers fetch it from there when the next chunk comes."""
+        self._spare.clear()
         self._history = {layer: past.cpu() for layer, past in self._history.items()}
 
 
@@ -109,7 +137,10 @@ class Still:
 
     def resume(self, x: torch.Tensor) -> tuple[int, torch.Tensor]:
         """The number of layers that can be left out for this chunk and the output of the last of them, or 0 and x."""
-        return self._kept or (0, x)
+        if self._kept is None:
+            return 0, x
+        done, kept = self._kept
+        return done, kept.clone()
 
     def depth(self, windows: Sequence[Window]) -> int:
         """How many of the layers that look through ``windows``, from the first on, see nothing but one picture."""
@@ -122,7 +153,7 @@ class Still:
 
     def keep(self, depth: int, x: torch.Tensor) -> None:
         """Remember the output of the first ``depth`` layers, for a next chunk that shows the same picture."""
-        self._kept = (depth, x) if depth else None
+        self._kept = (depth, x.clone()) if depth else None  # the next layer may overwrite x
 
 
 class Window(NamedTuple):
@@ -194,7 +225,10 @@ class NormedConvolution(Protocol):
         stream: Stream | None,
         skip: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """``x [B, C, T, H, W]`` -> ``[B, C', T, H, W]``, the shape of ``skip``; without one nothing is added."""
+        """``x [B, C, T, H, W]`` -> ``[B, C', T, H, W]``, the shape of ``skip``; without one nothing is added.
+
+        While streaming, ``skip`` may be overwritten with the result.
+        """
         ...
 
 
@@ -250,11 +284,14 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
-        """``x [B, C, T, H, W]`` -> ``[B, C', T, H, W]``."""
+        """``x [B, C, T, H, W]`` -> ``[B, C', T, H, W]``. While streaming, ``x`` may be overwritten with the result."""
         norm1, conv1, norm2, conv2 = (self.residual[key] for key in ("0", "2", "3", "6"))
         h = norm_silu_conv(norm1, conv1, x, stream)  # type: ignore[arg-type]
         skip = self.shortcut(x, stream) if isinstance(self.shortcut, CausalConv3d) else x
-        return norm_silu_conv(norm2, conv2, h, stream, skip)  # type: ignore[arg-type]
+        out = norm_silu_conv(norm2, conv2, h, stream, skip)  # type: ignore[arg-type]
+        if stream is not None:
+            stream.recycle("result", h)
+        return out
 
 
 class SpatialAttention(nn.Module):
