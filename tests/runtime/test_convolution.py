@@ -67,6 +67,19 @@ def test_grey_frames_are_encoded_once_bit_for_bit(in_bands: list[int], monkeypat
     assert times < 0.75 * len(in_bands)
 
 
+@pytest.mark.usefixtures("in_bands")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grey_frames_are_so_after_a_long_chunk_too(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an odd number, which is convolved in another way than the chunks that follow."""
+    fitted = fit_processor(copy.deepcopy(plain()).to(dtype))
+    grey = torch.zeros(1, 3, 53, 16, 16)
+    grey[:, :, 0] = VIDEO[:, :, 0, :16, :16]
+    pieces = grey.split([33, *[4] * 5], dim=2)
+    once = list(fitted.encode_chunks(pieces))
+    monkeypatch.setattr(Still, "depth", lambda still, windows: 0)
+    assert all(map(torch.equal, once, fitted.encode_chunks(pieces)))
+
+
 def test_gradients_and_whole_videos_go_the_plain_way(in_bands: list[int]) -> None:
     fitted = fit_processor(copy.deepcopy(plain())).requires_grad_(True)
     reached = fitted.reconstruct(fitted.posterior(VIDEO)[0])
