@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from cygnet.ops import winograd
 from cygnet.ops.winograd import norm_silu_conv_in_bands
+from cygnet.runtime.trace import Ledger
 from support import fill, relative_l2
 
 
@@ -74,3 +75,33 @@ def test_shapes_without_numbers_give_those_of_the_result() -> None:
         strict=True,
     ):
         assert (of_shape.shape, of_shape.stride(), of_shape.dtype) == (real.shape, real.stride(), real.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "height", "width"),
+    [
+        (8, 8, 24, 32),
+        (8, 8, 24, 400),
+        (8, 16, 24, 100),
+        (16, 8, 24, 100),
+        (8, 3, 24, 100),
+        (8, 8, 4, 4),
+        (32, 32, 8, 8),
+    ],
+)
+def test_what_it_takes_beside_its_results_is_counted(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, channels: int, out_channels: int, height: int, width: int
+) -> None:
+    """However wide a frame is, but for what the library copies of kernels, which torch does not show."""
+    monkeypatch.setattr(winograd, "_BAND_BYTES", 1 << 15)
+    shapes = ([1, channels, 2, height, width], [channels], [1, channels, 2, height, width])
+    x, gamma, past = (fill(str(number), shape).to(dtype) for number, shape in enumerate(shapes))
+    weight = fill("weight", [out_channels, channels, 3, 3, 3]).to(dtype)
+    with torch.no_grad(), Ledger() as ledger:
+        results = norm_silu_conv_in_bands(x, gamma, past, weight, None)
+    taken = ledger.peak - sum(result.nbytes for result in results)
+    unseen = 2 * 9 * channels * out_channels * dtype.itemsize
+    counted = winograd.workspace(channels, out_channels, height, width, dtype)
+    assert taken <= 1.1 * counted
+    assert counted <= 1.1 * (taken + unseen)

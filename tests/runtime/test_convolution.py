@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import copy
 import functools
+from typing import Any
 
 import pytest
 import torch
 
-from cygnet.models.vae.config import VAEConfig
+from cygnet.models.vae.config import WAN_VAE, VAEConfig
 from cygnet.models.vae.layers import CausalConv3d, Still, Stream, norm_silu_then_convolve
 from cygnet.models.vae.model import WanVAE
 from cygnet.runtime import convolution
@@ -109,6 +110,25 @@ def test_bands_are_for_processors_of_few_threads_and_where_it_was_measured(monke
     assert not pays(here, torch.bfloat16)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     assert not pays(here, torch.float32)
+
+
+@pytest.mark.usefixtures("in_bands")
+def test_room_for_bands_is_that_of_the_picture_and_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    real = convolution.workspace
+
+    def asking(*shape: Any) -> int:
+        asked.append(shape[:4])
+        return real(*shape)
+
+    monkeypatch.setattr(convolution, "workspace", asking)
+    room = convolution.bands_room(WAN_VAE, torch.float32, 60, 104)
+    assert asked == [
+        (96, 96, 480, 832), (96, 192, 240, 416), (192, 192, 240, 416), (192, 384, 120, 208), (384, 384, 120, 208),
+        (384, 384, 60, 104), (384, 384, 60, 104),
+    ]  # fmt: skip
+    assert room == max(real(*shape, torch.float32) for shape in asked)  # type: ignore[arg-type]
+    assert convolution.bands_room(VAEConfig(base_width=8), torch.float32, 60, 104) == 0
 
 
 @pytest.mark.parametrize("sparing", [True, False])
