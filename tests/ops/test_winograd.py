@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from cygnet.ops import winograd
 from cygnet.ops.winograd import norm_silu_conv_in_bands
+from cygnet.runtime.trace import Ledger
 from support import fill, relative_l2
 
 
@@ -92,3 +93,34 @@ def test_a_frame_depends_on_itself_and_the_two_before_alone() -> None:
     after, _ = in_bands(x, gamma, past, weight, bias)
     alike = [torch.equal(before[:, :, frame], after[:, :, frame]) for frame in range(6)]
     assert alike == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "height", "width"),
+    [
+        (8, 8, 24, 32),
+        (8, 8, 24, 400),
+        (8, 16, 24, 100),
+        (16, 8, 24, 100),
+        (8, 3, 24, 100),
+        (8, 8, 4, 4),
+        (32, 32, 8, 8),
+    ],
+)
+def test_what_it_takes_beside_its_results_is_counted(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, channels: int, out_channels: int, height: int, width: int
+) -> None:
+    """However wide a frame is, but for what the library copies of kernels, which torch does not show."""
+    monkeypatch.setattr(winograd, "_BAND_BYTES", 1 << 15)
+    shapes = ([1, channels, 2, height, width], [channels], [1, channels, 2, height, width])
+    x, gamma, past = (fill(str(number), shape).to(dtype) for number, shape in enumerate(shapes))
+    weight = fill("weight", [out_channels, channels, 3, 3, 3]).to(dtype)
+    room = {"out": torch.empty(1, out_channels, 2, height, width, dtype=dtype), "kept": torch.empty_like(past)}
+    with torch.no_grad(), Ledger() as ledger:
+        norm_silu_conv_in_bands(x, gamma, past, weight, None, **room)
+    taken = ledger.peak
+    unseen = 2 * 9 * channels * out_channels * dtype.itemsize
+    counted = winograd.workspace(channels, out_channels, height, width, dtype)
+    assert taken <= 1.1 * counted
+    assert counted <= 1.1 * (taken + unseen)

@@ -14,8 +14,11 @@ from cygnet.errors import RequestError
 from cygnet.models.vae.config import TINY_VAE, WAN_VAE, VAEConfig
 from cygnet.models.vae.layers import Stream
 from cygnet.models.vae.model import WanVAE
+from cygnet.ops import winograd
 from cygnet.pipelines import tiles as tiling
 from cygnet.pipelines.tiles import decode_chunks, encode_chunks, grid_of, margin, smaller, spans, within
+from cygnet.runtime import convolution
+from cygnet.runtime.convolution import fit_processor
 from cygnet.runtime.trace import Ledger
 from cygnet.types import Tiles
 from support import fill, filled_weights, parameter_shapes
@@ -58,6 +61,39 @@ def test_one_tile_is_the_whole_frame_bit_for_bit() -> None:
     large = Tiles(width=1024, height=1024)
     assert torch.equal(decoded(large), decoded(None))
     assert torch.equal(encoded(large), encoded(None))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.0)])
+def test_bands_in_tiles_give_the_frames_of_bands_over_all(
+    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 bit for bit, in float32 to the last digits."""
+    calls: list[int] = []
+    real = convolution.norm_silu_conv_in_bands
+
+    def counting(x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(x.shape[4])
+        return real(x, *rest)
+
+    monkeypatch.setattr(convolution, "norm_silu_conv_in_bands", counting)
+    monkeypatch.setattr(convolution, "bands_pay", lambda device, dtype: True)
+    monkeypatch.setattr(winograd, "_BAND_BYTES", 1 << 17)
+    monkeypatch.setattr(convolution, "BANDS_FROM_CHANNELS", 32)
+    module = WanVAE(VAEConfig(base_width=32, width_multipliers=(1, 2, 2, 2)))
+    module.load_state_dict(filled_weights(parameter_shapes(module)))
+    network = fit_processor(module.requires_grad_(False).to(dtype).channels_last())
+    latents = LATENTS[:, :, :2, :9, :17]
+    whole = torch.cat(list(decode_chunks(network, latents)), dim=2)
+    assert set(calls) == {34, 68, 136}, "where there are two frames to a latent one, and four"
+
+    def apart() -> float:
+        return float((torch.cat(list(decode_chunks(network, latents, tiles=SMALL)), dim=2) - whole).abs().max())
+
+    calls.clear()
+    assert apart() <= tolerance
+    assert {88, 96, 32} <= set(calls), "what tiles of 64 see at full size"
+    monkeypatch.setattr(tiling, "margin", lambda _: 2)
+    assert apart() > 10 * tolerance
 
 
 def test_what_a_tile_sees_beyond_its_own_is_as_much_as_it_must(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,16 @@ def test_on_another_device_than_they_were_compiled_for_the_plain_way_is_taken(ca
     ours = fuse_passes(fit_processor(copy.deepcopy(plain())), "cuda")
     assert torch.equal(ours.decode(LATENTS), fit_processor(copy.deepcopy(plain())).decode(LATENTS))
     assert not called
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"])
+def test_a_copy_of_what_has_run_compiles_for_itself(copied: Callable[[WanVAE], WanVAE], called: list[str]) -> None:
+    ours = fused()
+    wanted = ours.decode(LATENTS)
+    calls, other = called.copy(), copied(ours)
+    assert is_fused(other)
+    assert torch.equal(other.decode(LATENTS), wanted)
+    assert called == calls * 2
 
 
 @pytest.mark.parametrize("good", range(4))

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import copy
 import functools
+from typing import Any
 
 import pytest
 import torch
 
-from cygnet.models.vae.config import VAEConfig
+from cygnet.models.vae.config import WAN_VAE, VAEConfig
 from cygnet.models.vae.layers import CausalConv3d, Still, Stream, norm_silu_then_convolve
 from cygnet.models.vae.model import WanVAE
 from cygnet.runtime import convolution
@@ -67,6 +68,19 @@ def test_grey_frames_are_encoded_once_bit_for_bit(in_bands: list[int], monkeypat
     assert times < 0.75 * len(in_bands)
 
 
+@pytest.mark.usefixtures("in_bands")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grey_frames_are_so_after_a_long_chunk_too(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an odd number, which is convolved in another way than the chunks that follow."""
+    fitted = fit_processor(copy.deepcopy(plain()).to(dtype))
+    grey = torch.zeros(1, 3, 53, 16, 16)
+    grey[:, :, 0] = VIDEO[:, :, 0, :16, :16]
+    pieces = grey.split([33, *[4] * 5], dim=2)
+    once = list(fitted.encode_chunks(pieces))
+    monkeypatch.setattr(Still, "depth", lambda still, windows: 0)
+    assert all(map(torch.equal, once, fitted.encode_chunks(pieces)))
+
+
 def test_gradients_and_whole_videos_go_the_plain_way(in_bands: list[int]) -> None:
     fitted = fit_processor(copy.deepcopy(plain())).requires_grad_(True)
     reached = fitted.reconstruct(fitted.posterior(VIDEO)[0])
@@ -96,6 +110,25 @@ def test_bands_are_for_processors_of_few_threads_and_where_it_was_measured(monke
     assert not pays(here, torch.bfloat16)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     assert not pays(here, torch.float32)
+
+
+@pytest.mark.usefixtures("in_bands")
+def test_room_for_bands_is_that_of_the_picture_and_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    real = convolution.workspace
+
+    def asking(*shape: Any) -> int:
+        asked.append(shape[:4])
+        return real(*shape)
+
+    monkeypatch.setattr(convolution, "workspace", asking)
+    room = convolution.bands_room(WAN_VAE, torch.float32, 60, 104)
+    assert asked == [
+        (96, 96, 480, 832), (96, 192, 240, 416), (192, 192, 240, 416), (192, 384, 120, 208), (384, 384, 120, 208),
+        (384, 384, 60, 104), (384, 384, 60, 104),
+    ]  # fmt: skip
+    assert room == max(real(*shape, torch.float32) for shape in asked)  # type: ignore[arg-type]
+    assert convolution.bands_room(VAEConfig(base_width=8), torch.float32, 60, 104) == 0
 
 
 @pytest.mark.parametrize("sparing", [True, False])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +92,20 @@ def test_a_block_that_is_watched_runs_plain(counted: list[str]) -> None:
     dit.blocks[2].register_forward_pre_hook(lambda *_: None)
     evaluate(dit)
     assert len(counted) == 2 * SMALL.num_layers - 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"])
+def test_a_copy_runs_compiled_with_its_own_weights(copied: Callable[[Any], Any], counted: list[str]) -> None:
+    dit, plain = network(), network()
+    compile_blocks(dit, ("blocks",), True, CPU)
+    evaluate(dit)
+    other = copied(dit)
+    for changed in (other, plain):
+        for parameter in changed.parameters():
+            parameter.data *= 0.5
+    assert torch.equal(evaluate(other), evaluate(plain))
+    assert not torch.equal(evaluate(other), evaluate(dit))
+    assert len(counted) == 4 * SMALL.num_layers
 
 
 def test_training_runs_plain(counted: list[str]) -> None:

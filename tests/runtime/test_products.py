@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,6 +89,64 @@ def test_what_learns_or_is_of_another_type_or_short_goes_the_usual_way(counted: 
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(fill("x", [9, 20])).dtype == torch.bfloat16
     assert counted == []
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "bias"),
+    [
+        ([9, 19], [12, 20], None),
+        ([9, 0], [12, 0], [12]),
+        ([9, 20], [20], None),
+        ([9, 20], [20], []),
+        ([9, 20], [2, 12, 20], None),
+        ([9, 20], [], None),
+        ([], [12, 20], None),
+        ([9, 20], [12, 20], [11]),
+        ([9, 20], [12, 20], [9, 12]),
+        ([9, 20], [12, 20], [2, 9, 12]),
+        ([9, 20], [0, 20], [0]),
+        ([0, 20], [12, 20], [12]),
+    ],
+)
+def test_odd_shapes_give_what_torch_gives(
+    counted: list[tuple[int, ...]], x: list[int], weight: list[int], bias: list[int] | None
+) -> None:
+    """Its empty or unusual result, or its error."""
+    given = fill("x", x), fill("weight", weight), None if bias is None else fill("bias", bias)
+
+    def result(multiply: Any) -> torch.Tensor | str:
+        try:
+            return multiply(*given)  # type: ignore[no-any-return]
+        except RuntimeError as problem:
+            return str(problem)
+
+    ours, wanted = result(linear), result(F.linear)
+    if isinstance(wanted, str) or isinstance(ours, str):
+        assert ours == wanted
+    else:
+        assert torch.equal(ours, wanted)
+    assert all(0 in shape for shape in counted), "of rows there may be none"
+
+
+def test_what_is_elsewhere_or_stored_otherwise_goes_the_usual_way(counted: list[tuple[int, ...]]) -> None:
+    x, weight, bias = fill("x", [9, 20]), fill("weight", [12, 20]), fill("bias", [12])
+    assert torch.equal(linear(x, weight.to_sparse(), None), F.linear(x, weight.to_sparse(), None))
+    for other in (bias.double(), bias.to("meta")):
+        with pytest.raises(RuntimeError, match=r"dtype|device"):
+            linear(x, weight, other)
+    linear(x, weight, bias.requires_grad_()).sum().backward()
+    assert bias.grad is not None
+    assert counted == []
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_trace_holds_the_usual_product(counted: list[tuple[int, ...]]) -> None:
+    network = nn.Sequential(nn.Linear(20, 12)).requires_grad_(False)
+    use_onednn(network)
+    x = fill("x", [9, 20])
+    traced = torch.jit.trace(network, x)
+    assert relative_l2(traced(x), F.linear(x, network[0].weight, network[0].bias)) < 1e-6
+    assert "aten::linear" in str(traced.inlined_graph)
 
 
 @needs_onednn

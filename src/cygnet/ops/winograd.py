@@ -22,8 +22,6 @@ from cygnet.ops.norms import channel_scale
 
 _BAND_BYTES = 1 << 20
 """What a frame's rows of a band may take for each thread."""
-_BANDS = 12
-"""Held at once: four of activation, four of sums, four of results."""
 
 
 def norm_silu_conv_in_bands(
@@ -74,10 +72,14 @@ def norm_silu_conv_in_bands(
             last[number, 1, top:bottom] = x1[1:-1]
 
 
-def workspace(channels: int) -> int:
-    """About how many bytes :func:`norm_silu_conv_in_bands` takes beside its results, for so many channels."""
-    kernels = 9 * channels * channels * 5 * 4  # those of the three taps, summed in float32
-    return _BANDS * _BAND_BYTES * torch.get_num_threads() + kernels
+def workspace(channels: int, out_channels: int, height: int, width: int, dtype: torch.dtype) -> int:
+    """Bytes that :func:`norm_silu_conv_in_bands` takes beside its results, for frames of that size."""
+    row, rows = width * channels * dtype.itemsize, _rows(height, width * channels * dtype.itemsize)
+    read = 8 * (rows + 2) * row  # four of activation, four of sums
+    made = 5 * rows * row * out_channels // channels
+    kernel = 9 * channels * out_channels
+    # Kernels are made in float32, before any row is; then there are two, and two copies in the order of the library.
+    return read + max(4 * kernel * 4, made + 4 * kernel * dtype.itemsize)
 
 
 def _rows(height: int, row_bytes: int) -> int:

@@ -169,7 +169,7 @@ def decode(config: VAEConfig, dtype: torch.dtype, grid: Grid, chunk: int, *, on_
     laps = _scaled(_decode_laps(config, dtype, chunk, on_processor), rows * columns / CELLS**2)
     cost = total_of(laps, 1 + (frames - 1) / chunk)
     if on_processor:
-        cost = replace(cost, peak=cost.peak + bands_room(config, dtype))
+        cost = replace(cost, peak=cost.peak + bands_room(config, dtype, rows, columns))
     return Demand(cost=cost, work=tuple(flops.vae_decode(config, frames, rows, columns, chunk)))
 
 
@@ -191,7 +191,7 @@ def encode(
         work = flops.vae_encode(config, frames, rows, columns, windows=windows, last=last)
     # What is left out because nothing changes is left out of the time; the first grey frames take all the memory.
     share, cost = flops.total(work) / flops.total(whole), total_of(laps, frames)
-    room = bands_room(config, dtype) if on_processor else 0
+    room = bands_room(config, dtype, rows, columns) if on_processor else 0
     return Demand(cost=Cost(cost.peak + room, round(cost.moved * share), round(cost.kernels * share)), work=tuple(work))
 
 

@@ -47,7 +47,8 @@ class _Part:
 class _Seen:
     """Cells that the layers of a tiled frame see."""
 
-    frame: int
+    rows: int
+    columns: int
     tiles: int
     """Of all tiles together."""
     most: int
@@ -55,6 +56,11 @@ class _Seen:
     count: int
     parked: bool = False
     """Whether what tiles remember waits on the host."""
+
+    @property
+    def frame(self) -> int:
+        """Of a whole frame."""
+        return self.rows * self.columns
 
 
 def demand(
@@ -76,7 +82,7 @@ def demand(
     frames, rows, columns = grid
     places = grid_of(config, tiles, rows, columns)
     each = [down.seen * across.seen for down, across in places]
-    seen = _Seen(rows * columns, sum(each), max(each), len(each), parked)
+    seen = _Seen(rows, columns, sum(each), max(each), len(each), parked)
     tiled = Tiled(TILED_LEVELS, seen.tiles / seen.frame)
     cost = total_of(_laps_of(config, dtype, half, seen, on_processor), frames)
     waits = round(_parts(config, dtype, half, on_processor)[1].held * seen.tiles / CELLS**2) if parked else 0
@@ -107,7 +113,7 @@ def largest(
 
     And whether what they remember must wait on the host, which is tried last and if ``parks``.
     """
-    cell, beyond, frame = config.spatial_stride, margin(config), rows * columns
+    cell, beyond = config.spatial_stride, margin(config)
     least = Tiles.LEAST // cell
 
     def cuts(length: int) -> Iterator[tuple[int, list[Span]]]:
@@ -119,7 +125,7 @@ def largest(
         for width, across in cuts(columns):
             total = sum(it.seen for it in down) * sum(it.seen for it in across)
             most = max(it.seen for it in down) * max(it.seen for it in across)
-            seen = _Seen(frame, total, most, len(down) * len(across))
+            seen = _Seen(rows, columns, total, most, len(down) * len(across))
             found.append((total, most, Tiles(width=width * cell, height=height * cell), seen))
 
     def peak(seen: _Seen) -> int:
@@ -144,7 +150,7 @@ def _laps_of(config: VAEConfig, dtype: torch.dtype, half: Half, seen: _Seen, on_
     # the one before, which the caller may still hold, when encoding the last frame, to compare it; and what all hold.
     beside = features + round(pixels * (2 if half == "decode" else 1 + 1 / _FRAMES))
     others = frame * whole.held + (0 if seen.parked else tiles * tile.held)
-    room = bands_room(config, dtype) if on_processor else 0
+    room = bands_room(config, dtype, seen.rows, seen.columns) if on_processor else 0
     laps = []
     for of_whole, of_tile in zip(whole.laps, tile.laps, strict=True):
         in_tile = frame * beside + most * (of_tile.peak - (0 if seen.parked else tile.held))

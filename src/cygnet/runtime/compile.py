@@ -76,7 +76,7 @@ def compile_blocks(
         if mode is True:
             _log.warning("blocks are not compiled: %s", missing)
         return
-    worth = _worth_it if mode == "auto" else lambda _: True
+    worth = _worth_it if mode == "auto" else _always
     switch = Switch("blocks run")
     for stack in stacks:
         for block in getattr(module, stack, ()):
@@ -95,6 +95,10 @@ def _worth_it(x: torch.Tensor) -> bool:
     return pays(x.device.type, x.dtype, x.shape[1], x.shape[2])
 
 
+def _always(x: torch.Tensor) -> bool:
+    return True
+
+
 class Switch:
     """Turned off for all that is compiled together by the first part of it that cannot be compiled."""
 
@@ -111,12 +115,18 @@ class Switch:
 
 
 class CompiledFunction(Generic[_Result]):
-    """A function that runs compiled until the switch is off, which a failing compiler turns; then the plain one."""
+    """A function that runs compiled until the switch is off, which a failing compiler turns; then the plain one.
+
+    A copy compiles anew: what was compiled belongs to the process, and to the weights of the one who had it compiled.
+    """
 
     def __init__(self, plain: Callable[..., _Result], switch: Switch) -> None:
         self._plain = plain
         self._compiled: Callable[..., _Result] | None = None
         self._switch = switch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}
 
     def __call__(self, *given: Any, **named: Any) -> _Result:
         """As the function itself."""

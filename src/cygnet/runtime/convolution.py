@@ -62,11 +62,21 @@ def _in_bands(
     return out
 
 
-def bands_room(config: VAEConfig, dtype: torch.dtype) -> int:
-    """Bytes that convolving in bands takes beside tensors, on this machine's processor."""
-    widest = config.base_width * max(config.width_multipliers)
-    pays = widest >= BANDS_FROM_CHANNELS and bands_pay(torch.device("cpu"), dtype)
-    return workspace(widest) if pays else 0
+def bands_room(config: VAEConfig, dtype: torch.dtype, rows: int, columns: int) -> int:
+    """Bytes that convolving in bands takes beside tensors, on this machine's processor.
+
+    At most, over the levels of a picture of ``rows`` x ``columns`` latent cells.
+    """
+    if not bands_pay(torch.device("cpu"), dtype):
+        return 0
+    room, before, scale = 0, 0, config.spatial_stride
+    for multiplier in config.width_multipliers:
+        width = config.base_width * multiplier
+        for channels in (before, width):
+            if channels >= BANDS_FROM_CHANNELS:
+                room = max(room, workspace(channels, width, rows * scale, columns * scale, dtype))
+        before, scale = width, max(scale // 2, 1)
+    return room
 
 
 def _by_phases(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:

@@ -42,15 +42,28 @@ def use_onednn(module: nn.Module) -> None:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """``x [..., in] @ weight[out, in].T + bias``, by the faster library."""
-    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
-    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    learns = learns or forward_ad._current_level >= 0
-    if not plain or learns or x.numel() < LEAST_ROWS * x.shape[-1] or torch.is_autocast_enabled("cpu"):
+    """``x [..., in] @ weight[out, in].T + bias``, by the faster library; what does not fit, torch refuses as ever."""
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if recorded or not _plain(x, weight, bias):
         return F.linear(x, weight, bias)
-    if torch.compiler.is_compiling() or not onednn_pays():
+    if x.numel() < LEAST_ROWS * x.shape[-1] or torch.is_autocast_enabled("cpu") or not onednn_pays():
         return F.linear(x, weight, bias)
     return _by_onednn(x, weight, bias)
+
+
+def _plain(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether these are matrices and a vector that can be multiplied, in float32, dense, here, and none of them learns.
+
+    oneDNN reads what it is given as such, whatever it is.
+    """
+    given = (x, weight) if bias is None else (x, weight, bias)
+    if any(it.dtype != torch.float32 or it.device.type != "cpu" or it.layout != torch.strided for it in given):
+        return False
+    if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and any(it.requires_grad for it in given)):
+        return False
+    if weight.ndim != 2 or x.ndim < 2 or x.shape[-1] != weight.shape[1] or not weight.numel():
+        return False
+    return bias is None or (bias.ndim < 2 and bias.numel() in (1, weight.shape[0]))
 
 
 @functools.cache

@@ -115,7 +115,7 @@ class Still:
 
     def __init__(self) -> None:
         self.frames = 0
-        """How many of the frames given last are one and the same picture."""
+        """How many of the frames given last, in chunks of one length, are one and the same picture."""
         self._last: torch.Tensor | None = None
         self._chunk = 0
         self._kept: tuple[int, torch.Tensor] | None = None
@@ -131,6 +131,8 @@ class Still:
         """The same of a chunk of which is known for each frame whether it equals the one before."""
         if not all(alike) or len(alike) != self._chunk:
             self._kept = None
+        if len(alike) != self._chunk:  # another length may be convolved in another way, and then last digits differ
+            self.frames = 0
         for same in alike:
             self.frames = self.frames + 1 if same else 1
         self._chunk = len(alike)

@@ -154,8 +154,8 @@ class WanVAE(nn.Module):
     def encode(self, video: torch.Tensor, *, chunk: int = 1) -> torch.Tensor:
         """``video [B, 3, T, H, W]`` in [-1, 1], T = 4n + 1 -> normalised latents ``[B, 16, t, h, w]``, float32.
 
-        ``chunk`` is how many latent frames are made at a time after the first; it bounds memory and changes nothing.
-        Raises ValueError when T, H or W does not fit the strides.
+        ``chunk`` is how many latent frames are made at a time after the first; it bounds memory, and changes
+        latents in rounding alone. Raises ValueError when T, H or W does not fit the strides.
         """
         self.check_video(video)
         stride = self.config.temporal_stride * _positive(chunk)
@@ -164,6 +164,9 @@ class WanVAE(nn.Module):
 
     def encode_chunks(self, chunks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Latents as pixels arrive: the first chunk holds 4a + 1 frames, each later one 4b; memory stays constant.
+
+        What is not encoded again because nothing changes is what it would be, bit for bit. How a video is divided into
+        chunks changes latents in rounding alone.
 
         Raises ValueError when a chunk has another number of frames, or another size than the first.
         """
