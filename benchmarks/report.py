@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from cygnet.media.files import discard, new_part, publish
 
 
@@ -26,6 +28,16 @@ def write_text(path: Path, text: str) -> None:
     part = new_part(path.parent)
     try:
         part.write_text(text, encoding="utf-8")
+        publish(part, path, overwrite=True)
+    finally:
+        discard(part)
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """The same for a picture, in the format that the name ends in."""
+    part = new_part(path.parent)
+    try:
+        picture.save(part, format=path.suffix.removeprefix(".").upper(), quality=90)
         publish(part, path, overwrite=True)
     finally:
         discard(part)
