@@ -58,8 +58,9 @@ def _in_bands(
     stream.keep(conv, history)
     if skip is not None:
         stream.recycle(x)
-    if stream.sparing:
+    if stream.sparing or not stream.tidied:
         give_back_pieces()
+        stream.tidied = True
     return out
 
 
