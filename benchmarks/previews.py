@@ -244,6 +244,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error(f"--rounds is {options.rounds}; give 1 or more")
+    if options.picture and options.picture.suffix not in (".png", ".webp"):
+        parser.error(f"--picture is {options.picture.name!r}; give a name that ends in .png or .webp")
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = {**heading("benchmarks.previews"), "prompts": list(PROMPTS)}
     wan = cygnet.load("tiny-t2v", device="cpu", dtype="float32")
