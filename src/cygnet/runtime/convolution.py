@@ -58,9 +58,8 @@ def _in_bands(
     stream.keep(conv, history)
     if skip is not None:
         stream.recycle(x)
-    if stream.sparing or not stream.tidied:
+    if stream.sparing:
         give_back_pieces()
-        stream.tidied = True
     return out
 
 
@@ -84,7 +83,9 @@ def bands_room(config: VAEConfig, dtype: torch.dtype, rows: int, columns: int) -
 def _by_phases(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
     if torch.is_grad_enabled() or not bands_pay(x.device, x.dtype):
         return repeat_then_convolve(x, conv)
-    return upsample_conv_by_phases(x, conv.weight, conv.bias)
+    out = upsample_conv_by_phases(x, conv.weight, conv.bias)
+    give_back_pieces()  # all that follows is of other sizes; what a level leaves would add up to a tenth of the peak
+    return out
 
 
 def bands_pay(device: torch.device, dtype: torch.dtype) -> bool:

@@ -31,8 +31,6 @@ class Stream:
     def __init__(self, *, sparing: bool = False) -> None:
         self.sparing = sparing
         """Whether memory is so short that keeping it from lying about in pieces is worth time."""
-        self.tidied = False
-        """Whether what a first frame alone left in pieces of its own sizes was given back."""
         self.started = False
         self.still = Still()
         self._history: dict[nn.Module, torch.Tensor] = {}
