@@ -106,13 +106,13 @@ class Networks:
             if isinstance(module, DiT):
                 executed(module, device, self.execution)
             use_onednn(module)
-            fetch = partial(plan.weights.copied, dtype=dtype)
+            branches, fetch = plan.branches.read(dtype, device), partial(plan.weights.copied, dtype=dtype)
             bringers.append(MatrixStream(module, STACKS, fetch, device=device))
             # As in a network that is whole: hooks would keep its blocks from being compiled, and so change rounding.
-            plan.branches.read(dtype, device).install(module)
+            branches.install(module)
             return module.eval().requires_grad_(False)
 
         def send_away(_: torch.nn.Module) -> None:
             bringers.pop().close()
 
-        return Stage(bring, send_away)
+        return Stage(bring, send_away, in_turns=True)
