@@ -1,8 +1,8 @@
 """What is called of a network's blocks from outside, and a way to do something around each such call.
 
-A block's ``forward`` is not all that runs of it: the prompt's keys are computed before, and VACE's control branch goes in
-and comes out by layers of its own. Weights that come in block by block must be there for each. Hooks would do that for
-modules, not for methods; and a block with hooks on its parts runs uncompiled (:mod:`cygnet.runtime.compile`).
+A block's ``forward`` is not all that runs of it: the prompt's keys are computed before, and VACE's control branch goes
+in and comes out by layers of its own. Weights that come in block by block must be there for each. Hooks would do that
+for modules, not for methods; and a block with hooks on its parts runs uncompiled (:mod:`cygnet.runtime.compile`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Networks larger than memory: the matrices of a block come in when it is called, and go when the next one is.
 
-Nearly all weights of a transformer are the matrices of its repeated blocks. A :class:`MatrixStream` has those of a block
-in place before the block runs; a thread reads ahead, so that reading and computing overlap. The arithmetic is that of
-the resident network, bit for bit, compiled or not: only where a weight is, and when, is different. A compiled block is
-given its weights as it is called, so all of them must be there then, and no hook may hang on its parts.
+Nearly all weights of a transformer are the matrices of its repeated blocks. A :class:`MatrixStream` has those of a
+block in place before the block runs; a thread reads ahead, so that reading and computing overlap. The arithmetic is
+that of the resident network, bit for bit, compiled or not: only where a weight is, and when, is different. A compiled
+block is given its weights as it is called, so all of them must be there then, and no hook may hang on its parts.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class MatrixStream:
     """Brings and drops the weights of ``module``'s blocks; made once, works until :meth:`close`.
 
     ``stacks`` names the lists of blocks, such as ``("blocks",)``; ``names``, if given, the only weights of theirs that
-    are streamed. What the module holds of these is dropped. It must be set up to compute before: layers replaced, blocks
-    compiled (:func:`cygnet.runtime.compile.compile_blocks`). Layers may be put around its layers later.
+    are streamed. What the module holds of these is dropped. It must be set up to compute before: layers replaced,
+    blocks compiled (:func:`cygnet.runtime.compile.compile_blocks`). Layers may be put around its layers later.
 
     What is called of a block is its forward and what :data:`cygnet.runtime.entries.OUTSIDE` lists; a layer that runs
     otherwise while its weight is away is a RuntimeError, and so is any after :meth:`close`. The order in which weights
-    are needed is learnt: each is followed by the one that followed it last time. Threads may share the module: they take
-    turns, block by block.
+    are needed is learnt: each is followed by the one that followed it last time. Threads may share the module: they
+    take turns, block by block.
     """
 
     def __init__(
