@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from cygnet.errors import ModelNotFoundError
-from cygnet.runtime.residency import Resident, StageResidency, loaded, moved
+from cygnet.runtime.residency import Resident, Stage, StageResidency, loaded, moved
 
 
 def test_resident_components_stay_after_release() -> None:
@@ -59,3 +61,50 @@ def test_a_component_that_the_model_has_not_is_named() -> None:
     for residency in (Resident({}), StageResidency({})):
         with pytest.raises(ModelNotFoundError, match="without its image_encoder"), residency.use("image_encoder"):
             pass
+
+
+def test_a_component_that_is_released_while_it_is_in_use_goes_when_that_is_over() -> None:
+    away: list[torch.nn.Module] = []
+    residency = StageResidency({"vae": Stage(lambda: torch.nn.Linear(1, 1), away.append)})
+    with residency.use("vae"):
+        with residency.use("vae"):
+            residency.release("vae")
+        assert not away
+        assert residency.present == ("vae",)
+    assert len(away) == 1
+    assert residency.present == ()
+
+
+def test_threads_take_turns_where_the_stage_says_so() -> None:
+    residency = StageResidency({"dit": Stage(lambda: torch.nn.Linear(1, 1), lambda _: None, in_turns=True)})
+    inside, most, lock = [0], [0], threading.Lock()
+    together = threading.Event()
+
+    def use(_: int) -> None:
+        with residency.use("dit"), residency.use("dit"):  # and within its turn a thread may use it again
+            with lock:
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+            together.wait(0.05)
+            with lock:
+                inside[0] -= 1
+        residency.release("dit")
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(use, range(3)))
+    assert most == [1]
+
+
+def test_a_turn_may_be_given_back_by_another_thread() -> None:
+    """That of a generator which another thread closes."""
+    residency = StageResidency({"dit": Stage(lambda: torch.nn.Linear(1, 1), lambda _: None, in_turns=True)})
+    turn = residency.use("dit")
+    turn.__enter__()
+
+    def use() -> bool:
+        with residency.use("dit"):
+            return True
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(turn.__exit__, None, None, None).result(10)
+        assert pool.submit(use).result(10)

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import cygnet
-from cygnet.assembly import load_components
+from cygnet.assembly import Execution, load_components
+from cygnet.models.dit.model import DiT
 from cygnet.pipelines.components import Components
 from cygnet.runtime import streaming
+from cygnet.runtime.compile import missing_for_compiling
 from cygnet.runtime.streaming import MatrixStream, streamed_names
 from random_models import write_model
+from support import fill
 
 
 class Blocks(torch.nn.Module):
@@ -90,10 +95,127 @@ def test_a_read_that_fails_is_told_where_the_weight_is_needed() -> None:
     stream.close()
 
 
-def frames(wan: cygnet.Wan) -> torch.Tensor:
+def test_a_network_whose_stream_is_closed_refuses_to_run() -> None:
+    """Torch itself would multiply by a matrix without values, and give noise."""
+    _, module, stream, _ = streamed(0)
+    with torch.no_grad():
+        module(torch.randn(1, 8))
+        stream.close()
+        with pytest.raises(RuntimeError, match=r"blocks\.0\.0\.weight is not in memory: .* the use is over"):
+            module(torch.randn(1, 8))
+
+
+def test_a_layer_that_is_called_by_itself_refuses_to_run_while_its_weight_is_away() -> None:
+    _, module, stream, _ = streamed(0)
+    with torch.no_grad():
+        module(torch.randn(1, 8))
+        module.blocks[3][1](torch.randn(1, 8))  # type: ignore[index]
+        with pytest.raises(RuntimeError, match=r"blocks\.2\.1\.weight is not in memory"):
+            module.blocks[2][1](torch.randn(1, 8))  # type: ignore[index]
+    stream.close()
+
+
+def test_threads_take_turns_within_one_network() -> None:
+    resident, module, stream, _ = streamed(300)
+    inputs = [torch.randn(3, 8) for _ in range(4)]
+
+    def answers(x: torch.Tensor) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [module(x) for _ in range(20)]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(answers, inputs))
+    with torch.no_grad():
+        assert all(torch.equal(each, resident(x)) for x, several in zip(inputs, found, strict=True) for each in several)
+    stream.close()
+
+
+def frames(wan: cygnet.Wan, seed: int = 1) -> torch.Tensor:
     return torch.as_tensor(
-        wan.generate("a red ball", num_frames=5, size=(32, 32), num_steps=2, seed=1, negative_prompt="blue").frames
+        wan.generate("a red ball", num_frames=5, size=(32, 32), num_steps=2, seed=seed, negative_prompt="blue").frames
     )
+
+
+def test_two_threads_with_one_streamed_model_make_the_right_videos(tmp_path: Path) -> None:
+    paths = write_model(tmp_path)
+    resident = cygnet.load(paths, dtype="float32", offload=False)
+    wanted = [frames(resident, seed) for seed in range(4)]
+    wan = cygnet.load(paths, dtype="float32", offload="stream")
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda seed: frames(wan, seed), range(4)))
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+    assert wan.model.residency.now.present == ()  # type: ignore[attr-defined]
+
+
+def test_a_video_that_is_left_half_way_keeps_no_other_waiting(tmp_path: Path) -> None:
+    wan = cygnet.load(write_model(tmp_path), dtype="float32", offload="stream")
+    left = wan.stream("a red ball", num_frames=9, size=(32, 32), num_steps=1, seed=1, negative_prompt="blue")
+    next(iter(left))
+    with ThreadPoolExecutor(1) as pool:
+        assert len(pool.submit(frames, wan).result(timeout=60)) == 5
+
+
+@pytest.fixture
+def graphs() -> Any:
+    """How many functions torch's compiler has made so far."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+def velocity(paths: Any, dtype: str, offload: Any, *, compiled: bool) -> torch.Tensor:
+    parts: Components = load_components(
+        paths, device="cpu", dtype=dtype, offload=offload, execution=Execution(compile=compiled)
+    ).components
+    with parts.use_dit() as dit, torch.no_grad():
+        first, second = (
+            dit(fill("x", [1, 16, 2, 4, 4]), torch.tensor([500.0]), fill("c", [1, 5, 32])) for _ in range(2)
+        )
+    parts.residency.release("dit")
+    assert torch.equal(first, second), "the second pass reads ahead"
+    return first
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compiled_blocks_give_the_same_wherever_their_weights_are(dtype: str, graphs: Any, tmp_path: Path) -> None:
+    """By the real compiler, which is called once for all blocks, and once for all ways of holding them."""
+    if missing := missing_for_compiling("cpu"):
+        pytest.skip(missing)
+    paths, before = write_model(tmp_path), graphs()
+    resident = velocity(paths, dtype, offload=False, compiled=True)
+    needed = graphs() - before
+    assert needed == 1
+    assert not torch.equal(velocity(paths, dtype, offload=False, compiled=False), resident), "running plain shows"
+    for offload in (True, "stream"):
+        assert torch.equal(velocity(paths, dtype, offload, compiled=True), resident)
+    assert graphs() - before == needed
+
+
+def test_stepping_down_from_compiled_blocks_makes_the_same_video(
+    graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if missing := missing_for_compiling("cpu"):
+        pytest.skip(missing)
+    paths, real, calls = write_model(tmp_path), DiT.forward, list[int]()
+
+    def load(offload: bool) -> cygnet.Wan:
+        return cygnet.load(paths, device="cpu", dtype="bfloat16", offload=offload, execution=Execution(compile=True))
+
+    def failing(self: DiT, latents: torch.Tensor, *args: Any, **named: Any) -> torch.Tensor:
+        if not latents.is_meta:
+            calls.append(1)
+            if len(calls) == 2:
+                raise MemoryError
+        return real(self, latents, *args, **named)
+
+    resident, needed = frames(load(False)), graphs()
+    wan = load(True)
+    monkeypatch.setattr(DiT, "forward", failing)
+    assert torch.equal(frames(wan), resident)
+    assert wan.model.residency.placement.streamed == {"dit"}
+    assert graphs() == needed
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

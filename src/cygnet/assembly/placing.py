@@ -103,16 +103,16 @@ class Networks:
             with without_weights():
                 module = KINDS[part](weights.config)
             materialise(module, plan.weights, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
-            fetch = partial(plan.weights.copied, dtype=dtype)
-            bringers.append(MatrixStream(module, STACKS, fetch, device=device))
-            module = module.eval().requires_grad_(False)
-            use_onednn(module)
             if isinstance(module, DiT):
                 executed(module, device, self.execution)
-            plan.branches.read(dtype, device).attach(module)
-            return module
+            use_onednn(module)
+            branches, fetch = plan.branches.read(dtype, device), partial(plan.weights.copied, dtype=dtype)
+            bringers.append(MatrixStream(module, STACKS, fetch, device=device))
+            # As in a network that is whole: hooks would keep its blocks from being compiled, and so change rounding.
+            branches.install(module)
+            return module.eval().requires_grad_(False)
 
         def send_away(_: torch.nn.Module) -> None:
             bringers.pop().close()
 
-        return Stage(bring, send_away)
+        return Stage(bring, send_away, in_turns=True)

@@ -7,13 +7,12 @@ from cygnet.pipelines.sizes import num_tokens
 from cygnet.planning.machine import Machine
 from cygnet.planning.subject import Subject
 from cygnet.runtime.compile import missing_for_compiling, pays
-from cygnet.runtime.plan import Placement
 
 
-def assumptions(subject: Subject, request: GenerateRequest, machine: Machine, placement: Placement) -> list[str]:
+def assumptions(subject: Subject, request: GenerateRequest, machine: Machine) -> list[str]:
     """In words, each thing that the run will do otherwise than the plan counts. Empty if all is measured or traced."""
     execution, found = subject.execution, []
-    if _compiles(subject, request, machine, placement):
+    if _compiles(subject, request, machine):
         found.append(
             "blocks will run compiled, and are planned for uncompiled: steps take less, once compiling (half a minute "
             "or so) is done"
@@ -32,11 +31,10 @@ def assumptions(subject: Subject, request: GenerateRequest, machine: Machine, pl
     return found
 
 
-def _compiles(subject: Subject, request: GenerateRequest, machine: Machine, placement: Placement) -> bool:
+def _compiles(subject: Subject, request: GenerateRequest, machine: Machine) -> bool:
     mode = subject.execution.compile
     device = machine.device.type
-    streams = "dit" in placement.streamed and not subject.weights["dit"].swaps  # by hooks, with which blocks run plain
-    if mode is False or streams or (machine.here and missing_for_compiling(device) is not None):
+    if mode is False or (machine.here and missing_for_compiling(device) is not None):
         return False
     tokens = num_tokens(request.num_frames, request.width, request.height)
     return mode is True or pays(device, subject.dtypes["dit"], tokens, subject.dit.dim)

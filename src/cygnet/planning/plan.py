@@ -191,7 +191,7 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
         fits=decision.fits,
         host_fits=passes,
         nearest=None if decision.fits else nearest(subject, request, machine, offload),
-        assumes=tuple(assumptions(subject, request, machine, placement)),
+        assumes=tuple(assumptions(subject, request, machine)),
         ways=tuple(ways_to_less(subject, placement, fullest)) if open_ways else (),
         ways_to_the_same=tuple(ways_to_less(subject, placement, fullest, same=True)) if open_ways else (),
     )

@@ -10,16 +10,15 @@ checkpointing): each block then comes in once more for that, in the order in whi
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-ENTRIES = ("forward", "cross_attn.keys", "before_proj", "after_proj")
-"""What is called of a block: itself, the prompt's keys, and the two ends of VACE's control branch."""
+from cygnet.runtime.entries import ENTRIES, FORWARD, Entry
+
 AGAIN = "forward, again"
 """The entry of a block that computes its activations again, in a backward pass."""
 _ALIGNMENT = 256
@@ -112,11 +111,11 @@ class BlockSwap:
         self._caller = self._trainer = 0
         """The thread that evaluates with gradients, and the one whose backward pass came through."""
         self._open = True
-        self._wrapped = [
+        self._entries = [
             found
             for number, (block, _) in enumerate(chosen)
             for path in ENTRIES
-            if (found := self._wrap(number, block, path))
+            if (found := Entry.find(block, path, self._entering(path, number)))
         ]
 
     @property
@@ -128,44 +127,29 @@ class BlockSwap:
         """Stop and give the device's memory back; the blocks are on the CPU again."""
         with self._turn:
             self._open = False
-            for owner, name, ours, before in self._wrapped:
-                if vars(owner).get(name) is not ours:
-                    continue  # something wraps what is here; that now passes calls on
-                delattr(owner, name)
-                if before is not None:
-                    setattr(owner, name, before)
+            for entry in self._entries:
+                entry.remove()
             if self._cuda:
                 torch.cuda.synchronize(self._device)
             for each in self._packed:
                 each.lie_in(each.home)
             self._rooms.clear()
 
-    def _wrap(self, number: int, block: nn.Module, path: str) -> tuple[nn.Module, str, Any, Any] | None:
-        """Let the block come in before its method or part ``path`` is called.
+    def _entering(self, path: str, number: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Lets block ``number`` come in before its entry ``path`` is called."""
 
-        Returns where that was noted, what is there now, and what was there before; None for a block without one.
-        """
-        parent, _, name = path.rpartition(".")
-        try:
-            owner = block.get_submodule(parent)
-            called = getattr(owner, name)
-        except AttributeError:
-            return None
-        if isinstance(called, nn.Module):  # a hook would do, but compiled blocks run plain where a part has one
-            owner, name, called = called, "forward", called.forward
+        def around(called: Callable[..., Any]) -> Callable[..., Any]:
+            def entered(*args: Any, **named: Any) -> Any:
+                if not self._open:
+                    return called(*args, **named)
+                # Another thread's block would take this one's buffer from under it.
+                with self._turn:
+                    self._enter(path, number)
+                    return called(*args, **named)
 
-        @functools.wraps(called, updated=())
-        def entered(*args: Any, **named: Any) -> Any:
-            if not self._open:
-                return called(*args, **named)
-            # Another thread's block would take this one's buffer from under it.
-            with self._turn:
-                self._enter(path, number)
-                return called(*args, **named)
+            return entered
 
-        before = vars(owner).get(name)
-        setattr(owner, name, entered)
-        return owner, name, entered, before
+        return around
 
     def _move_the_rest(self, module: nn.Module, stacks: Collection[str], swapped: Collection[int]) -> None:
         for parameter in module.parameters():
@@ -206,7 +190,7 @@ class BlockSwap:
         """The entry by its own name: a ``forward`` within a backward pass is another one."""
         if torch._C._current_graph_task_id() != -1:  # the engine may run in a thread of its own
             self._trainer = self._caller
-            return AGAIN if entry == "forward" else entry
+            return AGAIN if entry == FORWARD else entry
         mine = threading.get_ident()
         if torch.is_grad_enabled():
             self._caller = mine

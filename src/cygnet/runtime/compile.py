@@ -146,8 +146,8 @@ class CompiledFunction(Generic[_Result]):
 class CompiledForward:
     """A block's ``forward``, compiled when that pays and nobody looks inside; else the plain one.
 
-    Hooks on a block's parts (the watch for NaN, weights that come in layer by layer) are Python that a compiled block
-    would skip or trip over, so a block that has any runs plain. Hooks on the block itself run around this.
+    Hooks on a block's parts (the watch for NaN) are Python that a compiled block would skip or trip over, so a block
+    that has any runs plain. Hooks on the block itself run around this, and so does what brings its weights.
     """
 
     def __init__(

@@ -1,19 +1,22 @@
-"""Networks larger than memory: matrices come in when their layer runs, and go when the next block begins.
+"""Networks larger than memory: the matrices of a block come in when it is called, and go when the next one is.
 
-Nearly all weights of a transformer are the matrices of its repeated blocks. A :class:`MatrixStream` gives each linear
-layer there its weight just before it runs; a thread reads ahead, so that reading and computing overlap. The arithmetic
-is that of the resident network, bit for bit: only where a weight is, and when, is different.
+Nearly all weights of a transformer are the matrices of its repeated blocks. A :class:`MatrixStream` has those of a
+block in place before the block runs; a thread reads ahead, so that reading and computing overlap. The arithmetic is
+that of the resident network, bit for bit, compiled or not: only where a weight is, and when, is different. A compiled
+block is given its weights as it is called, so all of them must be there then, and no hook may hang on its parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from cygnet.runtime.entries import FORWARD, OUTSIDE, Entry
 from cygnet.runtime.memory import give_back_pieces
 
 AHEAD_BYTES = 256 * 2**20
@@ -46,8 +49,13 @@ class MatrixStream:
     """Brings and drops the weights of ``module``'s blocks; made once, works until :meth:`close`.
 
     ``stacks`` names the lists of blocks, such as ``("blocks",)``; ``names``, if given, the only weights of theirs that
-    are streamed. The order in which layers run is learnt as they run:
-    each is followed by the one that followed it last time.
+    are streamed. What the module holds of these is dropped. It must be set up to compute before: layers replaced,
+    blocks compiled (:func:`cygnet.runtime.compile.compile_blocks`). Layers may be put around its layers later.
+
+    What is called of a block is its forward and what :data:`cygnet.runtime.entries.OUTSIDE` lists; a layer that runs
+    otherwise while its weight is away is a RuntimeError, and so is any after :meth:`close`. The order in which weights
+    are needed is learnt: each is followed by the one that followed it last time. Threads may share the module: they
+    take turns, block by block.
     """
 
     def __init__(
@@ -75,10 +83,15 @@ class MatrixStream:
         self._coming: dict[str, Future[_Arrival]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="weights")
         self._copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        self._hooks = [
-            layer.register_forward_pre_hook(lambda _, __, name=name: self._bring(name))
-            for name, layer in self._layers.items()
-        ]
+        self._turn = threading.RLock()
+        self._open = True
+        for stack in stacks:
+            for number, block in enumerate(getattr(module, stack, ())):
+                self._watch(f"{stack}.{number}", block)
+        self._bare = {name for name, layer in self._layers.items() if FORWARD not in vars(layer)}
+        """Layers that are no entry themselves; those refuse to run while their weight is away."""
+        for name in self._layers:
+            self._take_away(name)
 
     @property
     def present(self) -> tuple[str, ...]:
@@ -86,42 +99,72 @@ class MatrixStream:
         return tuple(self._present)
 
     def close(self) -> None:
-        """Drop every weight and stop reading; the module cannot run any more."""
-        for hook in self._hooks:
-            hook.remove()
-        for future in self._coming.values():
-            future.cancel()
-        self._reader.shutdown()
-        self._coming.clear()
-        self._drop(lambda name: True)
+        """Drop every weight and stop reading; the module cannot run any more, and says so."""
+        with self._turn:
+            self._open = False
+            for future in self._coming.values():
+                future.cancel()
+            self._reader.shutdown()
+            self._coming.clear()
+            self._drop(lambda name: True)
 
-    def _bring(self, name: str) -> None:
-        if name in self._present:
+    def _watch(self, path: str, block: nn.Module) -> None:
+        """Let the weights that each entry of ``block`` needs come in before it is called."""
+        left = [name for name in self._layers if name.startswith(f"{path}.")]
+        for entry, layers in OUTSIDE.items():
+            theirs = [name for name in left if name.removeprefix(f"{path}.").removesuffix(".weight") in layers]
+            if theirs and Entry.find(block, entry, self._entering(theirs)):
+                left = [name for name in left if name not in theirs]
+        if left:
+            Entry.find(block, FORWARD, self._entering(left))
+
+    def _entering(self, names: Sequence[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def around(called: Callable[..., Any]) -> Callable[..., Any]:
+            def entered(*args: Any, **named: Any) -> Any:
+                # Another thread's block would take this one's weights from under it.
+                with self._turn:
+                    self._bring(names)
+                    return called(*args, **named)
+
+            return entered
+
+        return around
+
+    def _bring(self, names: Sequence[str]) -> None:
+        if not self._open:
+            raise _away(names[0])
+        self._drop(lambda other: _block_of(other) != _block_of(names[0]))
+        missing = [name for name in names if name not in self._present]
+        if not missing:
             return
-        self._drop(lambda other: _block_of(other) != _block_of(name))
-        arrival = self._coming.pop(name).result() if name in self._coming else self._read(name)
-        if self._last is not None:
-            self._follower[self._last] = name
-        self._last = name
-        _set_weight(self._layers[name], arrival.here())
-        self._present.append(name)
-        self._read_ahead(name)
+        self._send_for([*missing, *self._expected_after(names)])
+        for name in missing:
+            self._put_in(name, self._coming.pop(name).result().here())
+        for name in names:
+            if self._last is not None:
+                self._follower[self._last] = name
+            self._last = name
 
-    def _read_ahead(self, name: str) -> None:
+    def _expected_after(self, names: Sequence[str]) -> list[str]:
+        """The weights that are read before they are needed, those of ``names`` being needed now."""
         room = self._ahead_bytes
         expected: list[str] = []
-        follower = self._follower.get(name)
-        while follower is not None and follower not in expected and follower != name:
+        follower = self._follower.get(names[-1])
+        while follower is not None and follower not in expected and follower not in names:
             room -= self._sizes[follower]
             if room < 0 and expected:
                 break
             expected.append(follower)
             follower = self._follower.get(follower)
-        for other in [other for other in self._coming if other not in expected]:
+        return expected
+
+    def _send_for(self, names: Sequence[str]) -> None:
+        """Have these read, in this order, and nothing else."""
+        for other in [other for other in self._coming if other not in names]:
             self._coming.pop(other).cancel()
-        for other in expected:
-            if other not in self._coming and other not in self._present:
-                self._coming[other] = self._reader.submit(self._read, other)
+        for name in names:
+            if name not in self._coming and name not in self._present:
+                self._coming[name] = self._reader.submit(self._read, name)
 
     def _read(self, name: str) -> _Arrival:
         weight = self._fetch(name)
@@ -132,12 +175,23 @@ class MatrixStream:
             there = weight.pin_memory().to(self._device, non_blocking=True)
             return _Arrival(there, self._copies.record_event())
 
+    def _put_in(self, name: str, weight: torch.Tensor) -> None:
+        if name in self._bare:
+            del self._layers[name].forward
+        _set_weight(self._layers[name], weight)
+        self._present.append(name)
+
+    def _take_away(self, name: str) -> None:
+        layer = self._layers[name]
+        _set_weight(layer, torch.empty_like(layer.weight, device="meta"))
+        if name in self._bare:  # torch multiplies by a matrix without values, and what comes of it is noise
+            layer.forward = _refusing(name)  # type: ignore[method-assign]
+
     def _drop(self, which: Callable[[str], bool]) -> None:
         dropped = [name for name in self._present if which(name)]
         for name in dropped:
             self._present.remove(name)
-            layer = self._layers[name]
-            _set_weight(layer, torch.empty_like(layer.weight, device="meta"))
+            self._take_away(name)
         if dropped and self._device.type == "cpu":
             give_back_pieces()
 
@@ -156,6 +210,20 @@ class _Arrival:
             # The allocator must not hand this memory on before the work that reads it is done.
             self._weight.record_stream(current)
         return self._weight
+
+
+def _away(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"{name} is not in memory: this network's weights come in block by block while it is in use, and the use is "
+        "over, or one of its layers was called by itself; take the network anew from its residency, and call it whole"
+    )
+
+
+def _refusing(name: str) -> Callable[..., torch.Tensor]:
+    def refuse(*_: Any, **__: Any) -> torch.Tensor:
+        raise _away(name)
+
+    return refuse
 
 
 def _block_of(name: str) -> tuple[str, ...]:
