@@ -212,6 +212,9 @@ class Wan:
         self, chunks: Iterator[torch.Tensor], request: GenerateRequest, record: Record, *, same: bool
     ) -> Iterator[torch.Tensor]:
         """The chunks; where memory runs out for good, the error names the request that fits."""
+        untold = self.model.residency.untold
+        record.notices += untold
+        untold.clear()  # it is told once, by the run that comes first
         try:
             yield from chunks
             return

@@ -8,11 +8,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from cygnet.errors import ModelNotFoundError
+from cygnet.errors import ModelNotFoundError, OutOfMemory, out_of_memory, text_of
 from cygnet.runtime.memory import give_back_pieces
 from cygnet.runtime.plan import Placement, Weights, smaller
 from cygnet.types import ComponentName, Residency
@@ -103,6 +103,8 @@ class Placed:
         self._placement, self._weights, self._build = placement, dict(weights), build
         self._now: Residency | None = None
         self._stepped_down = False
+        self.untold: list[str] = []
+        """What became of loading, in words, until a run takes it to tell its user."""
 
     @property
     def placement(self) -> Placement:
@@ -123,10 +125,30 @@ class Placed:
             self._now = self._build(self._placement)
         return self._now
 
-    def prepare(self) -> None:
-        """Load what stays resident, so that no request has to wait for it."""
-        if self._placement.resident:
+    def prepare(self, *, fixed: bool = False) -> None:
+        """Load what stays resident, so that no request has to wait for it.
+
+        Where memory runs out, each network comes in for its stage from then on, and :attr:`untold` says so; or if the
+        placement is ``fixed``, :class:`~cygnet.errors.OutOfMemory` is raised.
+        """
+        if not self._placement.resident:
+            return
+        try:
             self._now = self.now
+            return
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            why = text_of(error)[:200]
+        # Only here, with the error and the frames that it refers to gone, can what was loaded be freed.
+        self.clear()
+        if fixed:
+            raise OutOfMemory(
+                f"out of memory while the networks were loaded ({why}), and offload=False keeps all of them there; "
+                'leave it out, or give True, or "stream", which needs the least'
+            )
+        self._placement, self._stepped_down = replace(self._placement, resident=False), True
+        self.untold.append(f"memory ran out while loading; it was done again in less: {self._placement.describe()}")
 
     def use(self, name: ComponentName) -> AbstractContextManager[torch.nn.Module]:
         """The component."""
