@@ -23,8 +23,8 @@ from cygnet.checkpoints.open import open_weights
 from cygnet.models.dit.config import DiTConfig
 from cygnet.pipelines.components import Components
 from cygnet.pipelines.presets import defaults_for
-from cygnet.runtime.execution import DEFAULT, Execution
-from cygnet.runtime.plan import Offload, Weights
+from cygnet.runtime.execution import DEFAULT, Execution, check_execution
+from cygnet.runtime.plan import Offload, Weights, check_offload
 from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
 from cygnet.runtime.residency import Placed
 from cygnet.runtime.step_cache import make_step_cache
@@ -138,6 +138,8 @@ def load_components(
     Headers are read and the parts compared before any weight is. Raises ``ModelNotFoundError`` if a part is missing,
     ``StateMismatchError`` if parts do not belong together, ``OutOfMemory``, and as the single loaders.
     """
+    check_offload(offload)
+    check_execution(execution)
     place = parse_device(device)
     execution.check(place)
     asked = parse_dtype(dtype)

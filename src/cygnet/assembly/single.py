@@ -29,7 +29,7 @@ from cygnet.models.umt5.prompt import encode_prompt
 from cygnet.models.umt5.tokenizer import Tokenizer
 from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.model import WanVAE
-from cygnet.runtime.execution import DEFAULT, Execution
+from cygnet.runtime.execution import DEFAULT, Execution, check_execution
 from cygnet.runtime.precision import check_vae_dtype, parse_device, parse_dtype
 
 
@@ -86,6 +86,7 @@ def load_dit(
     8 bits; ``on_coverage`` hears how much of each found its place. One that finds less than half is refused unless
     ``allow_partial_loras``. See :func:`cygnet.checkpoints.lora.with_loras` for what is raised.
     """
+    check_execution(execution)
     weights = named_weights(path, "dit", config)
     if loras:
         weights = with_loras(weights, with_strengths(loras), allow_partial=allow_partial_loras)

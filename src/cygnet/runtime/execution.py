@@ -89,6 +89,15 @@ class Execution:
         return {name: value for name, value in chosen.items() if value != getattr(DEFAULT, name)}
 
 
+def check_execution(execution: object) -> None:
+    """Raise :class:`~cygnet.errors.RequestError` for what is no :class:`Execution`."""
+    if not isinstance(execution, Execution):
+        raise RequestError(
+            f"execution is {str(execution)[:80]!r}; give a cygnet.Execution, such as cygnet.Execution(compile=False)",
+            field="execution",
+        )
+
+
 def check_fp8_streams(execution: Execution, offload: Offload, weights: Mapping[ComponentName, Weights]) -> None:
     """Raise :class:`~cygnet.errors.RequestError` where a transformer with fp8 products cannot be streamed as asked."""
     if execution.fp8 and offload == "stream" and weights["dit"].streamed is None:
