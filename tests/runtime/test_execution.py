@@ -325,5 +325,5 @@ def test_offload_is_one_of_four(ask: Any, offload: Any) -> None:
 
 @pytest.mark.parametrize("ask", [cygnet.load, cygnet.plan])
 def test_execution_is_an_execution(ask: Any) -> None:
-    with pytest.raises(RequestError, match="execution is '3'; give a cygnet.Execution"):
+    with pytest.raises(RequestError, match=r"execution is '3'; give a cygnet\.Execution"):
         ask("tiny-t2v", device="cpu", execution=3)
