@@ -106,8 +106,8 @@ def plan(
         try:
             rates, _ = calibrate_machine(device)
             voice.note(f"note: measured {rates.device}, torch {rates.version}, {rates.threads} threads; kept")
-        except OutputError as error:  # the plan goes by guesses, and says so
-            voice.note(f"note: {error}")
+        except OutputError as unkept:  # the plan goes by guesses, and says so
+            voice.note(f"note: {unkept}")
     parts = {
         "dit": dit, "vae": vae, "text_encoder": text_encoder, "image_encoder": image_encoder, "tokenizer": tokenizer,
     }  # fmt: skip
