@@ -32,6 +32,7 @@ def test_words_that_name_no_device_are_refused(word: str) -> None:
     with pytest.raises(RequestError, match="device is") as caught:
         parse_device(word)
     assert caught.value.field == "device"
+    assert ("mps" in str(caught.value)) == torch.backends.mps.is_available()
     assert str(caught.value).isprintable()
 
 

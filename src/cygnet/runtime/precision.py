@@ -46,7 +46,7 @@ def parse_device(device: str | torch.device = "auto") -> torch.device:
         parsed = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise RequestError(
-            f'device is {str(device)[:80]!r}; give "auto", "cpu", "cuda", "cuda:N" or "mps"', field="device"
+            f'device is {str(device)[:80]!r}; give "auto", "cpu", "cuda" or "cuda:N"{_apple()}', field="device"
         ) from error
     if parsed.type == "cuda":
         return _checked_cuda(parsed)
@@ -56,9 +56,14 @@ def parse_device(device: str | torch.device = "auto") -> torch.device:
         )
     if parsed.type not in ("cpu", "mps"):
         raise RequestError(
-            f'device is {str(parsed)!r}; cygnet runs on "cpu", "cuda", "cuda:N" or "mps"', field="device"
+            f'device is {str(parsed)!r}; cygnet runs on "cpu", "cuda" or "cuda:N"{_apple()}', field="device"
         )
     return parsed
+
+
+def _apple() -> str:
+    """Offered only where there is one."""
+    return ', or "mps"' if torch.backends.mps.is_available() else ""
 
 
 def _checked_cuda(device: torch.device) -> torch.device:
