@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import cygnet
+from cygnet import planning
 from cygnet.assembly import load_dit, placing, read_model
 from cygnet.assembly.placing import Networks
 from cygnet.checkpoints import without_weights
@@ -28,6 +29,7 @@ from cygnet.planning.nearest import nearest
 from cygnet.planning.plan import on_machine
 from cygnet.planning.subject import PUBLISHED
 from cygnet.runtime import execution as executing
+from cygnet.runtime.calibration import guessed
 from cygnet.runtime.plan import Placement
 from cygnet.runtime.residency import Placed, Resident
 from cygnet.runtime.trace import Ledger
@@ -162,6 +164,17 @@ def test_weights_are_planned_as_a_run_takes_them(
             cygnet.plan(
                 paths, device_memory="24GiB", host_memory=1000, offload="stream", loras=loras, execution=execution
             )
+
+
+def test_a_plan_says_of_which_dtype_it_has_no_measurement() -> None:
+    here = replace(guessed(torch.device("cpu")), date="2026-11-26T00:00:00+00:00")
+    known = {name: rates for name, rates in here.compute.items() if not name.endswith(" float16")}
+    machine = replace(Machine.of("cpu"), rates=replace(here, compute=known))
+    for dtype, count in (("float16", 1), ("float32", 0)):
+        subject = subject_of("tiny-t2v", torch.device("cpu"), dtype)
+        request = cygnet.plan("tiny-t2v", device="cpu", num_frames=5).request
+        said = planning.plan(subject, request, machine).assumes
+        assert len([words for words in said if words.startswith("float16 was not measured")]) == count
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def test_people_read_a_table(cygnet: Command, clip: Path, vae: Path) -> None:
         (["clip", "--rounds", "0"], "rounds is 0"),
         (["clip", "--taehv", "x.pth"], "add --vae"),
         (["clip", "--dtype", "auto"], "name one: float32"),
+        (["clip", "--dtype", "float16", "--device", "cpu"], "give bfloat16 or float32"),
         (["clip", "--plot", "x.jpg"], "name a .png file"),
         (["clip", "--plot", "absent/x.png"], "does not exist; make it first"),
         (["absent.mp4"], "absent.mp4"),

@@ -124,3 +124,10 @@ def test_a_recipe_of_a_published_model_brings_the_lora_that_it_needs(cygnet: Com
     assert recipe_loras("lightx2v", "t2v-14b", Path("mine.safetensors"), [place]) == []
     assert recipe_loras("lightx2v", "tiny-t2v", None, [place]) == []
     assert recipe_loras(None, "t2v-14b", None, [place]) == []
+
+
+def test_a_table_for_a_cache_that_takes_none_is_refused_as_such(cygnet: Command, small: list[str], place: Path) -> None:
+    (place / "r.json").write_text("{}")
+    done = cygnet("generate", "a red ball", *small, "--cache", "easy", "--cache-table", "r.json")
+    assert done.code == 2
+    assert "cache easy takes none; leave it out, or choose mag or tea" in done.err

@@ -123,3 +123,24 @@ def test_the_text_stage_says_that_it_can_be_streamed(tmp_path: Path, monkeypatch
     ) as caught:
         list(wan.replay(request))
     assert "--dtype" not in str(caught.value)
+
+
+def test_several_videos_are_made_although_their_networks_do_not_load_together(
+    cygnet: Command, small: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cygnet.assembly import placing
+
+    real, calls = placing.build, list[int]()
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(placing, "build", fail)
+    Path("cnt").mkdir()
+    done = cygnet("generate", "a red ball", *small, "--count", "2", "--out", "cnt/")
+    assert done.code == 0, done.err
+    assert len(list(Path("cnt").glob("*.mp4"))) == 2
+    assert done.err.count("note: memory ran out while loading; it was done again in less: each network is") == 1

@@ -157,3 +157,15 @@ def test_a_plan_takes_every_option_of_generate() -> None:
     from cygnet.cli.plan import plan
 
     assert set(inspect.signature(generate).parameters) <= set(inspect.signature(plan).parameters)
+
+
+def test_a_plan_is_made_although_its_calibration_cannot_be_kept(
+    cygnet: Command, small: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "no-folder").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "no-folder"))
+    done = cygnet("plan", *small, "--calibrate")
+    assert done.code == 0, done.err
+    assert "peak: " in done.out
+    assert done.err.count("the calibration cannot be kept at") == 1
+    assert "no-folder/cygnet/calibration (not a directory)" in done.err

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cygnet.ops.norms import layer_norm, rms_norm
+from cygnet.ops.norms import channel_scale, layer_norm, rms_norm
 
 
 def values(scale: float = 1.0) -> torch.Tensor:
@@ -40,3 +40,17 @@ def test_layer_norm_of_half_precision_is_the_float32_result_rounded_once(dtype: 
     x, weight, bias = (values() + 30).to(dtype), torch.linspace(0.5, 1.5, 8), torch.linspace(-1, 1, 8)
     expected = F.layer_norm(x.float(), (8,), weight, bias, 1e-5).to(dtype)
     assert torch.equal(layer_norm(x, weight, bias, eps=1e-5), expected)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_the_scale_of_float16_is_that_of_float32(size: float) -> None:
+    x = values(scale=size).half()
+    scale = channel_scale(x, 1)
+    assert scale.dtype == torch.float16
+    torch.testing.assert_close(scale.float(), channel_scale(x.float(), 1), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("size", [0.0, 6e-8])
+def test_the_scale_of_the_shortest_vectors_is_finite(size: float) -> None:
+    x = torch.full((1, 4, 3), size, dtype=torch.float16)
+    assert torch.isfinite(x * channel_scale(x, 1)).all()

@@ -314,3 +314,16 @@ def test_fp8_products_on_weights_that_are_streamed_from_the_file_are_refused(
     monkeypatch.setattr(executing, "check_fp8", lambda _: None)
     with pytest.raises(RequestError, match="fp8 products need the transformer's weights in memory"):
         load_components(write_model(tmp_path), device="cpu", offload="stream", execution=Execution(fp8=True))
+
+
+@pytest.mark.parametrize("offload", ["streamed", "Stream", "foo", 5, 1])
+@pytest.mark.parametrize("ask", [cygnet.load, cygnet.plan])
+def test_offload_is_one_of_four(ask: Any, offload: Any) -> None:
+    with pytest.raises(RequestError, match='give True, False, None or "stream"'):
+        ask("tiny-t2v", device="cpu", offload=offload)
+
+
+@pytest.mark.parametrize("ask", [cygnet.load, cygnet.plan])
+def test_execution_is_an_execution(ask: Any) -> None:
+    with pytest.raises(RequestError, match=r"execution is '3'; give a cygnet\.Execution"):
+        ask("tiny-t2v", device="cpu", execution=3)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import cygnet
+from cygnet.assembly import build as build_module
 from cygnet.errors import CygnetError, OutOfMemory
 from cygnet.models.clip.model import CLIPVision
 from cygnet.models.dit.model import DiT
@@ -91,6 +92,38 @@ def test_frames_that_were_given_are_not_given_again(
     chunks = list(wan.stream(image=PICTURE, **SMALL))
     assert [len(chunk) for chunk in chunks] == [1, 4, 4, 4, 4]
     assert np.array_equal(np.concatenate(chunks), plain)
+
+
+def fail_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory runs out when the weights of the second network are read, the first time."""
+    real, calls = build_module.materialise, list[int]()
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == 2:
+            raise ERRORS[0]()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(build_module, "materialise", called)
+
+
+def test_loading_is_done_again_in_less_and_the_next_video_says_so_once(
+    i2v_parts: Any, plain: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to_load(monkeypatch)
+    wan = cygnet.load(i2v_parts, device="cpu", dtype="float32")
+    assert not wan.model.residency.placement.resident
+    video = wan.generate(image=PICTURE, **SMALL)
+    assert np.array_equal(video.frames, plain)
+    told = "memory ran out while loading; it was done again in less: each network is in memory for its stage alone"
+    assert video.receipt["notices"].count(told) == 1
+    assert told not in wan.generate(image=PICTURE, **SMALL).receipt["notices"]
+
+
+def test_loading_all_as_was_asked_for_fails_in_words(i2v_parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_to_load(monkeypatch)
+    with pytest.raises(OutOfMemory, match=r"while the networks were loaded \(CUDA out .* offload=False .* give True"):
+        cygnet.load(i2v_parts, device="cpu", dtype="float32", offload=False)
 
 
 @pytest.mark.parametrize("stage", ["text", "denoising", "decoding"])

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+import cygnet
 from cygnet.errors import RequestError
 from cygnet.runtime import precision
-from cygnet.runtime.precision import cpu_multiplies_bfloat16, parse_device, parse_dtype, pick_dtype
+from cygnet.runtime.execution import Execution
+from cygnet.runtime.precision import cpu_multiplies_bfloat16, parse_device, parse_dtype, pick_decode_dtype, pick_dtype
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -29,6 +32,7 @@ def test_words_that_name_no_device_are_refused(word: str) -> None:
     with pytest.raises(RequestError, match="device is") as caught:
         parse_device(word)
     assert caught.value.field == "device"
+    assert ("mps" in str(caught.value)) == torch.backends.mps.is_available()
     assert str(caught.value).isprintable()
 
 
@@ -46,6 +50,27 @@ def test_other_dtypes_are_refused(dtype: str | torch.dtype) -> None:
 def test_the_vae_stays_in_float32_whatever_is_asked() -> None:
     assert pick_dtype("vae", CPU, torch.bfloat16) is torch.float32
     assert pick_dtype("vae", CUDA) is torch.float32
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the default device of some of these is then no processor")
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: cygnet.load("tiny-t2v", execution=Execution(decode_dtype="float16")),
+        lambda: cygnet.plan("tiny-t2v", execution=Execution(decode_dtype="float16")),
+        lambda: cygnet.load_vae("tiny-vae", "float16"),
+        lambda: cygnet.load_vae("tiny-vae", decode_dtype=torch.float16),
+    ],
+)
+def test_the_vae_is_not_left_to_float16_on_a_processor(ask: Callable[[], object]) -> None:
+    """It convolves a hundred times as slowly there."""
+    with pytest.raises(RequestError, match=r"dtype is float16, .*; give bfloat16 or float32"):
+        ask()
+
+
+def test_with_networks_in_float16_the_vae_decodes_as_ever_on_a_processor() -> None:
+    assert Execution().decodes_in(CPU, torch.float16) is pick_decode_dtype(CPU)
+    assert Execution(decode_dtype="float16").decodes_in(CUDA, None) is torch.float16
 
 
 @pytest.mark.parametrize("has", [False, True])

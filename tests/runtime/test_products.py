@@ -187,3 +187,15 @@ def test_the_vendor_is_read_where_it_is_told(tmp_path: Path) -> None:
     (tmp_path / "arm").write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
     assert vendor(tmp_path / "arm") is None
     assert vendor(tmp_path / "absent") is None
+
+
+def test_whether_onednn_pays_does_not_follow_torchs_defaults() -> None:
+    expected = products.onednn_pays.__wrapped__()
+    with torch.device("meta"):
+        assert products.onednn_pays.__wrapped__() is expected
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert products.onednn_pays.__wrapped__() is expected
+    finally:
+        torch.set_default_dtype(before)

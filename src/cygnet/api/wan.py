@@ -14,7 +14,19 @@ import torch
 from cygnet.api.given import Given, ImageLike, VideoLike
 from cygnet.api.options import Options, request_of
 from cygnet.api.video import Video, VideoStream
-from cygnet.assembly import DEFAULT, Device, Dtype, Execution, LoadedModel, Lora, Offload, Source, load_components
+from cygnet.assembly import (
+    DEFAULT,
+    Device,
+    Dtype,
+    Execution,
+    LoadedModel,
+    Lora,
+    Offload,
+    Source,
+    check_execution,
+    check_offload,
+    load_components,
+)
 from cygnet.checkpoints import ComponentConfig, save_diffusers_pipeline, save_official
 from cygnet.checkpoints.folders import TOKENIZER_FILES
 from cygnet.checkpoints.saving import staged_folder
@@ -212,6 +224,9 @@ class Wan:
         self, chunks: Iterator[torch.Tensor], request: GenerateRequest, record: Record, *, same: bool
     ) -> Iterator[torch.Tensor]:
         """The chunks; where memory runs out for good, the error names the request that fits."""
+        untold = self.model.residency.untold
+        record.notices += untold
+        untold.clear()  # it is told once, by the run that comes first
         try:
             yield from chunks
             return
@@ -274,6 +289,8 @@ def plan(
     ``host_memory`` says the same of the host. See :class:`~cygnet.planning.Plan`: ``plan.fits``, ``plan.nearest``,
     ``plan.stages``. Raises as :func:`load` and :meth:`Wan.generate` do for what can be no request.
     """
+    check_offload(offload)
+    check_execution(execution)
     machine = Machine.of(device, device_memory=device_memory, host_memory=host_memory)
     if machine.here:
         execution.check(machine.device)

@@ -24,9 +24,9 @@ from cygnet.assembly.single import (
 from cygnet.assembly.sources import EMBEDDED_NAMES
 from cygnet.assembly.tokenizer import TokenizerSource
 from cygnet.checkpoints.lora import Coverage
-from cygnet.runtime.execution import DEFAULT, Execution
+from cygnet.runtime.execution import DEFAULT, Execution, check_execution
 from cygnet.runtime.memory import device_memory
-from cygnet.runtime.plan import Offload
+from cygnet.runtime.plan import Offload, check_offload
 from cygnet.runtime.residency import release_unused
 from cygnet.runtime.step_cache import make_step_cache
 
@@ -50,6 +50,8 @@ __all__ = [
     "Source",
     "TextEncoder",
     "TokenizerSource",
+    "check_execution",
+    "check_offload",
     "device_memory",
     "fits",
     "load_components",

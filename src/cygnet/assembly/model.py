@@ -23,8 +23,8 @@ from cygnet.checkpoints.open import open_weights
 from cygnet.models.dit.config import DiTConfig
 from cygnet.pipelines.components import Components
 from cygnet.pipelines.presets import defaults_for
-from cygnet.runtime.execution import DEFAULT, Execution
-from cygnet.runtime.plan import Offload, Weights
+from cygnet.runtime.execution import DEFAULT, Execution, check_execution
+from cygnet.runtime.plan import Offload, Weights, check_offload
 from cygnet.runtime.precision import parse_device, parse_dtype, pick_dtype
 from cygnet.runtime.residency import Placed
 from cygnet.runtime.step_cache import make_step_cache
@@ -126,17 +126,20 @@ def load_components(
     A mapping may also name a ``tokenizer``. ``dtype`` applies to the transformer and the encoders; see
     :mod:`cygnet.runtime.precision` for "auto" and why the VAE encodes in float32; ``execution`` says how they compute
     beyond that. With ``offload`` each network is read when its stage begins and dropped when it ends; None decides by
-    the free memory. What is stored in 8 bits is kept so if it does not fit otherwise. A network that still does not
-    fit, or with "stream" each of the large ones, is read block by block at every use: it takes a block's memory, and
-    the time of reading the file once per step. Results are the same bit for bit.
+    the free memory, and does so too if memory runs out while all are loaded, which is an error with False. What is
+    stored in 8 bits is kept so if it does not fit otherwise. A network that still does not fit, or with "stream" each
+    of the large ones, is read block by block at every use: it takes a block's memory, and the time of reading the file
+    once per step. Results are the same bit for bit.
 
     ``loras`` are merged into the transformer as it is read, or run as low-rank branches beside matrices that are kept
     in 8 bits or read block by block; the two agree within the rounding of ``dtype``. One of which the transformer has
     less than half is refused unless ``allow_partial_loras``. See :func:`cygnet.checkpoints.lora.with_loras`.
 
     Headers are read and the parts compared before any weight is. Raises ``ModelNotFoundError`` if a part is missing,
-    ``StateMismatchError`` if parts do not belong together, and as the single loaders.
+    ``StateMismatchError`` if parts do not belong together, ``OutOfMemory``, and as the single loaders.
     """
+    check_offload(offload)
+    check_execution(execution)
     place = parse_device(device)
     execution.check(place)
     asked = parse_dtype(dtype)

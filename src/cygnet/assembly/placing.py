@@ -48,11 +48,14 @@ class Networks:
         return taken
 
     def placed(self, offload: Offload, on_progress: ProgressSink) -> Placed:
-        """The networks in the fastest placement that fits the free memory; those that stay resident are read now."""
+        """The networks in the fastest placement that fits the free memory; those that stay resident are read now.
+
+        Where memory runs out in that, none stays; with ``offload`` False :class:`~cygnet.errors.OutOfMemory` is raised.
+        """
         check_fp8_streams(self.execution, offload, self.taken)
         placement = choose(self.taken, free_memory(self.device), offload)
         residency = Placed(placement, self.taken, partial(self._hold, on_progress=on_progress))
-        residency.prepare()
+        residency.prepare(fixed=offload is False)
         return residency
 
     def _hold(self, placement: Placement, *, on_progress: ProgressSink) -> Residency:

@@ -29,8 +29,8 @@ from cygnet.models.umt5.prompt import encode_prompt
 from cygnet.models.umt5.tokenizer import Tokenizer
 from cygnet.models.vae.config import VAEConfig
 from cygnet.models.vae.model import WanVAE
-from cygnet.runtime.execution import DEFAULT, Execution
-from cygnet.runtime.precision import parse_device, parse_dtype
+from cygnet.runtime.execution import DEFAULT, Execution, check_execution
+from cygnet.runtime.precision import check_vae_dtype, parse_device, parse_dtype
 
 
 def read_tensors(path: Place, device: Device = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -49,14 +49,16 @@ def load_vae(
 ) -> WanVAE:
     """The autoencoder of a weight file, a folder, or a model's name; not trainable until you say so.
 
-    ``dtype`` is a torch dtype or its name; ``decode_dtype`` one for the decoding half, "auto" what decodes fastest on
-    ``device`` without a visible difference, None the same; ``config`` overrides what the shapes say.
+    ``dtype`` is a torch dtype or its name, on a processor not float16; ``decode_dtype`` one for the decoding half,
+    "auto" what decodes fastest on ``device`` without a visible difference, None the same; ``config`` overrides what the
+    shapes say.
 
     Raises ``ModelNotFoundError``, ``UnknownLayoutError``, ``StateMismatchError`` or ``WeightFileError`` of
     :mod:`cygnet.errors`, each in words. The same holds for the other loaders.
     """
+    place = parse_device(device)
+    kind = check_vae_dtype(dtype_of("vae", dtype, place), place)
     weights = named_weights(path, "vae", config)
-    kind, place = dtype_of("vae", dtype, device), parse_device(device)
     decoded = kind if decode_dtype is None else Execution(decode_dtype=decode_dtype).decodes_in(place, None)
     return build_vae(weights, kind, decoded, place)
 
@@ -84,6 +86,7 @@ def load_dit(
     8 bits; ``on_coverage`` hears how much of each found its place. One that finds less than half is refused unless
     ``allow_partial_loras``. See :func:`cygnet.checkpoints.lora.with_loras` for what is raised.
     """
+    check_execution(execution)
     weights = named_weights(path, "dit", config)
     if loras:
         weights = with_loras(weights, with_strengths(loras), allow_partial=allow_partial_loras)

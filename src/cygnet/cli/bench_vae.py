@@ -111,9 +111,11 @@ def measure(plan: Plan, note: Callable[[str], None], cancel: CancelToken) -> dic
 
     from cygnet.media.frames import to_signed
     from cygnet.media.quality import psnr, ssim
-    from cygnet.runtime.precision import parse_device
+    from cygnet.runtime.precision import check_vae_dtype, parse_device, parse_dtype
 
-    place = parse_device(plan.device)
+    place, dtype = parse_device(plan.device), parse_dtype(plan.dtype)
+    assert dtype is not None  # Plan.create refuses "auto"
+    check_vae_dtype(dtype, place)
     if plan.processor_time and place.type != "cpu":
         raise RequestError(f"processor_time is for the processor, and device is {place}", field="processor_time")
     clips = [_clip(path, plan) for path in plan.videos]

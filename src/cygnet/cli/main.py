@@ -149,6 +149,7 @@ def _version() -> str:
 _OPTIONS = {
     "num_frames": "frames", "num_steps": "steps", "guidance_scale": "guidance", "negative_prompt": "negative",
     "guidance_until": "guidance-until", "guidance_rest": "guidance-rest", "cache_table": "cache-table",
+    "decode_dtype": "decode-dtype",
 }  # fmt: skip
 """Fields of a request that have another name on the command line."""
 

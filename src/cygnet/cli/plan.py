@@ -20,7 +20,7 @@ from cygnet.cli.wish import (
     recipe_loras,
     seeds_of,
 )
-from cygnet.errors import ModelNotFoundError, OutOfMemory, RequestError
+from cygnet.errors import ModelNotFoundError, OutOfMemory, OutputError, RequestError
 
 if TYPE_CHECKING:
     from cygnet.planning import Plan
@@ -103,8 +103,11 @@ def plan(
     voice = Voice(as_json=json or json_stream, quiet=quiet)
     if calibrate:
         voice.note("note: measuring this machine")
-        rates, _ = calibrate_machine(device)
-        voice.note(f"note: measured {rates.device}, torch {rates.version}, {rates.threads} threads; kept")
+        try:
+            rates, _ = calibrate_machine(device)
+            voice.note(f"note: measured {rates.device}, torch {rates.version}, {rates.threads} threads; kept")
+        except OutputError as unkept:  # the plan goes by guesses, and says so
+            voice.note(f"note: {unkept}")
     parts = {
         "dit": dit, "vae": vae, "text_encoder": text_encoder, "image_encoder": image_encoder, "tokenizer": tokenizer,
     }  # fmt: skip

@@ -72,6 +72,11 @@ def read_cache_table(path: Path | None, cache: str | None) -> list[float] | None
     from cygnet.media.receipt import read_receipt
 
     policy = (cache or "").partition(":")[0]
+    if policy in ("easy", "calibrate"):
+        raise RequestError(
+            f"cache_table is given, and cache {policy} takes none; leave it out, or choose mag or tea",
+            field="cache_table",
+        )
     name = error_line(repr(path.name))
     try:
         given: Any = json.loads(path.read_bytes()) if path.suffix == ".json" else read_receipt(path)

@@ -22,13 +22,17 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def channel_scale(x: torch.Tensor, dim: int) -> torch.Tensor:
     """What brings each vector along ``dim`` to root-mean-square 1: ``sqrt(C) / max(|x|, 1e-12)``, in ``x.dtype``.
 
-    The vectors' lengths C are ``x.shape[dim]``; ``dim`` is kept with length 1. Sums are float32.
+    The vectors' lengths C are ``x.shape[dim]``; ``dim`` is kept with length 1. Sums are float32. In float16 the scale
+    of vectors whose root mean square is below 1.5e-5 is the largest that there is: they stay shorter than 1.
     """
     # A processor asked for a float32 result of bfloat16 first widens all of x, which takes a hundred times as long as
-    # the norm; its sums are float32 in any case, and the result is rounded to x's dtype all the same.
-    wide = None if x.device.type == "cpu" else torch.float32
+    # the norm; its sums are float32 in any case, and the result is rounded to x's dtype all the same. Float16 has
+    # neither numbers as large as norms of thousands nor 1e-12.
+    wide = None if x.device.type == "cpu" and x.dtype != torch.float16 else torch.float32
     norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=wide).clamp_min(1e-12)
     scale: torch.Tensor = math.sqrt(x.shape[dim]) / norm
+    if x.dtype == torch.float16:  # else infinity, and NaN of a vector of zeros
+        scale = scale.clamp_max(torch.finfo(x.dtype).max)
     return scale.to(x.dtype)
 
 

@@ -22,6 +22,9 @@ def assumptions(subject: Subject, request: GenerateRequest, machine: Machine) ->
             "the VAE's norms and sums will run compiled, and are planned for one by one: encoding and decoding take "
             "less, once compiling (some seconds) is done"
         )
+    for dtype in sorted({str(it) for it in subject.dtypes.values() if machine.rates and not machine.rates.knows(it)}):
+        name = dtype.removeprefix("torch.")
+        found.append(f"{name} was not measured on this device: its times are those of float32, and it can take longer")
     if execution.attention not in ("auto", "torch"):
         found.append(f"attention {execution.attention} is planned for with the time and memory of the kernel of auto")
     if execution.fp8:

@@ -13,7 +13,8 @@ import platformdirs
 import psutil
 import torch
 
-from cygnet.errors import RequestError
+from cygnet.errors import OutputError, RequestError
+from cygnet.media.files import discard, new_part, printable
 from cygnet.media.video import open_writer
 from cygnet.planning.stages import measured_together
 from cygnet.runtime.calibration import Clock, Rates, calibrate, guessed, keep, recall
@@ -124,9 +125,20 @@ def calibration_folder() -> Path:
 
 
 def calibrate_machine(device: str | torch.device = "auto", *, clock: Clock = time.perf_counter) -> tuple[Rates, Path]:
-    """Measure a device of this machine and keep the figures; returns them, and the file."""
+    """Measure a device of this machine and keep the figures; returns them, and the file.
+
+    Raises :class:`~cygnet.errors.OutputError` where they cannot be kept.
+    """
     folder = calibration_folder()
     place = parse_device(device)
+    try:  # before seconds are spent on it
+        folder.mkdir(parents=True, exist_ok=True)
+        discard(new_part(folder))
+    except OSError as error:
+        raise OutputError(
+            f"the calibration cannot be kept at {printable(str(folder))} ({(error.strerror or str(error)).lower()}), "
+            "so nothing was measured; set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
     rates = calibrate(place, folder, clock=clock)
     together = measured_together(rates, place, clock)
     rates = replace(rates, video=_video_rate(folder, clock), together=together)

@@ -69,6 +69,10 @@ class Rates:
         """Whether this machine was measured."""
         return self.date is not None
 
+    def knows(self, dtype: torch.dtype) -> bool:
+        """Whether there are rates of ``dtype`` itself; otherwise float32's stand in for them."""
+        return f"matmul {str(dtype).removeprefix('torch.')}" in self.compute
+
     def seconds(self, work: Sequence[Work], dtype: torch.dtype) -> float:
         """The time of ``work`` in ``dtype``, without pointwise kernels."""
         return sum(each.flops / self._rate(each.kind, each.width, dtype) for each in work)

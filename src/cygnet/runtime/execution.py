@@ -14,7 +14,7 @@ from cygnet.runtime.attention import AttentionName, check_attention, choose_atte
 from cygnet.runtime.compile import Compile, compile_blocks
 from cygnet.runtime.fp8 import check_fp8, use_fp8
 from cygnet.runtime.plan import Offload, Weights
-from cygnet.runtime.precision import parse_dtype, pick_decode_dtype
+from cygnet.runtime.precision import check_vae_dtype, parse_dtype, pick_decode_dtype
 from cygnet.types import ComponentName, Tiles
 
 
@@ -44,15 +44,19 @@ class Execution:
 
     def __post_init__(self) -> None:
         check_attention(self.attention)
-        parse_dtype(self.decode_dtype)
+        parse_dtype(self.decode_dtype, "decode_dtype")
         self.tiles("decode_tiles")
         self.tiles("encode_tiles")
         if self.compile not in (True, False, "auto"):
             raise RequestError(f'compile is {self.compile!r}; give True, False or "auto"', field="compile")
 
     def decodes_in(self, device: torch.device, asked: torch.dtype | None) -> torch.dtype:
-        """The dtype of the VAE's decoder on ``device`` when ``asked`` is the dtype of the other networks."""
-        return parse_dtype(self.decode_dtype) or pick_decode_dtype(device, asked)
+        """The dtype of the VAE's decoder on ``device`` when ``asked`` is the dtype of the other networks.
+
+        Raises :class:`~cygnet.errors.RequestError` for float16 on a processor.
+        """
+        dtype = parse_dtype(self.decode_dtype, "decode_dtype") or pick_decode_dtype(device, asked)
+        return check_vae_dtype(dtype, device, "decode_dtype")
 
     def tiles(self, which: Literal["decode_tiles", "encode_tiles"]) -> Tiles | None:
         """The tiles that were asked for; None where memory decides."""
@@ -83,6 +87,15 @@ class Execution:
         """
         chosen: dict[str, Any] = {"attention": self.attention, "compile": self.compile, "fp8": self.fp8}
         return {name: value for name, value in chosen.items() if value != getattr(DEFAULT, name)}
+
+
+def check_execution(execution: object) -> None:
+    """Raise :class:`~cygnet.errors.RequestError` for what is no :class:`Execution`."""
+    if not isinstance(execution, Execution):
+        raise RequestError(
+            f"execution is {str(execution)[:80]!r}; give a cygnet.Execution, such as cygnet.Execution(compile=False)",
+            field="execution",
+        )
 
 
 def check_fp8_streams(execution: Execution, offload: Offload, weights: Mapping[ComponentName, Weights]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from cygnet.errors import RequestError
 from cygnet.types import ComponentName
 
 Offload = bool | Literal["stream"] | None
@@ -23,6 +24,12 @@ MARGIN = 0.9
 WORDS: Mapping[ComponentName, str] = {
     "dit": "transformer", "vae": "VAE", "text_encoder": "text encoder", "image_encoder": "image encoder",
 }  # fmt: skip
+
+
+def check_offload(offload: object) -> None:
+    """Raise :class:`~cygnet.errors.RequestError` for what is no :data:`Offload`."""
+    if offload is not None and not isinstance(offload, bool) and offload != "stream":
+        raise RequestError(f'offload is {str(offload)[:80]!r}; give True, False, None or "stream"', field="offload")
 
 
 @dataclass(frozen=True, kw_only=True)

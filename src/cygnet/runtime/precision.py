@@ -9,8 +9,8 @@
 
 The VAE encodes in float32 because encoding a picture in bfloat16 shifts every later step; what decoding in bfloat16
 changes is less than a pixel's 8 bits show. (Wan-Video/Wan2.1 does both in float32.) :func:`cygnet.load_vae` takes any
-dtype. Norms, modulation and time embedding are float32 everywhere: see
-``fp32_parameters`` of each network.
+dtype, but for float16 on a processor (:func:`check_vae_dtype`). Norms, modulation and time embedding are
+float32 everywhere: see ``fp32_parameters`` of each network.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def parse_device(device: str | torch.device = "auto") -> torch.device:
         parsed = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise RequestError(
-            f'device is {str(device)[:80]!r}; give "auto", "cpu", "cuda", "cuda:N" or "mps"', field="device"
+            f'device is {str(device)[:80]!r}; give "auto", "cpu", "cuda" or "cuda:N"{_apple()}', field="device"
         ) from error
     if parsed.type == "cuda":
         return _checked_cuda(parsed)
@@ -56,9 +56,14 @@ def parse_device(device: str | torch.device = "auto") -> torch.device:
         )
     if parsed.type not in ("cpu", "mps"):
         raise RequestError(
-            f'device is {str(parsed)!r}; cygnet runs on "cpu", "cuda", "cuda:N" or "mps"', field="device"
+            f'device is {str(parsed)!r}; cygnet runs on "cpu", "cuda" or "cuda:N"{_apple()}', field="device"
         )
     return parsed
+
+
+def _apple() -> str:
+    """Offered only where there is one."""
+    return ', or "mps"' if torch.backends.mps.is_available() else ""
 
 
 def _checked_cuda(device: torch.device) -> torch.device:
@@ -74,14 +79,17 @@ def _checked_cuda(device: torch.device) -> torch.device:
     return torch.device("cuda", index)
 
 
-def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
-    """The dtype that a word names, or None for "auto"; raises :class:`~cygnet.errors.RequestError` for another."""
+def parse_dtype(dtype: str | torch.dtype, field: str = "dtype") -> torch.dtype | None:
+    """The dtype that a word names, or None for "auto"; raises :class:`~cygnet.errors.RequestError` for another.
+
+    ``field`` is the option that gave it.
+    """
     if dtype == "auto":
         return None
     found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype)
     if found not in DTYPES.values():
         raise RequestError(
-            f'dtype is {str(dtype)[:80]!r}; give "auto", "float32", "bfloat16" or "float16"', field="dtype"
+            f'{field} is {str(dtype)[:80]!r}; give "auto", "float32", "bfloat16" or "float16"', field=field
         )
     return found
 
@@ -108,6 +116,17 @@ def pick_decode_dtype(device: torch.device, asked: torch.dtype | None = None) ->
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8:
         return torch.bfloat16
     return torch.bfloat16 if device.type == "cpu" and cpu_multiplies_bfloat16() else torch.float32
+
+
+def check_vae_dtype(dtype: torch.dtype, device: torch.device, field: str = "dtype") -> torch.dtype:
+    """``dtype``, if a VAE can work in it on ``device``; raises :class:`~cygnet.errors.RequestError` otherwise."""
+    if dtype == torch.float16 and device.type == "cpu":
+        raise RequestError(
+            f"{field} is float16, in which a processor convolves about a hundred times as slowly; give bfloat16 or "
+            "float32 for the VAE there",
+            field=field,
+        )
+    return dtype
 
 
 @functools.cache

@@ -73,8 +73,9 @@ def onednn_pays() -> bool:
         return False
     if not torch.backends.mkl.is_available() or not torch.backends.mkldnn.is_available():
         return False
-    generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((2, 9, 40), (24, 40), (24,)))
+    generator = torch.Generator("cpu").manual_seed(0)
+    shapes = ((2, 9, 40), (24, 40), (24,))  # on the processor, whatever torch's default device and type are
+    x, weight, bias = (torch.randn(it, generator=generator, device="cpu", dtype=torch.float32) for it in shapes)
     try:
         found = _by_onednn(x, weight, bias)
     except (RuntimeError, TypeError, AttributeError):  # another torch may name or call it otherwise

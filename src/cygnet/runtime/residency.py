@@ -10,11 +10,11 @@ import gc
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from cygnet.errors import ModelNotFoundError
+from cygnet.errors import ModelNotFoundError, OutOfMemory, out_of_memory, text_of
 from cygnet.runtime.memory import give_back_pieces
 from cygnet.runtime.plan import Placement, Weights, smaller
 from cygnet.types import ComponentName, Residency
@@ -170,6 +170,8 @@ class Placed:
         self._now: Residency | None = None
         self._stepped_down = False
         self._lock = threading.RLock()
+        self.untold: list[str] = []
+        """What became of loading, in words, until a run takes it to tell its user."""
 
     @property
     def placement(self) -> Placement:
@@ -191,10 +193,30 @@ class Placed:
                 self._now = self._build(self._placement)
             return self._now
 
-    def prepare(self) -> None:
-        """Load what stays resident, so that no request has to wait for it."""
-        if self._placement.resident:
+    def prepare(self, *, fixed: bool = False) -> None:
+        """Load what stays resident, so that no request has to wait for it.
+
+        Where memory runs out, each network comes in for its stage from then on, and :attr:`untold` says so; or if the
+        placement is ``fixed``, :class:`~cygnet.errors.OutOfMemory` is raised.
+        """
+        if not self._placement.resident:
+            return
+        try:
             self._now = self.now
+            return
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            why = text_of(error)[:200]
+        # Only here, with the error and the frames that it refers to gone, can what was loaded be freed.
+        self.clear()
+        if fixed:
+            raise OutOfMemory(
+                f"out of memory while the networks were loaded ({why}), and offload=False keeps all of them there; "
+                'leave it out, or give True, or "stream", which needs the least'
+            )
+        self._placement, self._stepped_down = replace(self._placement, resident=False), True
+        self.untold.append(f"memory ran out while loading; it was done again in less: {self._placement.describe()}")
 
     @contextmanager
     def use(self, name: ComponentName) -> Iterator[torch.nn.Module]:
