@@ -20,7 +20,8 @@ from cygnet.planning.machine import DEVICE_BASE, Machine
 from cygnet.planning.nearest import nearest
 from cygnet.planning.needs import frame_bytes, needs_of
 from cygnet.planning.subject import Subject
-from cygnet.planning.words import advice, gib, shape, ways_to_less
+from cygnet.planning.words import ROUNDING, advice, gib, shape, ways_to_less
+from cygnet.runtime.eight_bit import WeightDtype
 from cygnet.runtime.execution import check_fp8_streams
 from cygnet.runtime.plan import Offload, Placement
 from cygnet.types import ComponentName, Tiles
@@ -42,6 +43,8 @@ class Plan:
     placement: Placement
     portions: Portions
     """How much the VAE works on at a time."""
+    weight_dtype: WeightDtype
+    """What the matrices of the transformer's blocks are rounded to; "auto" for none."""
     why: str
     stages: tuple[Stage, ...]
     files: int
@@ -80,14 +83,17 @@ class Plan:
         return latent_frames_at_once(*latent_grid(1, self.request.width, self.request.height)[1:])
 
     def held(self) -> str:
-        """In words, where weights are, and in what tiles the VAE works."""
+        """In words, where weights are, what they are rounded to, and in what tiles the VAE works."""
         halves: tuple[tuple[Half, Tiles | None], ...] = (
             ("encode", self.portions.encode_tiles),
             ("decode", self.portions.decode_tiles),
         )
         size = self.request.width, self.request.height
         told = [in_portions(half, tiles, *size) for half, tiles in halves if tiles is not None]
-        return "; ".join([self.placement.describe(), *told])
+        rounded = (
+            [] if self.weight_dtype == "auto" else [f"the transformer's matrices are rounded to {self.weight_dtype}"]
+        )
+        return "; ".join([self.placement.describe(), *rounded, *told])
 
     @property
     def seconds(self) -> float | None:
@@ -139,6 +145,7 @@ class Plan:
                 "decode_chunk": self.decode_chunk,
                 "decode_tiles": self._tiles(self.portions.decode_tiles),
                 "encode_tiles": self._tiles(self.portions.encode_tiles),
+                "weight_dtype": self.weight_dtype,
                 "description": self.held(),
                 "why": self.why,
             },
@@ -176,6 +183,7 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
     passes = host_fits(placement, subject, machine, frame_bytes(request), parked)
     fullest, _ = fullest_stage(placement, subject, decision.needs.work())
     open_ways = not decision.fits and passes
+    rounding = [ROUNDING] if open_ways and _would_fit_rounded(subject, placement, request, machine, offload) else []
     return Plan(
         model=subject.name,
         variant=subject.variant,
@@ -183,6 +191,7 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
         machine=machine,
         placement=placement,
         portions=decision.portions,
+        weight_dtype=subject.execution.weight_dtype,
         why=decision.why,
         stages=tuple(stage_costs(subject, request, machine, decision, decision.needs)),
         files=sum(subject.files.values()),
@@ -192,9 +201,20 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
         host_fits=passes,
         nearest=None if decision.fits else nearest(subject, request, machine, offload),
         assumes=tuple(assumptions(subject, request, machine, placement)),
-        ways=tuple(ways_to_less(subject, placement, fullest)) if open_ways else (),
+        ways=(*ways_to_less(subject, placement, fullest), *rounding) if open_ways else (),
         ways_to_the_same=tuple(ways_to_less(subject, placement, fullest, same=True)) if open_ways else (),
     )
+
+
+def _would_fit_rounded(
+    subject: Subject, placement: Placement, request: GenerateRequest, machine: Machine, offload: Offload
+) -> bool:
+    """Whether it fits with a transformer in 8 bits whose blocks are swapped: the gain is that of two blocks."""
+    weights = subject.weights["dit"]
+    if "dit" not in placement.streamed or not weights.swaps or weights.narrow or weights.widened:
+        return False
+    other = on_machine(subject.with_rounded("fp8"), machine)
+    return decide(other, request, machine, offload).fits
 
 
 def on_machine(subject: Subject, machine: Machine) -> Subject:
