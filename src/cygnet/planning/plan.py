@@ -20,7 +20,7 @@ from cygnet.planning.machine import DEVICE_BASE, Machine
 from cygnet.planning.nearest import nearest
 from cygnet.planning.needs import frame_bytes, needs_of
 from cygnet.planning.subject import Subject
-from cygnet.planning.words import ROUNDING, advice, gib, shape, ways_to_less
+from cygnet.planning.words import advice, gib, shape, ways_to_less
 from cygnet.runtime.eight_bit import WeightDtype
 from cygnet.runtime.execution import check_fp8_streams
 from cygnet.runtime.plan import Offload, Placement
@@ -183,7 +183,6 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
     passes = host_fits(placement, subject, machine, frame_bytes(request), parked)
     fullest, _ = fullest_stage(placement, subject, decision.needs.work())
     open_ways = not decision.fits and passes
-    rounding = [ROUNDING] if open_ways and _would_fit_rounded(subject, placement, request, machine, offload) else []
     return Plan(
         model=subject.name,
         variant=subject.variant,
@@ -201,20 +200,9 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
         host_fits=passes,
         nearest=None if decision.fits else nearest(subject, request, machine, offload),
         assumes=tuple(assumptions(subject, request, machine, placement)),
-        ways=(*ways_to_less(subject, placement, fullest), *rounding) if open_ways else (),
+        ways=tuple(ways_to_less(subject, placement, fullest)) if open_ways else (),
         ways_to_the_same=tuple(ways_to_less(subject, placement, fullest, same=True)) if open_ways else (),
     )
-
-
-def _would_fit_rounded(
-    subject: Subject, placement: Placement, request: GenerateRequest, machine: Machine, offload: Offload
-) -> bool:
-    """Whether it fits with a transformer in 8 bits whose blocks are swapped: the gain is that of two blocks."""
-    weights = subject.weights["dit"]
-    if "dit" not in placement.streamed or not weights.swaps or weights.narrow or weights.widened:
-        return False
-    other = on_machine(subject.with_rounded("fp8"), machine)
-    return decide(other, request, machine, offload).fits
 
 
 def on_machine(subject: Subject, machine: Machine) -> Subject:
