@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -37,23 +41,27 @@ class Timing:
         return low, high
 
 
-def in_turn(sides: Mapping[str, Work], rounds: int, budget: float = math.inf) -> dict[str, Timing]:
+def in_turn(
+    sides: Mapping[str, Work], rounds: int, budget: float = math.inf, clock: Callable[[], float] | None = None
+) -> dict[str, Timing]:
     """Time all sides after one run of each that does not count; every other round goes backwards (A B B A).
 
     As many rounds are made as fit into ``budget`` seconds, judged by the run that does not count; at least one.
+    ``clock`` is the wall's where none is given.
     """
-    start = time.perf_counter()
+    clock = clock or time.perf_counter
+    start = clock()
     for work in sides.values():
         work()
-    first = time.perf_counter() - start
+    first = clock() - start
     fitting = rounds if first * (1 + rounds) <= budget else max(1, int(budget / first) - 1)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(min(rounds, fitting)):
         order = list(sides) if number % 2 == 0 else list(reversed(sides))
         for name in order:
-            start = time.perf_counter()
+            start = clock()
             sides[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: Timing(tuple(runs)) for name, runs in seconds.items()}
 
 
@@ -74,10 +82,21 @@ def packages(*names: str) -> dict[str, str | None]:
     return found
 
 
+def heading(module: str) -> dict[str, Any]:
+    """What begins a file of results: when, by which command of ``python -m module``, and what figures depend on."""
+    # Where the files of whoever measured lie is nobody's business.
+    told = [PurePath(word).name if PurePath(word).is_absolute() else word for word in sys.argv[1:]]
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", module, *told]),
+        "environment": environment(),
+    }
+
+
 def environment() -> dict[str, Any]:
     """What the figures depend on."""
     found: dict[str, Any] = {"python": platform.python_version(), "threads": torch.get_num_threads()}
-    found.update(packages("torch", "diffusers", "transformers"))
+    found.update(packages("cygnet", "torch", "diffusers", "transformers"))
     found["processor"] = _processor()
     found["instructions"] = torch.backends.cpu.get_cpu_capability()
     found["amx"] = bool(torch.cpu._is_amx_tile_supported())

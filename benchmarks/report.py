@@ -1,9 +1,51 @@
-"""Figures as a Markdown table and as a plot."""
+"""Figures as JSON, as a Markdown table and as a plot."""
 
 from __future__ import annotations
 
+import argparse
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+
+from cygnet.media.files import discard, new_part, publish
+
+
+def output(text: str) -> Path:
+    """An option's file that can be written, for argparse: better refused now than after minutes of work."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; give a file in it")
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is in no folder that is there; make it first")
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Make ``path`` hold ``text``, whole or not at all, in place of what it held."""
+    part = new_part(path.parent)
+    try:
+        part.write_text(text, encoding="utf-8")
+        publish(part, path, overwrite=True)
+    finally:
+        discard(part)
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """The same for a picture, in the format that the name ends in."""
+    part = new_part(path.parent)
+    try:
+        picture.save(part, format=path.suffix.removeprefix(".").upper(), quality=90)
+        publish(part, path, overwrite=True)
+    finally:
+        discard(part)
+
+
+def write_json(path: Path, result: Mapping[str, Any]) -> None:
+    """The same for figures; for long runs after each of them anew."""
+    write_text(path, json.dumps(result, indent=1) + "\n")
 
 
 def table(result: dict[str, Any]) -> str:

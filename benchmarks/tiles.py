@@ -15,12 +15,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import torch
 import torch.nn.functional as F
 
 import cygnet
+from benchmarks.measure import heading
+from benchmarks.report import output, write_json
 from benchmarks.seeded import seeded
 from cygnet.models.vae.config import TINY_VAE, WAN_VAE, VAEConfig
 from cygnet.models.vae.model import WanVAE
@@ -29,6 +32,7 @@ from cygnet.pipelines.tiles import decode_chunks, encode_chunks
 from cygnet.planning import stages
 from cygnet.planning.tiling import demand
 from cygnet.runtime.convolution import fit_processor
+from cygnet.runtime.memory import give_back_pieces
 from cygnet.types import Tiles
 
 FILM = (9, 192, 256)
@@ -61,8 +65,8 @@ def pieces(video: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 @torch.no_grad()
-def compare(name: str, config: VAEConfig, margins: tuple[int, ...]) -> None:
-    """Print how far tiles are from whole frames."""
+def compare(name: str, config: VAEConfig, margins: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """How far tiles are from whole frames."""
     video, enough = film(), tiling.margin
     for dtype in (torch.float32, torch.bfloat16):
         vae = network(config, dtype)
@@ -76,16 +80,17 @@ def compare(name: str, config: VAEConfig, margins: tuple[int, ...]) -> None:
             tiling.margin = enough
             told = {"network": name, "decoded in": str(dtype).removeprefix("torch."), "margin": margin}
             told |= {"pixels": float(apart.max()), "at seams": seam, "latents": float((encoded - latents).abs().max())}
-            print(json.dumps(told), flush=True)
+            yield told
 
 
 @torch.no_grad()
-def measure(name: str, tiled: bool) -> None:
-    """Decode noise and print what it took beside weights, and what is planned."""
+def measure(name: str, tiled: bool) -> dict[str, Any]:
+    """Decode noise: what it took beside weights, and what is planned."""
     config, (width, height), length, tiles = MEASURED[name]
     dtype, grid = torch.bfloat16, (length, height // 8, width // 8)
     vae, latents = network(config, dtype), torch.randn(1, 16, *grid, generator=torch.Generator().manual_seed(1))
     process, peak, done = psutil.Process(), 0, threading.Event()
+    give_back_pieces()  # of the making of weights, which the run would else give back and seem to take less
     base = process.memory_info().rss
 
     def watch() -> None:
@@ -105,27 +110,40 @@ def measure(name: str, tiled: bool) -> None:
         planned = demand(config, dtype, grid, tiles, "decode", on_processor=True)
     else:
         planned = stages.decode(config, dtype, grid, 1, on_processor=True)
-    told = {"network": name, "size": f"{width}x{height}", "latent frames": length}
+    told: dict[str, Any] = {"network": name, "size": f"{width}x{height}", "latent frames": length}
     told |= {"tiles": f"{tiles.count(width, height)} of {tiles}" if tiled else "none"}
     told |= {"planned MiB": planned.cost.peak >> 20, "measured MiB": (peak - base) >> 20}
     told |= {"TFLOP": round(math.fsum(it.flops for it in planned.work) / 1e12, 2), "processor seconds": round(took, 1)}
-    print(json.dumps(told), flush=True)
+    return told
 
 
 def main() -> None:
     """Parse arguments and measure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tiles", description=__doc__)
     parser.add_argument("--part", help=argparse.SUPPRESS)
-    part = parser.parse_args().part
-    if part is not None:
-        name, _, way = part.partition(":")
-        measure(name, way == "tiles")
+    parser.add_argument("--json", type=output, help="write the figures here")
+    options = parser.parse_args()
+    if options.part is not None:
+        name, _, way = options.part.partition(":")
+        print(json.dumps(measure(name, way == "tiles")))
         return
-    compare("embedded", TINY_VAE, (0, 1, 2, 3, 4))
-    compare("seeded, 32 wide", VAEConfig(base_width=32), (2, 3))
+    result: dict[str, Any] = {**heading("benchmarks.tiles"), "differences": [], "costs": []}
+
+    def tell(kind: str, row: dict[str, Any]) -> None:
+        result[kind].append(row)
+        print(json.dumps(row), flush=True)
+        if options.json:
+            write_json(options.json, result)
+
+    for row in compare("embedded", TINY_VAE, (0, 1, 2, 3, 4)):
+        tell("differences", row)
+    for row in compare("seeded, 32 wide", VAEConfig(base_width=32), (2, 3)):
+        tell("differences", row)
     for name in MEASURED:
         for way in ("whole", "tiles"):
-            subprocess.run([sys.executable, "-m", "benchmarks.tiles", "--part", f"{name}:{way}"], check=True)
+            command = [sys.executable, "-m", "benchmarks.tiles", "--part", f"{name}:{way}"]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            tell("costs", json.loads(done.stdout.splitlines()[-1]))
 
 
 if __name__ == "__main__":

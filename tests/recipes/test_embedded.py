@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from recipes.tiny.checker import judge, judge_motion_only
+from recipes.tiny.colours import fit, nearness, samples
 from recipes.tiny.evaluate import measure_vae
 from recipes.tiny.latents import clip, to_video
 
@@ -17,6 +18,7 @@ from cygnet.media.quality import psnr
 from cygnet.models.umt5.config import TINY_UMT5
 from cygnet.models.vae.config import TINY_VAE, WAN_LATENTS_MEAN
 from cygnet.models.vae.model import WanVAE
+from cygnet.nodes.previews import TINY, WAN
 
 PICTURE = Path(__file__).parents[2] / "docs" / "assets" / "first-frame.png"
 
@@ -37,6 +39,18 @@ def test_the_embedded_vae_is_a_wan_vae_with_the_published_statistics(vae: WanVAE
 
 def test_the_embedded_vae_reaches_32_db(vae: WanVAE) -> None:
     assert measure_vae(vae, 4) > 32
+
+
+def test_previews_have_the_colours_of_the_embedded_vae(vae: WanVAE) -> None:
+    seen = samples(vae, range(2 * 10**6, 2 * 10**6 + 2))
+    assert nearness(TINY, *seen) > 20
+    assert nearness(WAN, *seen) < 15, "those of the published model are other ones"
+
+
+def test_the_recipe_of_colours_finds_what_is_linear() -> None:
+    latents = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    found = fit(latents, latents @ WAN.weights + WAN.bias)
+    torch.testing.assert_close((found.weights, found.bias), (WAN.weights, WAN.bias), rtol=0, atol=1e-5)
 
 
 def test_all_embedded_weights_stay_within_64_mb() -> None:

@@ -237,15 +237,15 @@ def test_products_are_for_many_keys_in_bfloat16_without_gradients(monkeypatch: p
     asked: list[str] = []
     monkeypatch.setattr(attention, "attention_by_products", lambda *_: asked.append("products"))
     monkeypatch.setattr(attention, "sdpa", lambda *_: asked.append("torch"))
-    many, few = heads(1, 1, 512, 8), heads(1, 1, 511, 8)
+    many, few = heads(1, 1, 256, 8), heads(1, 1, 255, 8)
     kernel = ProductsAttention()
     kernel(many, many, many)
-    kernel(many, many, many, torch.zeros(1, 1, 1, 512))
+    kernel(many, many, many, torch.zeros(1, 1, 1, 256))
     assert asked == ["products"] * 2
     kernel(many, few, few)
     kernel(few, many, many)
     kernel(many.float(), many.float(), many.float())
-    kernel(many, many, many, torch.zeros(1, 1, 512, 512))
+    kernel(many, many, many, torch.zeros(1, 1, 256, 256))
     kernel(many.clone().requires_grad_(), many, many)
     kernel(many.expand(2, -1, -1, -1), many, many)
     assert asked[2:] == ["torch"] * 6

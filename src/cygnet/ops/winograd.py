@@ -27,20 +27,19 @@ _BAND_BYTES = 1 << 20
 def norm_silu_conv_in_bands(
     x: torch.Tensor,
     gamma: torch.Tensor,
-    past: torch.Tensor,
+    history: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     skip: torch.Tensor | None = None,
     *,
     out: torch.Tensor,
-    kept: torch.Tensor,
 ) -> None:
-    """``conv(past and silu(norm(x) * gamma)) + skip``, to rounding, and the activation's last two frames.
+    """``conv(history and silu(norm(x) * gamma)) + skip``, to rounding.
 
-    ``x [B, C, T, H, W]`` with an even T; ``past [B, C, 2, H, W]``, the activation of the two frames before;
-    ``weight [C', C, 3, 3, 3]``; ``skip`` as the result. The result ``[B, C', T, H, W]`` is written to ``out``, which
-    may be ``skip`` and nothing else that is read, and the activation ``[B, C, 2, H, W]`` to ``kept``. Each frame of the
-    result depends on its own three frames alone. No gradients. On the meta device there is nothing to write.
+    ``x [B, C, T, H, W]`` with an even T; ``history [B, C, 2, H, W]``, the activation of the two frames before, which
+    that of the last two frames takes the place of; ``weight [C', C, 3, 3, 3]``; ``skip`` as the result. The result
+    ``[B, C', T, H, W]`` is written to ``out``, which may be ``skip`` and nothing else that is read. Each frame of it
+    depends on its own three frames alone. No gradients. On the meta device there is nothing to write.
     """
     batch, channels, frames, height, width = x.shape
     if x.device.type == "meta":
@@ -48,8 +47,8 @@ def norm_silu_conv_in_bands(
     rows = _rows(height, width * channels * x.element_size())
     ring, sums = x.new_zeros((4, rows + 2, width, channels)), x.new_empty((4, rows + 2, width, channels))
     kernels = _transformed(weight)
-    given, before = x.permute(0, 2, 3, 4, 1), past.permute(0, 2, 3, 4, 1)
-    results, last = out.permute(0, 2, 3, 4, 1), kept.permute(0, 2, 3, 4, 1)
+    above = x.new_empty((batch, 2, width, channels))  # the history's row above a band, which the last one wrote over
+    given, past, results = (each.permute(0, 2, 3, 4, 1) for each in (x, history, out))
     added = None if skip is None else skip.permute(0, 2, 3, 4, 1)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
@@ -59,8 +58,10 @@ def norm_silu_conv_in_bands(
             ring[:, size - 1].zero_()  # what is below the picture; what is above it was zero from the start
         for number in range(batch):
             x0, x1, x2, x3 = (frame[:size] for frame in ring)
-            x0[inside].copy_(before[number, 0, seen])
-            x1[inside].copy_(before[number, 1, seen])
+            ring[:2, inside] = past[number, :, seen]
+            if top:
+                ring[:2, 0] = above[number]
+            above[number] = past[number, :, bottom - 1]
             for first in range(0, frames, 2):
                 _norm_silu(given[number, first, seen], gamma.flatten(), x2[inside])
                 _norm_silu(given[number, first + 1, seen], gamma.flatten(), x3[inside])
@@ -68,8 +69,8 @@ def norm_silu_conv_in_bands(
                 s0, s1 = (None, None) if added is None else added[pair]
                 _convolve_pair((x0, x1, x2, x3), sums[:, :size], kernels, bias, (s0, s1), results[pair])
                 x0, x1, x2, x3 = x2, x3, x0, x1
-            last[number, 0, top:bottom] = x0[1:-1]
-            last[number, 1, top:bottom] = x1[1:-1]
+            past[number, 0, top:bottom] = x0[1:-1]
+            past[number, 1, top:bottom] = x1[1:-1]
 
 
 def workspace(channels: int, out_channels: int, height: int, width: int, dtype: torch.dtype) -> int:

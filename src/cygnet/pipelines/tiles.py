@@ -127,6 +127,11 @@ def grid_of(config: VAEConfig, tiles: Tiles, rows: int, columns: int) -> list[tu
     return list(product(down, across))
 
 
+def stream_of_tile() -> Stream:
+    """What one tile remembers; there are many, so none holds room for later."""
+    return Stream(sparing=True)
+
+
 def decode_chunks(
     vae: WanVAE, latents: torch.Tensor, *, chunk: int = 1, tiles: Tiles | None = None, parked: bool = False
 ) -> Iterator[torch.Tensor]:
@@ -140,7 +145,7 @@ def decode_chunks(
         return
     whole, wide = decoder_parts(vae)
     grid = grid_of(vae.config, tiles, *latents.shape[3:])
-    streams = [Stream(sparing=True) for _ in grid]
+    streams = [stream_of_tile() for _ in grid]
     stream = Stream()
     for piece in latents.split(1, dim=2):
         yield decoded_tiles(vae, decoded_whole(vae, piece, whole, stream), wide, grid, streams, parked=parked).clamp_(
@@ -205,7 +210,7 @@ def encode_chunks(
         yield from vae.encode_chunks(chunks)
         return
     wide, whole = encoder_parts(vae)
-    streams = [Stream(sparing=True) for _ in grid]
+    streams = [stream_of_tile() for _ in grid]
     stream = Stream()
     for video in chunks:
         vae.check_video(video, first=not stream.started)

@@ -180,8 +180,8 @@ def _parts(config: VAEConfig, dtype: torch.dtype, half: Half, on_processor: bool
         def frames(x: torch.Tensor, stream: Stream) -> torch.Tensor:
             return tiling.decoded_tiles(vae, x, wide, place, [stream])
 
-        first, shapes = _part(features, [(latents, torch.float32)] * 3)
-        second, _ = _part(frames, [(shape, dtype) for shape in shapes])
+        first, shapes = _part(features, [(latents, torch.float32)] * 3, Stream())
+        second, _ = _part(frames, [(shape, dtype) for shape in shapes], tiling.stream_of_tile())
         return first, second
     wide, whole = tiling.encoder_parts(vae)
     side = CELLS * config.spatial_stride
@@ -192,18 +192,22 @@ def _parts(config: VAEConfig, dtype: torch.dtype, half: Half, on_processor: bool
     def encoded(x: torch.Tensor, stream: Stream) -> torch.Tensor:
         return tiling.encoded_whole(vae, x, whole, stream, len(wide))
 
-    second, shapes = _part(seen, [((1, 3, count, side, side), torch.float32) for count in (1, _FRAMES, _FRAMES)])
-    first, _ = _part(encoded, [(shape, dtype) for shape in shapes])
+    videos: list[tuple[tuple[int, ...], torch.dtype]] = [
+        ((1, 3, count, side, side), torch.float32) for count in (1, _FRAMES, _FRAMES)
+    ]
+    second, shapes = _part(seen, videos, tiling.stream_of_tile())
+    first, _ = _part(encoded, [(shape, dtype) for shape in shapes], Stream())
     return first, second
 
 
 def _part(
-    run: Callable[[torch.Tensor, Stream], torch.Tensor], inputs: list[tuple[tuple[int, ...], torch.dtype]]
+    run: Callable[[torch.Tensor, Stream], torch.Tensor],
+    inputs: list[tuple[tuple[int, ...], torch.dtype]],
+    stream: Stream,
 ) -> tuple[_Part, list[tuple[int, ...]]]:
     """The account of some layers over a few chunks, and the shapes of what they make."""
     laps: list[Cost] = []
     shapes: list[tuple[int, ...]] = []
-    stream = Stream()
     with torch.no_grad(), Ledger() as ledger:
         for shape, dtype in inputs:
             layout = torch.channels_last_3d

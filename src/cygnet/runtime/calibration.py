@@ -213,8 +213,8 @@ def _conv(timed: _Stopwatch, device: torch.device, dtype: torch.dtype, channels:
     done = 2 * channels * channels * 27 * 4 * side * side
     if channels >= BANDS_FROM_CHANNELS and bands_pay(device, dtype):
         past, fresh, gamma = x[:, :, :2], x[:, :, 2:], _filled(device, dtype, channels)
-        room = {"out": torch.empty_like(fresh), "kept": torch.empty_like(past)}
-        return channels, done / timed(lambda: norm_silu_conv_in_bands(fresh, gamma, past, weight, None, **room))
+        out = torch.empty_like(fresh)
+        return channels, done / timed(lambda: norm_silu_conv_in_bands(fresh, gamma, past, weight, None, out=out))
     return channels, done / timed(lambda: conv3d(x, weight, None, spatial_padding=1))
 
 

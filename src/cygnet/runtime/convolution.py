@@ -52,13 +52,15 @@ def _in_bands(
 ) -> torch.Tensor:
     if stream is None or x.shape[2] % 2 or torch.is_grad_enabled() or not bands_pay(x.device, x.dtype):
         return norm_silu_then_convolve(norm, conv, x, stream, skip)
-    past = stream.history(conv, x, conv.history)
-    out = stream.room("result", x, conv.out_channels, x.shape[2]) if skip is None else skip
-    kept = stream.room("history", x, conv.in_channels, conv.history)
-    norm_silu_conv_in_bands(x, norm.gamma, past, conv.weight, conv.bias, skip, out=out, kept=kept)
-    stream.keep(conv, kept)
-    if stream.sparing:
+    history = stream.history(conv, x, conv.history)
+    out = stream.room(x, conv.out_channels) if skip is None else skip
+    norm_silu_conv_in_bands(x, norm.gamma, history, conv.weight, conv.bias, skip, out=out)
+    stream.keep(conv, history)
+    if skip is not None:
+        stream.recycle(x)
+    if stream.sparing or not stream.tidied:
         give_back_pieces()
+        stream.tidied = True
     return out
 
 

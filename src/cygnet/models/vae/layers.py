@@ -31,10 +31,12 @@ class Stream:
     def __init__(self, *, sparing: bool = False) -> None:
         self.sparing = sparing
         """Whether memory is so short that keeping it from lying about in pieces is worth time."""
+        self.tidied = False
+        """Whether what a first frame alone left in pieces of its own sizes was given back."""
         self.started = False
         self.still = Still()
         self._history: dict[nn.Module, torch.Tensor] = {}
-        self._spare: dict[str, torch.Tensor] = {}
+        self._spare: torch.Tensor | None = None
         self._size: tuple[int, ...] | None = None
 
     def expect(self, size: tuple[int, ...]) -> None:
@@ -72,23 +74,22 @@ class Stream:
 
     def keep(self, layer: nn.Module, history: torch.Tensor) -> None:
         """Make ``history``, which is nobody else's, the layer's history."""
-        if (past := self._history.get(layer)) is not None:
-            self.recycle("history", past)
         self._history[layer] = history
 
-    def recycle(self, use: str, x: torch.Tensor) -> None:
-        """Let the next :meth:`room` for the same use be that of ``x``, to which nothing else refers any more.
+    def recycle(self, x: torch.Tensor) -> None:
+        """Let the next :meth:`room` be that of ``x``, to which nothing else refers any more.
 
         Memory that is given back for each layer and asked for again comes from the system page by page, which takes a
         tenth of the time of a pass; and in between others would settle in it.
         """
         if not self.sparing:
-            self._spare[use] = x
+            self._spare = x
 
-    def room(self, use: str, like: torch.Tensor, channels: int, frames: int) -> torch.Tensor:
-        """Uninitialised room for ``frames`` frames of ``channels`` channels, channels-last, all else as ``like``."""
-        spare, layout = self._spare.pop(use, None), torch.channels_last_3d
-        shape = (like.shape[0], channels, frames, *like.shape[3:])
+    def room(self, like: torch.Tensor, channels: int) -> torch.Tensor:
+        """Uninitialised room for as many frames as ``like`` has, of ``channels`` channels, channels-last."""
+        spare, layout = self._spare, torch.channels_last_3d
+        self._spare = None
+        shape = (like.shape[0], channels, *like.shape[2:])
         wanted = shape, like.dtype, like.device
         if spare is not None and (*wanted, True) == (
             spare.shape,
@@ -102,7 +103,7 @@ class Stream:
 
     def park(self) -> None:
         """Move what is remembered to the host's memory; layers fetch it from there when the next chunk comes."""
-        self._spare.clear()
+        self._spare = None
         self._history = {layer: past.cpu() for layer, past in self._history.items()}
 
 
@@ -186,7 +187,10 @@ class CausalConv3d(nn.Conv3d):
     def convolve_alone(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
         """The convolution of such a frame, without the taps that would meet zeros: three times less work."""
         if stream is not None:
-            stream.remember(self, x, 1)
+            # With the zeros before it, so that what is remembered has one size from the start and can be written over.
+            history = stream.window(self, x, self.history - 1)
+            history[:, :, self.history - 1 :] = x
+            stream.keep(self, history)
         frames, batch = fold_time(x)
         return unfold_time(F.conv2d(frames, self.weight[:, :, -1], self.bias, padding=self.spatial_padding), batch)
 
@@ -229,7 +233,7 @@ class NormedConvolution(Protocol):
     ) -> torch.Tensor:
         """``x [B, C, T, H, W]`` -> ``[B, C', T, H, W]``, the shape of ``skip``; without one nothing is added.
 
-        While streaming, ``skip`` may be overwritten with the result.
+        While streaming, with a ``skip``, that may be overwritten with the result, and ``x`` by what comes later.
         """
         ...
 
@@ -290,10 +294,7 @@ class ResidualBlock(nn.Module):
         norm1, conv1, norm2, conv2 = (self.residual[key] for key in ("0", "2", "3", "6"))
         h = norm_silu_conv(norm1, conv1, x, stream)  # type: ignore[arg-type]
         skip = self.shortcut(x, stream) if isinstance(self.shortcut, CausalConv3d) else x
-        out = norm_silu_conv(norm2, conv2, h, stream, skip)  # type: ignore[arg-type]
-        if stream is not None:
-            stream.recycle("result", h)
-        return out
+        return norm_silu_conv(norm2, conv2, h, stream, skip)  # type: ignore[arg-type]
 
 
 class SpatialAttention(nn.Module):
