@@ -38,15 +38,16 @@ CALIBRATED_ON = "a blue triangle moves left on a grey background"
 
 @dataclass(frozen=True)
 class Way:
-    """One row: options of ``generate``, and the name of the kind for the plot."""
+    """One row: options of ``generate`` and of ``Execution``, and the name of the kind for the plot."""
 
     kind: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    execution: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """The options as the command spells them, without their tables."""
-        told = {name: value for name, value in self.options.items() if name != "cache_table"}
+        told = {name: value for name, value in {**self.options, **self.execution}.items() if name != "cache_table"}
         return " ".join(f"--{name.replace('_', '-').removeprefix('num-')} {value}" for name, value in told.items())
 
 
@@ -63,8 +64,14 @@ def ways(tables: Mapping[str, list[float]]) -> list[Way]:
         rows.append(Way("guidance, then reused", {"guidance_until": until, "guidance_rest": "reuse"}))
     rows.append(Way("cache and guidance", {"cache": "easy:0.05", "guidance_until": 0.5}))
     rows += [Way("fewer steps", {"num_steps": steps}) for steps in (15, 10, 8)]
+    rows += [Way("weights in 8 bits", execution={"weight_dtype": name}) for name in ("fp8", "int8")]
     rows += [Way("recipe, without distilled weights", {"recipe": name}) for name in ("lightx2v", "self-forcing")]
     return rows
+
+
+def load(execution: Mapping[str, Any]) -> Wan:
+    """The embedded model in float32."""
+    return cygnet.load("tiny-t2v", device="cpu", dtype="float32", execution=cygnet.Execution(**execution))
 
 
 @dataclass
@@ -90,10 +97,11 @@ def make(wan: Wan, prompt: str, seed: int, options: Mapping[str, Any]) -> Made:
 def compare(wan: Wan, way: Way, exact: Mapping[str, Video]) -> dict[str, Any]:
     """One row: medians of likeness and time over the prompts, and the worst likeness."""
     likeness, structure, moved, ratios, computed = [], [], [], [], []
+    lossy = load(way.execution) if way.execution else wan
     for number, prompt in enumerate(PROMPTS):
         plain = make(wan, prompt, number, {})
         assert (plain.video.frames == exact[prompt].frames).all(), "the exact run gave another video"
-        made = make(wan, prompt, number, way.options)
+        made = make(lossy, prompt, number, way.options)
         a, b = exact[prompt].frames, made.video.frames
         likeness.append(psnr(a, b))
         structure.append(ssim(a, b))
@@ -154,12 +162,19 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=1, help="of torch; 1 by default, which busy machines disturb least"
     )
+    parser.add_argument(
+        "--only", default="", help="make only the rows whose options hold this text, such as weight-dtype"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--table", type=Path, help="write them as a Markdown table here")
     parser.add_argument("--plot", type=Path, help="draw them here (needs matplotlib)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    wan = cygnet.load("tiny-t2v", device="cpu", dtype="float32")
+    unknown: Mapping[str, list[float]] = {"mag": [], "tea": []}
+    chosen = [number for number, way in enumerate(ways(unknown)) if options.only in way.title]
+    if not chosen:
+        parser.error(f"no row holds {options.only!r}; there are: {', '.join(way.title for way in ways(unknown))}")
+    wan = load({})
     tables = wan.generate(CALIBRATED_ON, seed=99, cache="calibrate").receipt["cached"]["tables"]
     exact = {prompt: wan.generate(prompt, seed=number) for number, prompt in enumerate(PROMPTS)}
     result: dict[str, Any] = {
@@ -169,7 +184,7 @@ def main() -> None:
         "tables": tables,
         "rows": [],
     }
-    for way in ways(tables):
+    for way in [ways(tables)[number] for number in chosen]:
         row = compare(wan, way, exact)
         result["rows"].append(row)
         print(f"{row['options']}: {row['speed']:.2f} times as fast, {row['psnr']:.1f} dB", file=sys.stderr, flush=True)

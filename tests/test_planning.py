@@ -370,3 +370,20 @@ def test_a_text_model_encodes_nothing_in_tiles_however_little_is_free() -> None:
     assert short.portions.encode_tiles is None
     assert short.portions.decode_tiles is not None
     assert "because one whole does not fit" in short.why
+
+
+@pytest.mark.parametrize("name", ["fp8", "int8"])
+def test_weights_that_will_be_rounded_are_planned_for_in_eight_bits(name: Any) -> None:
+    options: dict[str, Any] = {"device_memory": "24GiB", "host_memory": "64GiB", "size": "480p", "num_frames": 81}
+    plain = cygnet.plan("t2v-14b", **options)
+    rounded = cygnet.plan("t2v-14b", **options, execution=cygnet.Execution(weight_dtype=name))
+    assert ("dit" in plain.placement.streamed, "dit" in rounded.placement.streamed) == (True, False)
+    assert f"rounded to {name}" in rounded.held()
+    assert "rounded" not in plain.held()
+    assert rounded.to_json()["placement"]["weight_dtype"] == name
+    weights = [subject_of("t2v-14b", torch.device("cuda"), execution=it).weights["dit"] for it in (
+        cygnet.Execution(), cygnet.Execution(weight_dtype=name))]  # fmt: skip
+    matrices = 38 * (8 * 5120**2 + 2 * 5120 * 13824)
+    scales = 38 * 4 * (8 * 5120 + 13824 + 5120)
+    assert weights[0].whole - weights[1].whole == matrices - scales
+    assert weights[1].widening == 6 * 5120 * 13824

@@ -23,12 +23,13 @@ from cygnet.models.umt5.config import UMT5_XXL
 from cygnet.models.umt5.model import UMT5Encoder
 from cygnet.models.vae.config import WAN_VAE
 from cygnet.models.vae.model import WanVAE
+from cygnet.ops.quantised import dequantise, quantise_rows
 from cygnet.pipelines.tiles import decode_chunks, encode_chunks
 from cygnet.runtime.attention import ORDER, TorchAttention, attention_error, choose_attention, use_attention
 from cygnet.runtime.block_swap import BlockSwap
 from cygnet.runtime.compile import compile_blocks
 from cygnet.runtime.compiled_vae import compile_vae
-from cygnet.runtime.eight_bit import keep_in_eight_bits
+from cygnet.runtime.eight_bit import KINDS, between_ends, keep_in_eight_bits
 from cygnet.runtime.fp8 import use_fp8
 from cygnet.runtime.streaming import MatrixStream, streamed_names
 from cygnet.types import Tiles
@@ -152,9 +153,29 @@ def transformer() -> Iterator[Check]:
     answers = [each(latents, timestep, prepared) for each in (eight, widened)]
     yield Check("weights kept in 8 bits, bit for bit", relative_error(*answers), 0.0)
 
+    yield from _rounded_rows(latents, timestep, prepared)
+
     if torch.cuda.get_device_capability() >= (8, 9):
         count = use_fp8(dit, "blocks", keep=())
         yield Check("fp8 products", relative_error(dit(latents, timestep, prepared), plain), 0.1, f"{count} layers")
+
+
+def _rounded_rows(latents: torch.Tensor, timestep: torch.Tensor, prepared: PreparedContext) -> Iterator[Check]:
+    """Weights with a scale for each row, on the device and swapped, beside those widened by the processor."""
+    for kind in KINDS.values():
+        resident, swapped, widened = (cast(DiT, seeded(DiT, SMALL, BF16, DEVICE)) for _ in range(3))
+        swapped.cpu()
+        for name in between_ends(streamed_names(widened, ("blocks",))):
+            stored, scale = quantise_rows(widened.get_parameter(name).to("cpu", torch.float32), kind)
+            widened.get_parameter(name).copy_(dequantise(stored, scale, BF16))
+            keep_in_eight_bits(resident, {name: (stored, scale)}, DEVICE)
+            keep_in_eight_bits(swapped, {name: (stored, scale)}, "cpu")
+        right = widened(latents, timestep, prepared)
+        yield Check(f"rows in {kind}, bit for bit", relative_error(resident(latents, timestep, prepared), right), 0.0)
+        swap = BlockSwap(swapped, ("blocks",), DEVICE)
+        errors = [relative_error(swapped(latents, timestep, prepared), right) for _ in range(3)]
+        swap.close()
+        yield Check(f"rows in {kind}, swapped, bit for bit", max(errors), 0.0)
 
 
 def _frames_compiled() -> int:

@@ -131,3 +131,20 @@ def test_a_table_for_a_cache_that_takes_none_is_refused_as_such(cygnet: Command,
     done = cygnet("generate", "a red ball", *small, "--cache", "easy", "--cache-table", "r.json")
     assert done.code == 2
     assert "cache easy takes none; leave it out, or choose mag or tea" in done.err
+
+
+def test_rounded_weights_are_recorded_and_the_video_is_made_again_streamed_too(
+    cygnet: Command, tmp_path: Path, place: Path
+) -> None:
+    options = ["--model", "tiny-t2v", "--size", "32x32", "--frames", "5", "--steps", "2", "--seed", "1"]
+    exact = cygnet("generate", PROMPT, *options, "--out", "exact.mp4")
+    done = cygnet("generate", PROMPT, *options, "--weight-dtype", "fp8", "--out", "x.mp4")
+    assert (exact.code, done.code) == (0, 0), done.err
+    assert read_receipt(place / "x.mp4.json")["model"]["weight_dtype"] == "fp8"
+    assert "weight_dtype" not in read_receipt(place / "exact.mp4.json")["model"]
+    assert (place / "x.mp4").read_bytes() != (place / "exact.mp4").read_bytes()
+    for how in ([], ["--stream"]):
+        again = cygnet("replay", "x.mp4", "--check", *how)
+        assert (again.code, "difference 0" in again.out) == (0, True), again.err
+    wrong = cygnet("generate", PROMPT, *options, "--weight-dtype", "nf4")
+    assert (wrong.code, "weight_dtype is 'nf4'; give one of: auto, fp8, int8" in wrong.err) == (2, True)

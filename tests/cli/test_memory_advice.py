@@ -44,7 +44,7 @@ def test_every_option_that_is_advised_exists(cygnet: Command) -> None:
         for part in subject.weights
     ]
     wanted = {option for ways in every for option in re.findall(r"--[a-z0-9-]+", " ".join(ways))}
-    assert wanted == {"--stream", "--dtype", "--decode-dtype", "--decode-tiles", "--encode-tiles"}
+    assert wanted == {"--stream", "--dtype", "--weight-dtype", "--decode-dtype", "--decode-tiles", "--encode-tiles"}
     assert wanted <= options(cygnet, "generate")
     assert "--stream" in options(cygnet, "replay")
 
@@ -60,8 +60,9 @@ def subject(dtype: str, **changes: Any) -> Subject:
     [
         ("text_encoder", "float32", EACH, ["--stream", "--dtype bfloat16", "text encoder that is stored in 8 bits"]),
         ("text_encoder", "bfloat16", replace(EACH, streamed=frozenset({"text_encoder"})), []),
-        ("dit", "bfloat16", EACH, ["--stream", "transformer that is stored in 8 bits"]),
-        ("dit", "bfloat16", Placement(resident=True), ["offload=True", "--stream", "stored in 8 bits"]),
+        ("dit", "bfloat16", EACH, ["--stream", "--weight-dtype fp8", "transformer that is stored in 8 bits"]),
+        ("dit", "bfloat16", replace(EACH, streamed=frozenset({"dit"})), []),
+        ("dit", "bfloat16", Placement(resident=True), ["offload=True", "--stream", "lossy", "stored in 8 bits"]),
         ("image_encoder", "float32", EACH, ["--dtype bfloat16"]),
         ("vae", "float32", EACH, ["--decode-dtype bfloat16"]),
         ("vae", "bfloat16", EACH, []),
@@ -78,8 +79,10 @@ def test_each_stage_names_what_helps_there(
 
 
 def test_weights_in_eight_bits_are_not_advised_to_be_and_fp8_is_named_where_it_is_in_the_way() -> None:
-    narrow = subject("bfloat16", dit={"eight_bit": 1})
-    assert not any("8 bits" in way for way in ways_to_less(narrow, EACH, "dit"))
+    for changes in ({"eight_bit": 1}, {"widened": 1}):
+        narrow = subject("bfloat16", dit=changes)
+        assert not any("8 bits" in way for way in ways_to_less(narrow, EACH, "dit"))
+    assert not any("lossy" in way for way in ways_to_less(subject("bfloat16"), EACH, "dit", same=True))
     rounded = replace(subject("bfloat16", dit={"streamed": None}), execution=package.Execution(fp8=True))
     assert [way.split(",")[0] for way in ways_to_less(rounded, EACH, "dit")] == ["leave out --fp8"]
 

@@ -175,10 +175,16 @@ def test_what_can_change_pixels_is_told() -> None:
 def test_how_it_was_computed_is_taken_from_the_receipt() -> None:
     from cygnet.assembly import Execution
 
-    for asked in (Execution(), Execution(compile=True, attention="torch"), Execution(compile=False, fp8=True)):
+    for asked in (
+        Execution(),
+        Execution(compile=True, attention="torch"),
+        Execution(compile=False, fp8=True),
+        Execution(weight_dtype="int8"),
+    ):
         receipt = {"model": {"components": {"vae": {"decode_dtype": "bfloat16"}}, **asked.describe()}}
         found = _recorded_execution(receipt)
         assert (found.compile, found.attention, found.fp8) == (asked.compile, asked.attention, asked.fp8)
+        assert found.weight_dtype == asked.weight_dtype
         assert found.decode_dtype == "bfloat16"
     assert (
         _recorded_execution({"model": {"attention": "sage", "components": {"vae": {}}}}).attention == "auto"

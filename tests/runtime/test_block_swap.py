@@ -13,7 +13,9 @@ from cygnet.models.dit.config import T2V_1_3B, DiTConfig
 from cygnet.models.dit.control import VaceContext
 from cygnet.models.dit.model import DiT
 from cygnet.models.lora import adaptable, fresh_adapters
+from cygnet.ops.quantised import quantise_rows
 from cygnet.runtime.block_swap import BlockSwap
+from cygnet.runtime.eight_bit import EightBitLinear
 from cygnet.runtime.streaming import streamed_names
 from cygnet.training.memory import Checkpointing, checkpointed
 
@@ -94,11 +96,19 @@ def test_parameters_keep_their_dtypes(swapped: tuple[DiT, DiT, BlockSwap]) -> No
     assert {name: value.dtype for name, value in module.named_parameters()} == kinds
 
 
-def test_blocks_with_buffers_are_refused() -> None:
-    module = network()
-    module.blocks[1].register_buffer("extra", torch.zeros(2))
-    with pytest.raises(AssertionError, match=r"blocks\.1\.extra"):
-        BlockSwap(module, ("blocks",), "cpu")
+def test_buffers_of_blocks_travel_with_them() -> None:
+    dit, resident = network(), network()
+    for each in (dit, resident):
+        layer = each.blocks[1].ffn[0]  # type: ignore[index, union-attr]
+        kept = EightBitLinear(*quantise_rows(layer.weight.clone(), torch.int8), layer.bias)  # type: ignore[operator, union-attr, arg-type]
+        each.blocks[1].ffn[0] = kept  # type: ignore[index, union-attr, operator, assignment]
+    swap = BlockSwap(dit, ("blocks",), "cpu")
+    home = [it.untyped_storage().data_ptr() for it in dit.blocks[1].buffers()]  # type: ignore[union-attr]
+    assert len(set(home)) == 1, "in the block's one buffer"
+    for _ in range(2):
+        assert torch.equal(evaluate(dit), evaluate(resident))
+    swap.close()
+    assert [it.untyped_storage().data_ptr() for it in dit.blocks[1].buffers()] == home  # type: ignore[union-attr]
 
 
 def inside(module: torch.nn.Module, swap: BlockSwap) -> bool:

@@ -8,6 +8,7 @@ From the words of a caller (``arguments``) to files (``sources``, ``tokenizer``)
 from __future__ import annotations
 
 from cygnet.assembly.arguments import Device, Dtype, Lora, Place, Source
+from cygnet.assembly.eight_bit import rounded_of
 from cygnet.assembly.kinds import COMPONENT_NAMES, DECODING, STACKS, STREAMED
 from cygnet.assembly.memory import fits, network_taken, weights_taken
 from cygnet.assembly.model import LoadedModel, ReadModel, load_components, read_model
@@ -65,5 +66,6 @@ __all__ = [
     "read_model",
     "read_tensors",
     "release_unused",
+    "rounded_of",
     "weights_taken",
 ]

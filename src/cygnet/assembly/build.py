@@ -43,23 +43,31 @@ def build(
 ) -> _Module:
     """The network with its weights; ``rounded`` and ``execution`` are for a DiT alone.
 
+    What ``execution`` has rounded is read, rounded and put in place one matrix after another: the whole network is
+    never there in more than 8 bits.
+
     ``runs_on`` is the device that it will compute on, if that is not ``device``, where its weights are put.
     """
     place = parse_device(device)
     with without_weights():
         module = kind(weights.config)
     rounds = rounded is not None or (execution is not None and execution.fp8)
-    plan = in_eight_bits(weights, stored=eight_bit, rounded=rounds)
+    kind_of_weights = "auto" if execution is None else execution.weight_dtype
+    plan = in_eight_bits(
+        weights, stored=eight_bit or kind_of_weights != "auto", rounded=rounds, weight_dtype=kind_of_weights
+    )
     materialise(
         module,
         plan.weights,
         dtype=dtype,
         device=place,
-        leave=plan.matrices,
+        leave=plan.kept,
         channels_last=channels_last,
         by_part=by_part,
     )
     keep_in_eight_bits(module, plan.matrices, place)
+    for name in plan.rounding:
+        keep_in_eight_bits(module, {name: plan.rounded(name)}, place)
     if rounded is not None:
         round_matrices(module, rounded, place)
     # fp8 puts other layers in the places of some, and LoRAs go beside what is there then. Blocks are compiled later, at

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import torch
 
-from cygnet.checkpoints import ComponentWeights, without_weights
+from cygnet.checkpoints import ComponentConfig, ComponentWeights, without_weights
 from cygnet.checkpoints.layouts import COMPONENT_WORDS
 from cygnet.models.clip.config import CLIPVisionConfig
 from cygnet.models.clip.model import CLIPVision
@@ -43,9 +43,14 @@ DECODING = ("decoder", "conv2")
 
 def block_matrices(weights: ComponentWeights) -> list[str]:
     """The weights of linear layers in the network's blocks."""
+    return [name for name in matrices_of(weights.component, weights.config) if name in weights.infos]
+
+
+def matrices_of(part: ComponentName, config: ComponentConfig) -> list[str]:
+    """The same of an architecture."""
     with without_weights():
-        module: torch.nn.Module = KINDS[weights.component](weights.config)
-    return [name for name in streamed_names(module, STACKS) if name in weights.infos]
+        module: torch.nn.Module = KINDS[part](config)
+    return streamed_names(module, STACKS)
 
 
 def bare(part: ComponentName) -> str:

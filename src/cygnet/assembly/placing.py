@@ -39,7 +39,7 @@ class Networks:
     def taken(self) -> Mapping[ComponentName, Weights]:
         """What each takes on the device, by how it is held."""
         taken = {
-            part: weights_taken(it, self.dtypes[part], self.decode_dtype, self.execution.fp8 and part == "dit")
+            part: weights_taken(it, self.dtypes[part], self.decode_dtype, self.execution)
             for part, it in self.weights.items()
         }
         if self.device.type == "cuda":
@@ -101,15 +101,18 @@ class Networks:
                 module: torch.nn.Module = build(KINDS[part], weights, dtype, "cpu", execution=execution, runs_on=device)
                 bringers.append(BlockSwap(module, STACKS, device))
                 return module
-            # LoRAs are merged into each matrix as it comes, as they are into a resident network.
-            plan = in_eight_bits(weights, stored=False)
+            # LoRAs are merged into each matrix as it comes, as they are into a resident network; and it is rounded as
+            # there, which here saves nothing but gives the same video.
+            plan = in_eight_bits(
+                weights, stored=False, weight_dtype=self.execution.weight_dtype if part == "dit" else "auto"
+            )
             with without_weights():
                 module = KINDS[part](weights.config)
             materialise(module, plan.weights, dtype=dtype, device=device, leave=streamed_names(module, STACKS))
             if isinstance(module, DiT):
                 executed(module, device, self.execution)
             use_onednn(module)
-            branches, fetch = plan.branches.read(dtype, device), partial(plan.weights.copied, dtype=dtype)
+            branches, fetch = plan.branches.read(dtype, device), partial(plan.widened, dtype=dtype)
             bringers.append(MatrixStream(module, STACKS, fetch, device=device))
             # As in a network that is whole: hooks would keep its blocks from being compiled, and so change rounding.
             branches.install(module)

@@ -79,14 +79,20 @@ def load_dit(
     """The diffusion transformer; its norms, modulation, time embedding and head are float32 whatever ``dtype`` is.
 
     ``eight_bit`` keeps matrices that are stored so in 8 bits: half the memory, the same results, some time. ``rounded``
-    names an 8-bit type that the blocks' matrices are rounded to and kept in. ``execution`` chooses attention kernel,
-    compiler and products.
+    names an 8-bit type that the blocks' matrices are rounded to and kept in, all of them and without scales, as
+    ComfyUI does; ``execution.weight_dtype`` rounds nearer. ``execution`` chooses attention kernel, compiler and
+    products.
 
     Every LoRA of ``loras``, a path or a path and a strength, is merged in, or runs beside the matrices that are kept in
     8 bits; ``on_coverage`` hears how much of each found its place. One that finds less than half is refused unless
     ``allow_partial_loras``. See :func:`cygnet.checkpoints.lora.with_loras` for what is raised.
     """
     check_execution(execution)
+    if rounded is not None and execution.weight_dtype != "auto":
+        raise RequestError(
+            f"rounded is {rounded} and weight_dtype {execution.weight_dtype!r}; give one of the two",
+            field="weight_dtype",
+        )
     weights = named_weights(path, "dit", config)
     if loras:
         weights = with_loras(weights, with_strengths(loras), allow_partial=allow_partial_loras)

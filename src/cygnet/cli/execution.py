@@ -31,6 +31,8 @@ class ExecutionOptions:
         The same for encoding pictures and videos.
     fp8
         Multiply in 8-bit floats, on GPUs that can: faster, not exact.
+    weight_dtype
+        fp8 or int8: round the transformer's matrices to 8 bits, half the memory of 16. Lossy; auto rounds nothing.
     """
 
     attention: Annotated[str, Parameter(metavar="NAME")] = "auto"
@@ -39,6 +41,7 @@ class ExecutionOptions:
     decode_tiles: Annotated[str, Parameter(metavar="WxH")] = "auto"
     encode_tiles: Annotated[str, Parameter(metavar="WxH")] = "auto"
     fp8: Switch = False
+    weight_dtype: Annotated[str, Parameter(metavar="NAME")] = "auto"
 
     def chosen(self) -> Execution:
         """The choices; raises :class:`~cygnet.errors.RequestError` for one that does not exist."""
@@ -51,4 +54,5 @@ class ExecutionOptions:
             decode_tiles=self.decode_tiles,
             encode_tiles=self.encode_tiles,
             fp8=self.fp8,
+            weight_dtype=self.weight_dtype,  # type: ignore[arg-type]
         )

@@ -285,6 +285,7 @@ def _recorded_execution(receipt: Mapping[str, Any]) -> Execution:
         decode_tiles=tiles.get("decode", "auto"),
         encode_tiles=tiles.get("encode", "auto"),
         fp8=model.get("fp8") is True,
+        weight_dtype=model.get("weight_dtype", "auto"),
     )
 
 
@@ -301,7 +302,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         elif recorded.get("decode_dtype", "float32") != (decoded := described.get("decode_dtype", "float32")):
             first = _short(recorded.get("decode_dtype", "float32"))
             found.append(f"{part} decodes in {decoded}; the first time in {first}")
-    for name in ("attention", "compile", "fp8"):
+    for name in ("attention", "compile", "fp8", "weight_dtype"):
         first, second = (_part(receipt, "model").get(name, "the usual way") for receipt in (before, now))
         if first != second:
             found.append(f"{name} is {_short(second)}; the first time {_short(first)}")

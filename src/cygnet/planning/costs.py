@@ -122,6 +122,7 @@ def _seconds(
     seconds += demand.passes * rates.reading(weights.whole - weights.gathered, dtype)
     if part in placement.eight_bit:
         seconds += demand.passes * rates.moving(weights.eight_bit + 3 * weights.whole, 1)
+    seconds += demand.passes * rates.moving(3 * weights.widened, 1)
     if part in placement.streamed:
         read = subject.files[part] / rates.disk
         again = (demand.passes - 1) * rates.moving(subject.files[part] + weights.whole, 100)

@@ -108,20 +108,10 @@ def needs_of(subject: Subject, request: GenerateRequest, portions: Portions) -> 
         demands["encode"] = (("vae", _vae_demand(subject, grid, "encode", portions)),)
     if eye is not None or request.strength < 1:
         held = subject.weights["vae"].whole
-    demands["denoise"] = (
-        (
-            "dit",
-            stages.denoise_latents(
-                subject.dit,
-                dtypes["dit"],
-                grid,
-                texts=texts,
-                image_rows=rows,
-                solver=request.solver,
-                steps=steps,
-            ),
-        ),
+    denoising = stages.denoise_latents(
+        subject.dit, dtypes["dit"], grid, texts=texts, image_rows=rows, solver=request.solver, steps=steps
     )
+    demands["denoise"] = (("dit", denoising.with_room_for(subject.weights["dit"].widening)),)
     demands["decode"] = (("vae", _vae_demand(subject, grid, "decode", portions)),)
     return Needs(demands=demands, portions=portions, held=held)
 
@@ -139,7 +129,7 @@ def bounds_of(subject: Subject, request: GenerateRequest) -> dict[ComponentName,
     pixels = request.width * request.height * FRAME_STRIDE * chunk
     work: dict[ComponentName, int] = {
         "text_encoder": 4 * dit.text_length * (8 * text.dim + 4 * text.ffn_dim + text.num_heads * dit.text_length),
-        "dit": 2 * tokens * 4 * (24 * dit.dim + 4 * dit.ffn_dim) + 2**27,
+        "dit": 2 * tokens * 4 * (24 * dit.dim + 4 * dit.ffn_dim) + 2**27 + subject.weights["dit"].widening,
         "vae": pixels * 4 * 20 * base + 2**26,
     }
     if (eye := subject.image_encoder) is not None:

@@ -21,6 +21,7 @@ from cygnet.planning.nearest import nearest
 from cygnet.planning.needs import frame_bytes, needs_of
 from cygnet.planning.subject import Subject
 from cygnet.planning.words import advice, gib, shape, ways_to_less
+from cygnet.runtime.eight_bit import WeightDtype
 from cygnet.runtime.execution import check_fp8_streams
 from cygnet.runtime.plan import Offload, Placement
 from cygnet.types import ComponentName, Tiles
@@ -42,6 +43,8 @@ class Plan:
     placement: Placement
     portions: Portions
     """How much the VAE works on at a time."""
+    weight_dtype: WeightDtype
+    """What the matrices of the transformer's blocks are rounded to; "auto" for none."""
     why: str
     stages: tuple[Stage, ...]
     files: int
@@ -80,14 +83,17 @@ class Plan:
         return latent_frames_at_once(*latent_grid(1, self.request.width, self.request.height)[1:])
 
     def held(self) -> str:
-        """In words, where weights are, and in what tiles the VAE works."""
+        """In words, where weights are, what they are rounded to, and in what tiles the VAE works."""
         halves: tuple[tuple[Half, Tiles | None], ...] = (
             ("encode", self.portions.encode_tiles),
             ("decode", self.portions.decode_tiles),
         )
         size = self.request.width, self.request.height
         told = [in_portions(half, tiles, *size) for half, tiles in halves if tiles is not None]
-        return "; ".join([self.placement.describe(), *told])
+        rounded = (
+            [] if self.weight_dtype == "auto" else [f"the transformer's matrices are rounded to {self.weight_dtype}"]
+        )
+        return "; ".join([self.placement.describe(), *rounded, *told])
 
     @property
     def seconds(self) -> float | None:
@@ -139,6 +145,7 @@ class Plan:
                 "decode_chunk": self.decode_chunk,
                 "decode_tiles": self._tiles(self.portions.decode_tiles),
                 "encode_tiles": self._tiles(self.portions.encode_tiles),
+                "weight_dtype": self.weight_dtype,
                 "description": self.held(),
                 "why": self.why,
             },
@@ -183,6 +190,7 @@ def plan(subject: Subject, request: GenerateRequest, machine: Machine, offload: 
         machine=machine,
         placement=placement,
         portions=decision.portions,
+        weight_dtype=subject.execution.weight_dtype,
         why=decision.why,
         stages=tuple(stage_costs(subject, request, machine, decision, decision.needs)),
         files=sum(subject.files.values()),

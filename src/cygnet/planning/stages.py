@@ -57,6 +57,10 @@ class Demand:
     parked: int = 0
     """Bytes that wait in the host's memory while the device works."""
 
+    def with_room_for(self, size: int) -> Demand:
+        """The same with so many bytes more at its peak."""
+        return replace(self, cost=replace(self.cost, peak=self.cost.peak + size))
+
     def and_then(self, other: Demand) -> Demand:
         """Both, one after the other."""
         cost = Cost(

@@ -18,6 +18,7 @@ from cygnet.assembly import (
     TokenizerSource,
     network_taken,
     read_model,
+    rounded_of,
     weights_taken,
 )
 from cygnet.checkpoints import ComponentConfig, ComponentWeights, catalogue, variant_name
@@ -26,6 +27,7 @@ from cygnet.models.dit.config import FLF2V_14B, I2V_14B, T2V_1_3B, T2V_14B, DiTC
 from cygnet.models.umt5.config import UMT5_XXL, UMT5Config
 from cygnet.models.vae.config import WAN_VAE, VAEConfig
 from cygnet.pipelines.presets import Defaults, defaults_for
+from cygnet.runtime.eight_bit import WeightDtype
 from cygnet.runtime.plan import Weights
 from cygnet.runtime.precision import parse_dtype, pick_dtype
 from cygnet.types import ComponentName, Tiles
@@ -83,6 +85,16 @@ class Subject:
     def defaults(self) -> Defaults:
         """What is used for everything that a request does not say."""
         return defaults_for(self.dit, self.name)
+
+    def with_rounded(self, weight_dtype: WeightDtype) -> Subject:
+        """The same with the matrices of the transformer's blocks rounded to 8 bits; none of them is so in its file."""
+        taken = network_taken("dit", self.dit, self.dtypes["dit"], eight_bit=rounded_of("dit", self.dit))
+        return replace(
+            self,
+            weights={**self.weights, "dit": taken},
+            converted=self.converted | {"dit"},
+            execution=replace(self.execution, weight_dtype=weight_dtype),
+        )
 
     def tokens(self, text: str) -> int:
         """How many tokens a prompt becomes; about one for four letters where there is no tokenizer to ask."""
@@ -156,21 +168,21 @@ def _subject(
     assert isinstance(dit, DiTConfig)
     assert isinstance(vae, VAEConfig)
     assert isinstance(text, UMT5Config)
+    taken = {part: weights_taken(each, dtypes[part], decode_dtype, execution) for part, each in weights.items()}
     return Subject(
         name=name,
         dit=dit,
         vae=vae,
         text_encoder=text,
         image_encoder=eye if isinstance(eye, CLIPVisionConfig) and dit.image_dim is not None else None,
-        weights={
-            part: weights_taken(each, dtypes[part], decode_dtype, execution.fp8 and part == "dit")
-            for part, each in weights.items()
-        },
+        weights=taken,
         dtypes=dtypes,
         decode_dtype=decode_dtype,
         on_processor=on_processor,
         files={part: sum(info.nbytes for info in each.infos.values()) for part, each in weights.items()},
-        converted=frozenset(part for part, each in weights.items() if _converted(part, each, dtypes[part])),
+        converted=frozenset(
+            part for part, each in weights.items() if taken[part].widened or _converted(part, each, dtypes[part])
+        ),
         present=True,
         tokenizer=tokenizer,
         execution=execution,
@@ -204,7 +216,7 @@ def _published(
     weights = {part: network_taken(part, config, dtypes[part], decode_dtype) for part, config in configs.items()}
     if execution.fp8:
         weights["dit"] = weights["dit"].rounded_when_loaded()
-    return Subject(
+    subject = Subject(
         name=entry.name,
         dit=dit,
         vae=WAN_VAE,
@@ -220,3 +232,4 @@ def _published(
         tokenizer=None,
         execution=execution,
     )
+    return subject if execution.weight_dtype == "auto" else subject.with_rounded(execution.weight_dtype)

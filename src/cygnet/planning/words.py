@@ -61,7 +61,14 @@ def ways_to_less(
             ways.append("add --decode-dtype bfloat16")
     elif subject.dtypes[part] == torch.float32:
         ways.append("add --dtype bfloat16")
-    if streams and weights.streamed is not None and not weights.narrow:
+    eight_bit = weights.narrow or weights.widened
+    if part == "dit" and streams and not eight_bit and not subject.execution.fp8:
+        # Where blocks are streamed it saves nothing there: the first and the last, as large as ever, pass through too.
+        ways.append(
+            'add --weight-dtype fp8 (Execution(weight_dtype="fp8") in Python), which is lossy: the matrices of the '
+            "transformer's blocks are rounded to 8 bits"
+        )
+    if streams and weights.streamed is not None and not eight_bit:
         ways.append(f"take a file of the {WORDS[part]} that is stored in 8 bits")
     if part == "vae" and not failed:  # without the options, tiles are as small as memory makes them
         ways += [

@@ -36,9 +36,9 @@ def swapped_bytes(sizes: Mapping[str, int], stacks: Collection[str]) -> int:
 
 
 class _Packed:
-    """Some parameters of a block, side by side in one buffer of the machine's memory: their home."""
+    """Some weights of a block, side by side in one buffer of the machine's memory: their home."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], *, pinned: bool) -> None:
+    def __init__(self, parameters: Sequence[torch.Tensor], *, pinned: bool) -> None:
         self._parameters = parameters
         self._places: list[tuple[int, int, torch.dtype, torch.Size]] = []
         self.size = 0
@@ -63,8 +63,8 @@ class BlockSwap:
     """Brings the blocks of ``module`` to ``device`` as they run; made once, works until :meth:`close`.
 
     The module is on the CPU when this is made. Its blocks stay there in pinned memory (plain memory where ``device`` is
-    not CUDA); everything else of it moves to ``device`` for good. Blocks must have no buffers. With ``names``, only
-    these weights of the blocks are swapped, and a block with none of them stays on the device.
+    not CUDA), matrices in 8 bits with their scales too; everything else of it moves to ``device`` for good. With
+    ``names``, only these weights of the blocks are swapped, and a block with none of them stays on the device.
 
     For training, the swapped weights must be frozen; what wraps a block's ``forward`` to compute it again is put on
     after this is made. A block's backward pass outside of its ``forward``, such as that of the prompt's keys, must not
@@ -86,13 +86,14 @@ class BlockSwap:
     ) -> None:
         self._device = torch.device(device)
         self._cuda = self._device.type == "cuda"
-        chosen: list[tuple[nn.Module, list[nn.Parameter]]] = []
+        chosen: list[tuple[nn.Module, list[torch.Tensor]]] = []
         for stack in stacks:
             for number, block in enumerate(getattr(module, stack, ())):
-                whole = block.named_parameters(f"{stack}.{number}")
+                path = f"{stack}.{number}"
+                whole = (*block.named_parameters(path), *block.named_buffers(path))
                 if parameters := [value for name, value in whole if names is None or name in names]:
                     chosen.append((block, parameters))
-        self._move_the_rest(module, stacks, {id(value) for _, parameters in chosen for value in parameters})
+        self._move_the_rest(module, {id(value) for _, parameters in chosen for value in parameters})
         self._packed = [_Packed(parameters, pinned=self._cuda) for _, parameters in chosen]
         largest = max((each.size for each in self._packed), default=0)
         count = min(2, len(chosen))
@@ -151,12 +152,13 @@ class BlockSwap:
 
         return around
 
-    def _move_the_rest(self, module: nn.Module, stacks: Collection[str], swapped: Collection[int]) -> None:
+    def _move_the_rest(self, module: nn.Module, swapped: Collection[int]) -> None:
         for parameter in module.parameters():
             if id(parameter) not in swapped:
                 parameter.data = parameter.data.to(self._device)
         for name, buffer in module.named_buffers():
-            assert name.split(".", 1)[0] not in stacks, f"{name} is a buffer of a block; it cannot be swapped"
+            if id(buffer) in swapped:
+                continue
             path, _, leaf = name.rpartition(".")
             module.get_submodule(path)._buffers[leaf] = buffer.to(self._device)
 

@@ -12,6 +12,7 @@ from torch import nn
 from cygnet.errors import RequestError
 from cygnet.runtime.attention import AttentionName, check_attention, choose_attention, use_attention
 from cygnet.runtime.compile import Compile, compile_blocks
+from cygnet.runtime.eight_bit import WeightDtype, check_weight_dtype
 from cygnet.runtime.fp8 import check_fp8, use_fp8
 from cygnet.runtime.plan import Offload, Weights
 from cygnet.runtime.precision import check_vae_dtype, parse_dtype, pick_decode_dtype
@@ -20,9 +21,10 @@ from cygnet.types import ComponentName, Tiles
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Choices that change time and memory. All but ``fp8`` and ``attention="sage"`` change results by rounding at most.
+    """Choices that change time and memory. By default, results change by rounding at most.
 
-    Raises :class:`~cygnet.errors.RequestError` for a choice that does not exist.
+    Lossy are ``fp8``, ``weight_dtype`` and ``attention="sage"``. Raises :class:`~cygnet.errors.RequestError` for a
+    choice that does not exist.
     """
 
     attention: AttentionName = "auto"
@@ -41,12 +43,24 @@ class Execution:
     """The same of encoding pictures and videos."""
     fp8: bool = False
     """Whether the transformer multiplies in 8-bit floats, on GPUs that can: faster, and not exact."""
+    weight_dtype: WeightDtype = "auto"
+    """What the matrices of the transformer's blocks are kept in: "fp8" (e4m3) or "int8" (symmetric), each row with a
+    float32 scale, in half of bfloat16's memory; they are widened when they run. Lossy; the first and the last block,
+    and all outside the blocks, stay as they are. "auto": nothing is rounded. Matrices that the file has in 8 bits are
+    kept so, whichever type that is."""
 
     def __post_init__(self) -> None:
         check_attention(self.attention)
         parse_dtype(self.decode_dtype, "decode_dtype")
         self.tiles("decode_tiles")
         self.tiles("encode_tiles")
+        check_weight_dtype(self.weight_dtype)
+        if self.fp8 and self.weight_dtype != "auto":
+            raise RequestError(
+                f"fp8 products round the matrices themselves, and weight_dtype is {self.weight_dtype!r}; leave one of "
+                "the two out",
+                field="weight_dtype",
+            )
         if self.compile not in (True, False, "auto"):
             raise RequestError(f'compile is {self.compile!r}; give True, False or "auto"', field="compile")
 
@@ -85,7 +99,12 @@ class Execution:
 
         Tiles are left out: a receipt tells those of its run.
         """
-        chosen: dict[str, Any] = {"attention": self.attention, "compile": self.compile, "fp8": self.fp8}
+        chosen: dict[str, Any] = {
+            "attention": self.attention,
+            "compile": self.compile,
+            "fp8": self.fp8,
+            "weight_dtype": self.weight_dtype,
+        }
         return {name: value for name, value in chosen.items() if value != getattr(DEFAULT, name)}
 
 

@@ -49,6 +49,8 @@ class Weights:
     """Of these, tables of which a few rows are read: where they stay mapped from the file, the rest is not there."""
     largest: int = 0
     """The largest matrix that can be in eight bits or streamed."""
+    widened: int = 0
+    """Of matrices that were rounded to 8 bits however the network is held, the size as they compute."""
 
     def swapped_from(self, host_free: int) -> Weights:
         """The same on a device of its own, beside a machine with that much free memory."""
@@ -59,6 +61,11 @@ class Weights:
     def rounded_when_loaded(self) -> Weights:
         """The same of weights that fp8 products round: all of them are there before, and none comes from the file."""
         return replace(self, eight_bit=self.whole, streamed=None)
+
+    @property
+    def widening(self) -> int:
+        """What rounding a matrix takes as it is read, and widening it when it runs: in float32, and in 16 bits."""
+        return 3 * self.largest if self.widened else 0
 
     @property
     def narrow(self) -> bool:

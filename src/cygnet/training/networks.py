@@ -18,6 +18,7 @@ from cygnet.errors import RequestError, UnsupportedError
 from cygnet.models.dit.config import DiTConfig
 from cygnet.models.dit.model import DiT, initialise
 from cygnet.models.lora import Adapters, adaptable, fresh_adapters
+from cygnet.ops.quantised import quantise_rows
 from cygnet.pipelines.sizes import num_tokens
 from cygnet.runtime.block_swap import BlockSwap
 from cygnet.runtime.compile import Compile, compile_blocks, missing_for_compiling, pays
@@ -238,12 +239,9 @@ def swapped_names(dit: DiT, count: int) -> list[str]:
 @torch.no_grad()
 def quantise_matrices(dit: DiT, kind: torch.dtype) -> None:
     """Keep the blocks' matrices in 8 bits with a scale for each row; they are widened when they run."""
-    most = 127.0 if kind == torch.int8 else float(torch.finfo(kind).max)
     for name in streamed_names(dit, STACKS):
-        weight = dit.get_parameter(name).float()
-        scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / most
-        stored = (weight / scale).round() if kind == torch.int8 else weight / scale
-        keep_in_eight_bits(dit, {name: (stored.to(kind), scale)}, dit.device)
+        weight = dit.get_parameter(name).to(torch.float32, copy=True)
+        keep_in_eight_bits(dit, {name: quantise_rows(weight, kind)}, dit.device)
 
 
 def patches_as_products(dit: DiT) -> None:
