@@ -44,7 +44,7 @@ def test_layer_norm_of_half_precision_is_the_float32_result_rounded_once(dtype: 
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
 def test_the_scale_of_float16_is_that_of_float32(size: float) -> None:
-    x = values(scale=size).half()
+    x = size * torch.randn(2, 384, 4, generator=torch.Generator().manual_seed(0)).half()  # as wide as the VAE's widest
     scale = channel_scale(x, 1)
     assert scale.dtype == torch.float16
     torch.testing.assert_close(scale.float(), channel_scale(x.float(), 1), rtol=1e-2, atol=0)
