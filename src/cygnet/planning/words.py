@@ -34,7 +34,7 @@ def advice(nearest: GenerateRequest | None, ways: Sequence[str] = (), *, same: b
     if nearest is not None:
         words = f"{shape(nearest)} {'fits' if nearest.num_frames == 1 else 'fit'}"
     elif not ways:
-        return f"{words}: take a smaller model"
+        return f"{words}: free memory, or take a smaller model"
     return "; or ".join([words, *ways])
 
 
