@@ -387,3 +387,10 @@ def test_weights_that_will_be_rounded_are_planned_for_in_eight_bits(name: Any) -
     scales = 38 * 4 * (8 * 5120 + 13824 + 5120)
     assert weights[0].whole - weights[1].whole == matrices - scales
     assert weights[1].widening == 6 * 5120 * 13824
+
+
+def test_a_plan_is_the_same_within_inference_mode() -> None:
+    outside = cygnet.plan("tiny-t2v", "a red ball")
+    with torch.inference_mode():
+        within = cygnet.plan("tiny-t2v", "a red ball")
+    assert [stage.host_peak for stage in within.stages] == [stage.host_peak for stage in outside.stages]

@@ -193,3 +193,16 @@ def test_room_is_for_the_shape_asked_for_and_a_sparing_pass_keeps_none() -> None
     sparing = Stream(sparing=True)
     sparing.recycle(old)
     assert sparing.room(like, 6) is not old
+
+
+@pytest.mark.usefixtures("in_bands")
+def test_a_pass_goes_on_outside_of_inference_mode_and_within() -> None:
+    fitted = fit_processor(copy.deepcopy(plain()))
+    pieces = LATENTS.split(1, dim=2)
+    wanted = [frames.clone() for frames in fitted.decode_chunks(LATENTS)]
+    for first_within in (True, False):
+        stream, found = Stream(), []
+        for number, piece in enumerate(pieces):
+            with torch.inference_mode((number < 3) == first_within):
+                found.append(fitted.decode_chunk(piece, stream).clamp(-1, 1))
+        assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))

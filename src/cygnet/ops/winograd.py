@@ -66,8 +66,8 @@ def norm_silu_conv_in_bands(
                 _norm_silu(given[number, first, seen], gamma.flatten(), x2[inside])
                 _norm_silu(given[number, first + 1, seen], gamma.flatten(), x3[inside])
                 pair = number, slice(first, first + 2), slice(top, bottom)
-                s0, s1 = (None, None) if added is None else added[pair]
-                _convolve_pair((x0, x1, x2, x3), sums[:, :size], kernels, bias, (s0, s1), results[pair])
+                beside = None if added is None else added[pair]
+                _convolve_pair((x0, x1, x2, x3), sums[:, :size], kernels, bias, beside, results[pair])
                 x0, x1, x2, x3 = x2, x3, x0, x1
             past[number, 0, top:bottom] = x0[1:-1]
             past[number, 1, top:bottom] = x1[1:-1]
@@ -100,7 +100,7 @@ def _convolve_pair(
     sums: torch.Tensor,
     kernels: tuple[torch.Tensor, ...],
     bias: torch.Tensor | None,
-    skips: tuple[torch.Tensor | None, torch.Tensor | None],
+    skip: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
     """Rows ``[H + 2, W, C]`` of four frames to ``[2, H, W, C']``; ``sums`` is room for what is convolved."""
@@ -111,12 +111,14 @@ def _convolve_pair(
     torch.sub(x1, x3, out=sums[3])
     biases = None, bias, None, None
     m0, m1, m2, m3 = (_convolve(*each) for each in zip(sums, kernels, biases, strict=True))
+    if skip is None:
+        torch.add(m1, m2, out=out[0]).add_(m0)
+        torch.sub(m1, m2, out=out[1]).sub_(m3)
+        return
+    # The last sum of each in one go, for what is skipped may be where it goes.
     difference = torch.sub(m1, m2).sub_(m3)
-    for y, result, skip in zip(out, (m1.add_(m2).add_(m0), difference), skips, strict=True):
-        if skip is None:
-            y.copy_(result)
-        else:
-            torch.add(result, skip, out=y)  # in one go, for it may be y itself
+    torch.add(m1.add_(m2).add_(m0), skip[0], out=out[0])
+    torch.add(difference, skip[1], out=out[1])
 
 
 def _convolve(rows: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
@@ -53,6 +54,7 @@ class Ledger(TorchDispatchMode):
 
     def __init__(self, *, alike: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._modes = ExitStack()
         self.alike = alike
         self.live = 0
         self.peak = 0
@@ -67,6 +69,9 @@ class Ledger(TorchDispatchMode):
         return False
 
     def __enter__(self) -> Self:
+        if torch.is_inference_mode_enabled():  # in which less comes by here
+            self._modes.enter_context(torch.inference_mode(False))
+            self._modes.enter_context(torch.no_grad())
         self._attention.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -74,6 +79,7 @@ class Ledger(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._attention.__exit__(*error)  # type: ignore[no-untyped-call]
+        self._modes.close()
 
     @property
     def cost(self) -> Cost:

@@ -56,10 +56,13 @@ class Stream:
         return window
 
     def history(self, layer: nn.Module, like: torch.Tensor, frames: int) -> torch.Tensor:
-        """The last ``frames`` frames that the layer has seen, zeros for those that never were: as ``like`` but in T."""
+        """The last ``frames`` frames that the layer has seen, zeros for those that never were: as ``like`` but in T.
+
+        They may be written over, and then given to :meth:`keep`.
+        """
         past = self._history.get(layer)
         if past is not None and past.shape[2] == frames:
-            return past.to(like.device)
+            return past.to(like.device) if _may_be_written(past) else past.to(like.device, copy=True)
         return self.window(layer, like[:, :, :0], frames)
 
     def is_new(self, layer: nn.Module) -> bool:
@@ -88,14 +91,9 @@ class Stream:
         spare, layout = self._spare, torch.channels_last_3d
         self._spare = None
         shape = (like.shape[0], channels, *like.shape[2:])
-        wanted = shape, like.dtype, like.device
-        if spare is not None and (*wanted, True) == (
-            spare.shape,
-            spare.dtype,
-            spare.device,
-            spare.is_contiguous(memory_format=layout),
-        ):
-            return spare
+        if spare is not None and _may_be_written(spare) and spare.is_contiguous(memory_format=layout):  # noqa: SIM102
+            if (spare.shape, spare.dtype, spare.device) == (shape, like.dtype, like.device):
+                return spare
         del spare
         return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
@@ -103,6 +101,11 @@ class Stream:
         """Move what is remembered to the host's memory; layers fetch it from there when the next chunk comes."""
         self._spare = None
         self._history = {layer: past.cpu() for layer, past in self._history.items()}
+
+
+def _may_be_written(x: torch.Tensor) -> bool:
+    """Not outside of ``torch.inference_mode`` what was made within it."""
+    return torch.is_inference_mode_enabled() or not x.is_inference()
 
 
 class Still:
@@ -288,7 +291,10 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: torch.Tensor, stream: Stream | None) -> torch.Tensor:
-        """``x [B, C, T, H, W]`` -> ``[B, C', T, H, W]``. While streaming, ``x`` may be overwritten with the result."""
+        """``x [B, C, T, H, W]`` -> ``[B, C', T, H, W]``. While streaming, ``x`` may be overwritten with the result.
+
+        So may the result by the next block, in place: a hook that keeps it keeps a copy.
+        """
         norm1, conv1, norm2, conv2 = (self.residual[key] for key in ("0", "2", "3", "6"))
         h = norm_silu_conv(norm1, conv1, x, stream)  # type: ignore[arg-type]
         skip = self.shortcut(x, stream) if isinstance(self.shortcut, CausalConv3d) else x
