@@ -260,10 +260,10 @@ def measured_together(rates: Rates, device: torch.device, clock: Clock) -> dict[
 
 
 def _fastest(work: Callable[[], object], device: torch.device, clock: Clock) -> float:
-    """Seconds of the faster of two runs: the first is at most a little slower, for the kernels have run before."""
+    """Seconds of the fastest of three runs: the first may be slower, and on a shared machine any."""
     took: list[float] = []
     with torch.no_grad():
-        for _ in range(2):
+        for _ in range(3):
             start = clock()
             work()
             if device.type == "cuda":
