@@ -1,8 +1,8 @@
 """How the VAE convolves on a processor: fewer operations for the same sums, and less memory.
 
 Measured on processors without AMX (docs/speed.md). AMX multiplies bfloat16 so fast that the sums of Winograd's form
-would weigh more than the products that they save, so there float32 alone goes this way; and with
-many threads bands are too small to share.
+would weigh more than the products that they save, so there float32 alone goes this way; and with many threads bands are
+too small to share.
 """
 
 from __future__ import annotations

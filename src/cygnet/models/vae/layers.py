@@ -91,9 +91,13 @@ class Stream:
         spare, layout = self._spare, torch.channels_last_3d
         self._spare = None
         shape = (like.shape[0], channels, *like.shape[2:])
-        if spare is not None and _may_be_written(spare) and spare.is_contiguous(memory_format=layout):  # noqa: SIM102
-            if (spare.shape, spare.dtype, spare.device) == (shape, like.dtype, like.device):
-                return spare
+        if (
+            spare is not None
+            and (spare.shape, spare.dtype, spare.device) == (shape, like.dtype, like.device)
+            and spare.is_contiguous(memory_format=layout)
+            and _may_be_written(spare)
+        ):
+            return spare
         del spare
         return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
